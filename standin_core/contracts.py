@@ -1,0 +1,107 @@
+"""The records handed from stage to stage, and the error that every stage speaks in.
+
+Shape letters: B batch, N tokens (N_ref identity, N_vid video), H heads, D head dim, C model dim (H * D), r adapter
+rank, T/h/w latent frames/height/width. Latents are in *VAE space* (a ComfyUI LATENT) or in *model space* (after
+``process_latent_in``); every field says which.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+class StandInError(ValueError):
+    """One sentence for the user: what came, what is needed, what to do. Raised before work is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One low-rank weight, ``x -> up(down(x))``; no alpha and no bias (the official adapters have neither).
+
+    down: [r, C], up: [C, r], both on the CPU in the dtype of the file.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., C] -> [..., C], computed on the device and in the dtype of x."""
+        down, up = (weight.to(device=x.device, dtype=x.dtype) for weight in (self.down, self.up))
+        return torch.nn.functional.linear(torch.nn.functional.linear(x, down), up)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAdapter:
+    """The low-rank weights that one block adds to Q, K and V of the identity tokens."""
+
+    q: LowRank
+    k: LowRank
+    v: LowRank
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A Stand-In adapter: the low-rank weights of every main block, and the file they came from."""
+
+    name: str
+    sha256: str
+    rank: int
+    dim: int
+    blocks: tuple[BlockAdapter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FaceCrop:
+    """image: [1, S, S, 3] float32 in 0..1; mask: [1, S, S] float32, 1 where the subject is; verdict: what was done."""
+
+    image: torch.Tensor
+    mask: torch.Tensor
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityBranch:
+    """Everything that ApplyIdentityBranch fixes; shared, unchanged, by every clone of the model.
+
+    reference_latent: [1, 16, 1, h, w], model space, on the CPU.
+    strength: weight of the identity in the softmax; 1 is the paper, 0 the base model bit for bit.
+    start_percent, end_percent: the part of the sampling, 0 to 1, in which the video reads the identity.
+    time_offset: RoPE frame of the identity tokens; the video starts at 0, the paper takes -1.
+    attention: "auto", "merge" or "concatenate".
+    """
+
+    adapter: Adapter
+    reference_latent: torch.Tensor
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    time_offset: int = -1
+    attention: str = "auto"
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What one run did; filled by the run that owns it, read-only once the run is over."""
+
+    adapter_file: str
+    adapter_sha256: str
+    adapter_rank: int
+    reference_size: tuple[int, int]
+    identity_tokens: int
+    strength: float
+    start_percent: float
+    end_percent: float
+    time_offset: int
+    model: str = ""
+    video_grid: tuple[int, int, int] | None = None
+    attention: str = ""
+    refusals: list[str] = field(default_factory=list)
+    builds: int = 0
+    build_ms: float = 0.0
+    cache_bytes: int = 0
+    reads: int = 0
+    model_calls: int = 0
+    identity_calls: int = 0
+    steps: int = 0
+    ms_per_step: float = 0.0

@@ -1,0 +1,36 @@
+"""From a reference image to the reference latent."""
+from __future__ import annotations
+
+import torch
+
+import comfy.ldm.wan.vae
+
+from .contracts import StandInError
+
+
+def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
+    """image: [1, H, W, 3] or RGBA, 0..1 -> [1, 16, 1, H/8, W/8], VAE space.
+
+    The authors encode 512x512 on a white background, which gives 1,024 identity tokens. Raises StandInError for an
+    empty image, several images, or a VAE that is not Wan's.
+    """
+    if not isinstance(vae.first_stage_model, comfy.ldm.wan.vae.WanVAE):
+        raise StandInError(f"the VAE is {type(vae.first_stage_model).__name__}, needed is Wan 2.1's, which the 14B "
+                           "models of Wan 2.1 and 2.2 use: load wan_2.1_vae.safetensors with Load VAE.")
+    if image.numel() == 0 or min(image.shape[1:3]) < 16:
+        raise StandInError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least 16x16 is needed: check "
+                           "what feeds it, or put FacePreprocess before it.")
+    if image.shape[0] != 1:
+        raise StandInError(f"{image.shape[0]} reference images came, one is needed: pick one with ImageFromBatch.")
+    return vae.encode(image[..., :3])
+
+
+def reference_from_latent(latent: dict) -> torch.Tensor:
+    """A ComfyUI LATENT of one image, [1, 16, h, w] or [1, 16, 1, h, w] -> [1, 16, 1, h, w], VAE space."""
+    samples = latent["samples"]
+    if samples.ndim == 4:
+        samples = samples.unsqueeze(2)
+    if samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[2] != 1 or 0 in samples.shape:
+        raise StandInError(f"the reference latent has shape {list(latent['samples'].shape)}, needed is one image, "
+                           "[1, 16, 1, h, w]: encode a single picture with VAE Encode.")
+    return samples

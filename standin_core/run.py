@@ -1,0 +1,216 @@
+"""One run: from the sampler's first call to its last, or to the exception that ends it.
+
+Three wrappers on the ModelPatcher, under one key, are all that a patched model carries. OUTER_SAMPLE opens the run and
+frees everything in ``finally``; PREPARE_SAMPLING tells ComfyUI's memory manager the bytes that will be needed;
+APPLY_MODEL builds the identity K/V on first use and installs the restricted attention for that one call.
+"""
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import comfy.model_management
+from comfy.patcher_extension import WrappersMP
+
+from .attention import AttentionChoice, choose_attention, restricted_attention
+from .contracts import IdentityBranch, RunReport, StandInError
+from .identity import identity_layers
+from .kv_cache import IdentityCache, IdentityCacheSpec
+from .report import ReportSink, as_text
+from .rope import identity_positions
+from .wan import OVERRIDE, Wan
+from .weights import check_fit
+
+log = logging.getLogger(__name__)
+
+KEY = "stand_in"
+SINK = "stand_in_report_sink"
+
+
+def apply_identity_branch(model, branch: IdentityBranch):
+    """A clone of the ModelPatcher whose runs read this identity; applied again, the new branch replaces the old.
+
+    Raises StandInError for a model that is not Wan or that the adapter or the reference does not fit, before any work.
+    """
+    wan = Wan(model.model)
+    check_fit(branch.adapter, len(wan.blocks), wan.dim)
+    needed = model.model.latent_format.latent_channels
+    came = branch.reference_latent.shape[1]
+    if came != needed:
+        raise StandInError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
+                           "reference with the VAE of this model.")
+    patched = model.clone()
+    wrappers = _Wrappers(branch)
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
+                          (WrappersMP.PREPARE_SAMPLING, wrappers.prepare_sampling),
+                          (WrappersMP.APPLY_MODEL, apply_model)):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.set_attachments(KEY, branch)
+    return patched
+
+
+def remove_identity_branch(model):
+    """A clone of the ModelPatcher without the identity branch."""
+    plain = model.clone()
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.APPLY_MODEL):
+        plain.remove_wrappers_with_key(kind, KEY)
+    plain.remove_attachments(KEY)
+    return plain
+
+
+class Run:
+    """The state of one run; lives in ``transformer_options`` as an opaque object and dies with the run."""
+
+    def __init__(self, branch: IdentityBranch, steps: int):
+        self.branch = branch
+        self.cache = IdentityCache()
+        self.attention: AttentionChoice | None = None
+        self.started: float | None = None
+        *_, height, width = branch.reference_latent.shape
+        self.report = RunReport(
+            adapter_file=branch.adapter.name, adapter_sha256=branch.adapter.sha256, adapter_rank=branch.adapter.rank,
+            reference_size=(height, width), identity_tokens=0, strength=branch.strength,
+            start_percent=branch.start_percent, end_percent=branch.end_percent, time_offset=branch.time_offset,
+            steps=steps)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
+        if self.started is None:
+            self.started = time.perf_counter()
+            self.report.model = type(base).__name__
+            self.report.video_grid = grid
+        self.report.model_calls += 1
+
+    def layers(self, base, wan: Wan, device, options: dict) -> list:
+        """K (before rotation) and V of every block, from the cache or built now."""
+        hooks = getattr(base.current_patcher, "current_hooks", None)
+        strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
+
+        def build():
+            latent = self.branch.reference_latent.to(device=device, dtype=wan.dtype)
+            return identity_layers(wan, latent, self.branch.adapter,
+                                   lambda q, k, v: wan.attention(q, k, v, options))
+
+        layers = self.cache.layers((device, wan.dtype, id(wan.model), strengths), build,
+                                   comfy.model_management.synchronize)
+        self.report.cache_bytes = max(self.report.cache_bytes, self.cache.size_bytes)
+        return layers
+
+    def close(self, finished: bool, sink: ReportSink | None) -> None:
+        """Let the identity K/V go; hand the report over if the run came to its end."""
+        report = self.report
+        report.builds, report.build_ms = self.cache.builds, self.cache.build_ms
+        self.cache.clear()
+        if not finished:
+            return
+        if self.started is not None and report.steps:
+            elapsed_ms = (time.perf_counter() - self.started) * 1000
+            report.ms_per_step = (elapsed_ms - report.build_ms) / report.steps
+        if sink is not None:
+            sink.reports.append(report)
+        log.info("Stand-In: %s", as_text(report))
+
+
+class _Wrappers:
+    """The wrappers that need the branch. No ``.to``: ComfyUI would call it on them."""
+
+    def __init__(self, branch: IdentityBranch):
+        self.branch = branch
+
+    def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        options = executor.class_obj.model_options.setdefault("transformer_options", {})
+        run = options[KEY] = Run(self.branch, steps=len(sigmas) - 1)
+        finished = False
+        try:
+            output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            finished = True
+            return output
+        finally:
+            options.pop(KEY, None)
+            run.close(finished, options.get(SINK))
+
+    def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
+        extra = 0 if self.branch.strength == 0 else extra_bytes(model, self.branch, noise_shape, model_options)
+        reserved = comfy.model_management.EXTRA_RESERVED_VRAM
+        comfy.model_management.EXTRA_RESERVED_VRAM = reserved + extra
+        try:
+            return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
+        finally:
+            comfy.model_management.EXTRA_RESERVED_VRAM = reserved
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """The APPLY_MODEL wrapper: this one call of the model reads the identity, if the run has one and it is time.
+
+    x: [B, 16, T, h, w], model space; t: [B] sigmas.
+    """
+    options = {} if transformer_options is None else transformer_options
+    arguments = (x, t, c_concat, c_crossattn, control, options)
+    run: Run | None = options.get(KEY)
+    if run is None:
+        return executor(*arguments, **kwargs)
+    base, branch = executor.class_obj, run.branch
+    wan = Wan(base)
+    grid = wan.grid(x.shape)
+    run.model_called(base, wan, grid)
+    if branch.strength == 0 or not _is_time(base.model_sampling, branch, t):
+        return executor(*arguments, **kwargs)
+    if run.attention is None:
+        run.attention = _choose(branch, wan, x.device, options)
+        run.report.attention, run.report.refusals = str(run.attention), list(run.attention.refusals)
+    layers = run.layers(base, wan, x.device, options)
+    identity_grid = wan.grid(branch.reference_latent.shape)
+    run.report.identity_tokens = identity_grid[1] * identity_grid[2]
+    rotation = wan.rotation(identity_positions(grid[1:], identity_grid[1:], branch.time_offset,
+                                               options.get("rope_options"), x.device))
+    attend = restricted_attention(run.attention, math.log(branch.strength))
+    with wan.identity_installed(layers, rotation, attend) as reads:
+        output = executor(*arguments, **kwargs)
+        run.report.identity_calls += 1
+        run.report.reads += reads()
+    return output
+
+
+def extra_bytes(model, branch: IdentityBranch, noise_shape: tuple[int, ...], model_options: dict | None) -> int:
+    """What a run needs beside the plain model: the identity K/V, and what the attention path holds at its peak.
+
+    Merging holds the identity's output beside the video's; concatenating holds K and V a second time.
+    """
+    wan = Wan(model.model)
+    options = (model_options or {}).get("transformer_options", {})
+    choice = _choose(branch, wan, model.load_device, options)
+    frames, height, width = wan.grid(noise_shape)
+    video_tokens = noise_shape[0] * frames * height * width
+    _, height, width = wan.grid(branch.reference_latent.shape)
+    identity_tokens = height * width
+    spec = IdentityCacheSpec(len(wan.blocks), identity_tokens, wan.dim, wan.dtype)
+    held = video_tokens if choice.path == "merge" else 2 * (video_tokens + noise_shape[0] * identity_tokens)
+    return spec.size_bytes + held * wan.dim * wan.dtype.itemsize
+
+
+def _choose(branch: IdentityBranch, wan: Wan, device, options: dict) -> AttentionChoice:
+    host = None
+    if OVERRIDE in options:
+        host = "another node overrides ComfyUI's attention"
+    elif not _pytorch_attention():
+        host = "ComfyUI runs an attention other than PyTorch's"
+    return choose_attention(branch.attention, branch.strength, host, device, wan.dtype, wan.dim // wan.heads)
+
+
+def _pytorch_attention() -> bool:
+    """Whether ComfyUI's attention is PyTorch's, in the order in which ComfyUI chooses (comfy/ldm/modules/attention.py)."""
+    manager = comfy.model_management
+    faster = manager.sage_attention_enabled() or manager.flash_attention_enabled() or manager.xformers_enabled()
+    return manager.pytorch_attention_enabled() and not faster
+
+
+def _is_time(model_sampling, branch: IdentityBranch, t) -> bool:
+    if branch.start_percent <= 0 and branch.end_percent >= 1:
+        return True  # without asking the device for t
+    sigma = float(t.max())
+    return model_sampling.percent_to_sigma(branch.end_percent) <= sigma <= model_sampling.percent_to_sigma(
+        branch.start_percent)

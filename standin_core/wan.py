@@ -1,0 +1,186 @@
+"""The one file that touches ComfyUI's Wan model: its parts as the identity branch uses them, and the restricted
+self-attention put into its main blocks for the time of one model call.
+
+Modules are always called, never read for their ``.weight``: ComfyUI casts, streams, dequantises and patches (user
+LoRAs) inside the call, and so the identity tokens see the same weights as the video tokens.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+import comfy.ldm.common_dit
+import comfy.ldm.wan.model
+import comfy.model_management
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules.attention import optimized_attention
+
+from .contracts import StandInError
+
+OVERRIDE = "optimized_attention_override"
+MODULE = "stand_in_module"
+
+
+def unwrapped(module):
+    """The module under a torch.compile wrapper, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+class Modulation(NamedTuple):
+    """The six modulation vectors of a block at one timestep, each [1, 1, C]."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+    gate: torch.Tensor
+    ffn_shift: torch.Tensor
+    ffn_scale: torch.Tensor
+    ffn_gate: torch.Tensor
+
+
+class Block:
+    """One main block of the model, as the steps of the identity stream."""
+
+    def __init__(self, block):
+        self.block = unwrapped(block)
+        self.attn = self.block.self_attn
+
+    def modulation(self, time: torch.Tensor) -> Modulation:
+        """time: [1, 6, C], the projected time embedding."""
+        own = comfy.model_management.cast_to(self.block.modulation, dtype=time.dtype, device=time.device)
+        return Modulation(*(own + time).chunk(6, dim=1))
+
+    def attention_input(self, tokens: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+        return torch.addcmul(modulation.shift, self.block.norm1(tokens), 1 + modulation.scale)
+
+    def rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        """x: [B, N, C] queries or keys, after RMSNorm; rotation: from Wan.rotation."""
+        return rotate(self.attn, x, rotation)
+
+    def after_attention(self, tokens: torch.Tensor, attended: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+        """Output projection, gate and feed-forward; no cross-attention: the identity never reads the prompt."""
+        tokens = torch.addcmul(tokens, self.attn.o(attended), modulation.gate)
+        hidden = self.block.ffn(torch.addcmul(modulation.ffn_shift, self.block.norm2(tokens), 1 + modulation.ffn_scale))
+        return torch.addcmul(tokens, hidden, modulation.ffn_gate)
+
+
+class Wan:
+    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan.
+
+    Raises StandInError for any other model.
+    """
+
+    def __init__(self, base):
+        self.model = unwrapped(base.diffusion_model)
+        if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
+            raise StandInError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
+                               "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+        self.dtype = base.manual_cast_dtype or base.get_dtype()
+        self.dim = self.model.dim
+        self.heads = self.model.num_heads
+        self.blocks = [Block(block) for block in self.model.blocks]
+
+    def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(t, h, w) in tokens of a latent [B, 16, T, h, w]; sizes that the patch does not divide are padded up."""
+        return tuple(-(-size // patch) for size, patch in zip(latent_shape[-3:], self.model.patch_size))
+
+    def embed(self, latent: torch.Tensor) -> torch.Tensor:
+        """latent: [1, 16, 1, h, w], model space -> tokens [1, N_ref, C].
+
+        Image-to-video models take more channels than a plain latent has; the rest is zero, as for an unused condition.
+        """
+        latent = comfy.ldm.common_dit.pad_to_patch_size(latent, self.model.patch_size)
+        missing = self.model.in_dim - latent.shape[1]
+        latent = torch.nn.functional.pad(latent, (0, 0, 0, 0, 0, 0, 0, missing))
+        return self.model.patch_embedding(latent.float()).to(latent.dtype).flatten(2).transpose(1, 2)
+
+    def time(self, timestep: float, like: torch.Tensor) -> torch.Tensor:
+        """The projected time embedding of one timestep (0..1000), [1, 6, C], in the dtype and on the device of like."""
+        position = torch.full((1,), timestep, device=like.device)
+        embedded = comfy.ldm.wan.model.sinusoidal_embedding_1d(self.model.freq_dim, position).to(like.dtype)
+        return self.model.time_projection(self.model.time_embedding(embedded)).unflatten(1, (6, self.dim))
+
+    def rotation(self, positions: torch.Tensor) -> torch.Tensor:
+        """RoPE matrices of positions [1, N, 3], as the model's own embedder makes them, [1, N, 1, D/2, 2, 2]."""
+        return self.model.rope_embedder(positions).movedim(1, 2)
+
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
+        """The attention that the video uses: ComfyUI's choice, with the override of another node if there is one."""
+        options = {OVERRIDE: options[OVERRIDE]} if OVERRIDE in options else {}
+        return optimized_attention(q, k, v, heads=self.heads, transformer_options=options)
+
+    @contextlib.contextmanager
+    def identity_installed(self, layers: list[tuple[torch.Tensor, torch.Tensor]], rotation: torch.Tensor,
+                           attend: Callable) -> Iterator[Callable[[], int]]:
+        """Within the context, the self-attention of every main block reads its layer; yields the count of reads.
+
+        layers: K before rotation and V, [1, N_ref, C] each, one pair for each block. rotation: of the identity tokens.
+        attend: ``attend(func, q, k, v, identity_k, identity_v, *args, **kwargs)``, where func is what would have
+        computed the attention otherwise and everything but identity_k and identity_v is as ComfyUI passed it.
+
+        The class of the module is exchanged, not its ``forward``: torch.compile guards on a module's type and on its
+        tensors, whereas ComfyUI drops the guards on transformer_options. VACE blocks are not touched.
+        """
+        modules = []
+        try:
+            for block, (key, value) in zip(self.blocks, layers, strict=True):
+                module = block.attn
+                modules.append((module, type(module), module.__dict__.pop("forward", None)))
+                module.__dict__.update(identity_k=key, identity_v=value, identity_rotation=rotation,
+                                       identity_attend=attend, identity_read=False, foreign_forward=modules[-1][2])
+                module.__class__ = _with_identity(type(module))
+            yield lambda: sum(module.identity_read for module, _, _ in modules)
+        finally:
+            for module, original, foreign in modules:
+                module.__class__ = original
+                for name in ("identity_k", "identity_v", "identity_rotation", "identity_attend", "identity_read",
+                             "foreign_forward"):
+                    module.__dict__.pop(name, None)
+                if foreign is not None:
+                    module.__dict__["forward"] = foreign
+
+
+def rotate(attn, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """x: [B, N, C] -> [B, N, C], with RoPE on the heads of the attention module attn."""
+    return apply_rope1(x.unflatten(2, (attn.num_heads, attn.head_dim)), rotation).flatten(2)
+
+
+# One class for each class of attention module met; empty of tensors, so it may live as long as the process.
+_classes: dict[type, type] = {}
+
+
+def _with_identity(base: type) -> type:
+    if base not in _classes:
+        def forward(self, x, *args, **kwargs):
+            # forks of Wan's forward may not pass transformer_options on
+            options = dict(kwargs.get("transformer_options") or {})
+            options[MODULE] = (self, options.get(OVERRIDE))
+            options[OVERRIDE] = _override
+            kwargs["transformer_options"] = options
+            self.identity_read = False
+            if self.foreign_forward is None:
+                out = base.forward(self, x, *args, **kwargs)
+            else:
+                out = self.foreign_forward(x, *args, **kwargs)
+            if not self.identity_read:
+                raise StandInError(
+                    "another node replaced the self-attention of this model by one that does not call ComfyUI's "
+                    "attention, so the identity cannot be read there: take that node out (for SageAttention, start "
+                    "ComfyUI with --use-sage-attention or use a node that overrides the attention function instead).")
+            return out
+
+        _classes[base] = type(f"{base.__name__}WithIdentity", (base,), {"forward": forward})
+    return _classes[base]
+
+
+def _override(func, q, k, v, *args, **kwargs):
+    module, previous = kwargs["transformer_options"][MODULE]
+    module.identity_read = True
+    identity_k = rotate(module, module.identity_k, module.identity_rotation)
+
+    def host(*arguments, **keywords):
+        return func(*arguments, **keywords) if previous is None else previous(func, *arguments, **keywords)
+
+    return module.identity_attend(host, q, k, v, identity_k, module.identity_v, *args, **kwargs)

@@ -1,0 +1,124 @@
+"""Adapter files: every format that is in use, read strictly.
+
+The official layout (WeChatCV/Stand-In, ``models/set_condition_branch.py``) is
+``blocks.{i}.self_attn.{q,k,v}_loras.{down,up}.weight`` with down [r, C] and up [C, r], as a ``.ckpt`` with or without a
+``state_dict`` wrapper, or converted to ``.safetensors``. PEFT's ``lora_A``/``lora_B`` and diffusers' ``attn1.to_q``
+are accepted as an import convenience.
+"""
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .contracts import Adapter, BlockAdapter, LowRank, StandInError
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
+
+KEY = re.compile(
+    r"blocks\.(?P<block>\d+)\."
+    r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
+    r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
+)
+FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
+ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """Read an adapter file without running anything in it (safetensors, or torch's weights-only unpickler).
+
+    Raises StandInError where the file cannot be read or is not a Stand-In adapter.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            weights = safetensors.torch.load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise StandInError(
+            f"{path.name} cannot be read as weights ({str(error).splitlines()[0]}); a Stand-In adapter is a "
+            ".safetensors or a weights-only .ckpt file: download it again from its source page."
+        ) from error
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return parse_adapter(weights, path.name, sha256)
+
+
+def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
+    """weights: key -> tensor, as in the file. Raises StandInError with what came, what is needed and what to do."""
+    if isinstance(weights.get("state_dict"), dict):
+        weights = weights["state_dict"]
+    found, foreign = _by_block(weights)
+    if foreign and (not found or any(ORDINARY_LORA.search(key) for key in foreign)):
+        raise _not_an_adapter(name, foreign)
+    if foreign:
+        raise StandInError(f"{name} has {len(foreign)} tensors that no Stand-In adapter has (the first is "
+                           f"{foreign[0]}): take the file as the authors or Kijai publish it.")
+    if not found:
+        raise StandInError(f"{name} holds no tensors; a Stand-In adapter has 6 for each block: download it again.")
+    count = max(block for block, _, _ in found) + 1
+    needed = {(block, which, factor) for block in range(count) for which in "qkv" for factor in ("down", "up")}
+    missing = sorted(needed - found.keys())
+    if missing:
+        block, which, factor = missing[0]
+        raise StandInError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that {count} blocks need (the "
+                           f"first is blocks.{block}.self_attn.{which}_loras.{factor}.weight): the file is cut off or "
+                           "was converted wrongly, download it again.")
+    rank, dim = found[0, "q", "down"].shape
+    for (block, which, factor), weight in sorted(found.items()):
+        shape = (rank, dim) if factor == "down" else (dim, rank)
+        if tuple(weight.shape) != shape:
+            raise StandInError(f"{name}: blocks.{block}.self_attn.{which}_loras.{factor}.weight is "
+                               f"{list(weight.shape)}, needed is {list(shape)} like the first block: download it again.")
+    blocks = tuple(
+        BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
+        for block in range(count)
+    )
+    return Adapter(name, sha256, rank, dim, blocks)
+
+
+def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:
+    """Raise StandInError unless the adapter was made for a model of this many blocks and this width."""
+    if (len(adapter.blocks), adapter.dim) != (blocks, dim):
+        raise StandInError(
+            f"{adapter.name} is for a Wan of {len(adapter.blocks)} blocks and width {adapter.dim}, the model has "
+            f"{blocks} blocks and width {dim}: take the adapter of this model (the authors' are for the 14B models, "
+            "40 blocks and width 5120), or the model of this adapter."
+        )
+
+
+def _by_block(weights: dict) -> tuple[dict[tuple[int, str, str], torch.Tensor], list[str]]:
+    found, foreign = {}, []
+    for key, weight in weights.items():
+        match = KEY.fullmatch(_without_prefixes(key))
+        if match is None or not _is_matrix(weight):
+            foreign.append(key)
+        else:
+            which = match["official"] or match["peft"] or match["diffusers"]
+            found[int(match["block"]), which, FACTORS[match["factor"]]] = weight
+    return found, foreign
+
+
+def _without_prefixes(key: str) -> str:
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _is_matrix(weight) -> bool:
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.dtype in (
+        torch.float32, torch.float16, torch.bfloat16)
+
+
+def _not_an_adapter(name: str, foreign: list[str]) -> StandInError:
+    if any(ORDINARY_LORA.search(key) for key in foreign):
+        return StandInError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
+                            "LoraLoaderModelOnly, and choose a Stand-In file here.")
+    return StandInError(f"{name} is not a Stand-In adapter: it has {foreign[0]}, needed are float tensors named "
+                        "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")

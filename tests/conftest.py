@@ -1,0 +1,30 @@
+"""ComfyUI's real modules on the path, on the CPU; see docs/architecture.md for the order of the path."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parent.parent
+COMFYUI = Path(os.environ["COMFYUI_PATH"])
+
+# ComfyUI first and the pack last: both have a nodes.py, and ComfyUI's own code must find ComfyUI's.
+sys.path.insert(0, str(COMFYUI))
+sys.path += [str(PACK), str(PACK / "scripts")]
+
+import comfy.options  # noqa: E402
+
+pytest_arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--use-pytorch-cross-attention"]
+comfy.options.enable_args_parsing()
+import comfy.cli_args  # noqa: E402, F401
+
+sys.argv = pytest_arguments
+
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def as_comfyui_executes():
+    """ComfyUI runs every node under inference mode."""
+    with torch.inference_mode():
+        yield

@@ -1,0 +1,120 @@
+"""Agreement with the authors' implementation, tensor by tensor."""
+import pytest
+import torch
+
+from golden_cases import load_case, velocities
+from standin_core.contracts import IdentityBranch
+from standin_core.identity import identity_layers
+from standin_core.rope import identity_positions
+from standin_core.sampler import FLOW_MATCHING, SamplerSettings, denoise, flow_matching_sigmas, switch_step
+from standin_core.wan import Wan
+from standin_core.weights import load_adapter
+
+# The bars of the golden data: ComfyUI without any identity reproduces the authors' base model to 2e-5 (max abs,
+# outputs of order 1), and a sampling loop adds up the differences of its steps.
+ONE_CALL = 1e-4
+WHOLE_LOOP = 1e-3
+
+
+def largest_difference(a, b):
+    return float((a - b).abs().max())
+
+
+def vace(case, model, conditioning):
+    """The golden vace_context enters the patch embedding as it is, past ComfyUI's own preparation of it."""
+    context = case.io["vace_context"].unsqueeze(1)
+
+    def with_context(executor, *args, **kwargs):
+        kwargs["vace_context"], kwargs["vace_strength"] = context, [case.settings["vace_scale"]]
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key("diffusion_model", "vace_context", with_context)
+    return model
+
+
+PATHS = ("merge", "concatenate")
+CONTEXTS = {"cond": "positive", "uncond": "negative"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("output", CONTEXTS)
+@pytest.mark.parametrize("name", ["t2v_small", "vace_small"])
+def test_velocity_with_identity(name, output, path):
+    case = load_case(name)
+    conditioning = case.conditioning(CONTEXTS[output])
+    model = case.identity(case.model(), attention=path)
+    if name == "vace_small":
+        model = vace(case, model, conditioning)
+    for k, velocity in enumerate(velocities(model, case.io["latent"], case.io["timesteps"], conditioning)):
+        assert largest_difference(velocity, case.io[f"{output}.{k}"]) < ONE_CALL
+
+
+@pytest.mark.parametrize("name", ["t2v_small", "vace_small"])
+def test_velocity_without_identity(name):
+    case = load_case(name)
+    conditioning = case.conditioning("positive")
+    model = case.model() if name == "t2v_small" else vace(case, case.model(), conditioning)
+    for k, velocity in enumerate(velocities(model, case.io["latent"], case.io["timesteps"], conditioning)):
+        assert largest_difference(velocity, case.io[f"base.{k}"]) < ONE_CALL
+
+
+@pytest.mark.parametrize("name", ["t2v_small", "vace_small"])
+def test_identity_kv(name):
+    case = load_case(name)
+    patcher = case.model()
+    model = Wan(patcher.model)
+    reference, latent = case.io["reference_latent"], case.io["latent"]
+    adapter = load_adapter(case.folder / "standin.safetensors")
+    layers = list(identity_layers(model, reference, adapter, lambda q, k, v: model.attention(q, k, v, {})))
+    positions = identity_positions(model.grid(latent.shape)[1:], model.grid(reference.shape)[1:], -1)
+    assert len(layers) == case.settings["num_layers"]
+    for i, (key, value) in enumerate(layers):
+        rotated = model.blocks[i].rotate(key, model.rotation(positions))
+        assert largest_difference(rotated, case.io[f"k_ip.{i}"]) < ONE_CALL
+        assert largest_difference(value, case.io[f"v_ip.{i}"]) < ONE_CALL
+
+
+def settings_of(case):
+    s = case.settings
+    return SamplerSettings(seed=0, steps=s["steps"], cfg=s["cfg"], shift=s["shift"], scheduler=FLOW_MATCHING,
+                           boundary=s.get("boundary", 0.875))
+
+
+def vae_space(model, latent):
+    return model.model.process_latent_out(latent)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sampling_one_model(path):
+    case = load_case("t2v_small")
+    model = case.identity(case.model(), attention=path)
+    latent = case.io["latent"]
+    sampled, (report,) = denoise(model, None, case.conditioning("positive"), case.conditioning("negative"),
+                                 torch.zeros_like(latent), latent, None, settings_of(case))
+    assert largest_difference(model.model.process_latent_in(sampled), case.io["sampled"]) < WHOLE_LOOP
+    assert report.builds == 1
+    assert report.attention.startswith(path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sampling_two_experts(path):
+    case = load_case("wan22_small")
+    high = case.identity(case.model(), attention=path)
+    low = case.identity(case.model("base_low.safetensors"), "standin_low.safetensors", attention=path)
+    latent = case.io["latent"]
+    sampled, reports = denoise(high, low, case.conditioning("positive"), case.conditioning("negative"),
+                               torch.zeros_like(latent), latent, None, settings_of(case))
+    assert largest_difference(high.model.process_latent_in(sampled), case.io["sampled"]) < WHOLE_LOOP
+    assert [report.steps for report in reports] == [case.settings["switch_step"],
+                                                    case.settings["steps"] - case.settings["switch_step"]]
+    assert [report.builds for report in reports] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["t2v_small", "wan22_small"])
+def test_sigmas(name):
+    case = load_case(name)
+    sigmas = flow_matching_sigmas(case.settings["steps"], case.settings["shift"], 1.0)
+    assert largest_difference(sigmas, case.io["sigmas"]) < 1e-6
+    if "boundary" in case.settings:
+        assert switch_step(sigmas, case.settings["boundary"]) == case.settings["switch_step"]
