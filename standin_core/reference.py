@@ -8,6 +8,23 @@ import comfy.ldm.wan.vae
 from .contracts import StandInError
 
 
+def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torch.Tensor:
+    """The reference latent [1, 16, 1, h, w], VAE space, from an image and a VAE or from a ComfyUI LATENT.
+
+    Raises StandInError unless exactly one of image and latent came, and an image came with a VAE.
+    """
+    if image is not None and latent is not None:
+        raise StandInError("a reference image and a reference latent came, one of them is needed: disconnect one.")
+    if latent is not None:
+        return _one_picture(latent)
+    if image is None:
+        raise StandInError("no reference came: connect the face crop to reference_image, or its latent to "
+                           "reference_latent.")
+    if vae is None:
+        raise StandInError("a reference image came without a VAE: connect Wan 2.1's VAE.")
+    return encode_reference(vae, image)
+
+
 def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     """image: [1, H, W, 3] or RGBA, 0..1 -> [1, 16, 1, H/8, W/8], VAE space.
 
@@ -25,8 +42,7 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     return vae.encode(image[..., :3])
 
 
-def reference_from_latent(latent: dict) -> torch.Tensor:
-    """A ComfyUI LATENT of one image, [1, 16, h, w] or [1, 16, 1, h, w] -> [1, 16, 1, h, w], VAE space."""
+def _one_picture(latent: dict) -> torch.Tensor:
     samples = latent["samples"]
     if samples.ndim == 4:
         samples = samples.unsqueeze(2)

@@ -10,11 +10,13 @@ import logging
 import math
 import time
 
+import torch
+
 import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 
 from .attention import AttentionChoice, choose_attention, restricted_attention
-from .contracts import IdentityBranch, RunReport, StandInError
+from .contracts import Adapter, IdentityBranch, RunReport, StandInError
 from .identity import identity_layers
 from .kv_cache import IdentityCache, IdentityCacheSpec
 from .report import ReportSink, as_text
@@ -28,18 +30,19 @@ KEY = "stand_in"
 SINK = "stand_in_report_sink"
 
 
-def apply_identity_branch(model, branch: IdentityBranch):
+def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tensor, **controls):
     """A clone of the ModelPatcher whose runs read this identity; applied again, the new branch replaces the old.
 
-    Raises StandInError for a model that is not Wan or that the adapter or the reference does not fit, before any work.
+    reference_latent: [1, 16, 1, h, w], VAE space. controls: as in IdentityBranch. Raises StandInError for a model that
+    is not Wan, or that the adapter or the reference does not fit, before any work.
     """
     wan = Wan(model.model)
-    check_fit(branch.adapter, len(wan.blocks), wan.dim)
-    needed = model.model.latent_format.latent_channels
-    came = branch.reference_latent.shape[1]
+    check_fit(adapter, len(wan.blocks), wan.dim)
+    needed, came = model.model.latent_format.latent_channels, reference_latent.shape[1]
     if came != needed:
         raise StandInError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
                            "reference with the VAE of this model.")
+    branch = IdentityBranch(adapter, model.model.process_latent_in(reference_latent), **controls)
     patched = model.clone()
     wrappers = _Wrappers(branch)
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),

@@ -36,7 +36,7 @@ def load_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ".sft"):
             weights = safetensors.torch.load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)

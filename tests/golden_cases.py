@@ -8,7 +8,6 @@ import torch
 
 import comfy.samplers
 import comfy.sd
-from standin_core.contracts import IdentityBranch
 from standin_core.run import apply_identity_branch
 from standin_core.weights import load_adapter
 
@@ -28,8 +27,8 @@ class Case:
         return [[self.io[f"context_{which}"], {}]]
 
     def identity(self, model, adapter: str = "standin.safetensors", **controls):
-        branch = IdentityBranch(load_adapter(self.folder / adapter), self.io["reference_latent"], **controls)
-        return apply_identity_branch(model, branch)
+        latent = model.model.process_latent_out(self.io["reference_latent"])
+        return apply_identity_branch(model, load_adapter(self.folder / adapter), latent, **controls)
 
 
 def load_case(name: str) -> Case:

@@ -1,0 +1,151 @@
+"""A real ComfyUI server, headless, with the pack in its custom_nodes, and a client that follows a prompt to its end."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+PACK = Path(__file__).resolve().parent.parent
+START_SECONDS = 180
+
+
+class PromptFailed(RuntimeError):
+    """What the server said of a prompt it refused or could not finish."""
+
+
+@dataclass
+class Result:
+    """outputs: node id -> what the node put into the UI; cached: nodes that did not run; previews: images while it ran."""
+
+    outputs: dict[str, dict]
+    cached: list[str]
+    previews: int = 0
+    progress: list[tuple[int, int]] = field(default_factory=list)
+
+
+def link_pack(base: Path) -> None:
+    """Put the pack into base/custom_nodes, as a link: what runs is this very checkout."""
+    link = base / "custom_nodes" / "ComfyUI-StandIn"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists():
+        return
+    if os.name == "nt":
+        import _winapi  # a junction needs no privilege, a symbolic link does
+        _winapi.CreateJunction(str(PACK), str(link))
+    else:
+        link.symlink_to(PACK, target_is_directory=True)
+
+
+@contextlib.contextmanager
+def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Iterator[Server]:
+    """A server on a free local port, on the CPU, with models, inputs and outputs in base; stopped at the end."""
+    link_pack(base)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(comfyui / "main.py"), "--cpu", "--use-pytorch-cross-attention",
+               "--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}",
+               "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", "--disable-api-nodes", *arguments]
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        server = Server(f"http://127.0.0.1:{port}", base)
+        asyncio.run(server.wait_until_up(process, log))
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+class Server:
+    def __init__(self, url: str, base: Path):
+        self.url = url
+        self.base = base
+
+    async def wait_until_up(self, process: subprocess.Popen, log: Path) -> None:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(START_SECONDS * 5):
+                if process.poll() is not None:
+                    break
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(f"{self.url}/system_stats") as response:
+                        if response.status == 200:
+                            return
+                await asyncio.sleep(0.2)
+        raise RuntimeError(f"ComfyUI did not come up; its last words in {log}:\n" + log.read_text()[-3000:])
+
+    def get(self, path: str):
+        """The JSON at a path of the server."""
+        async def fetch():
+            async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
+                return await response.json()
+        return asyncio.run(fetch())
+
+    def upload(self, image: Path) -> str:
+        """Upload a picture as the browser does; returns the name LoadImage knows it by."""
+        async def send():
+            form = aiohttp.FormData()
+            form.add_field("image", image.read_bytes(), filename=image.name, content_type="image/png")
+            async with aiohttp.ClientSession() as session, session.post(f"{self.url}/upload/image", data=form) as response:
+                return (await response.json())["name"]
+        return asyncio.run(send())
+
+    def run(self, prompt: dict, on_progress: Callable[[str, int, int], None] = lambda node, value, most: None,
+            interrupt_at: int | None = None) -> Result:
+        """Queue a prompt (API format) and follow the websocket to the end.
+
+        on_progress: called with node class, value and maximum. interrupt_at: sampler step at which to interrupt.
+        Raises PromptFailed with the server's words.
+        """
+        return asyncio.run(self._run(prompt, on_progress, interrupt_at))
+
+    async def _run(self, prompt, on_progress, interrupt_at) -> Result:
+        client = uuid.uuid4().hex
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket_:
+                async with session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}) as response:
+                    answer = await response.json()
+                if "prompt_id" not in answer:
+                    raise PromptFailed(json.dumps(answer, indent=1))
+                result = Result({}, [])
+                async for message in socket_:
+                    if message.type == aiohttp.WSMsgType.BINARY:
+                        result.previews += 1
+                        continue
+                    event = json.loads(message.data)
+                    data = event["data"]
+                    if data.get("prompt_id") != answer["prompt_id"]:
+                        continue
+                    if event["type"] == "progress":
+                        result.progress.append((data["value"], data["max"]))
+                        on_progress(prompt[data["node"]]["class_type"], data["value"], data["max"])
+                        if data["value"] == interrupt_at:
+                            await session.post(f"{self.url}/interrupt")
+                    elif event["type"] == "executed":
+                        result.outputs[data["node"]] = data["output"]
+                    elif event["type"] == "execution_cached":
+                        result.cached += data["nodes"]
+                    elif event["type"] == "execution_error":
+                        raise PromptFailed(f"{data['node_type']}: {data['exception_message'].strip()}")
+                    elif event["type"] == "execution_interrupted":
+                        raise PromptFailed(f"{data['node_type']}: interrupted")
+                    elif event["type"] == "execution_success":
+                        return result
+        raise PromptFailed("the server closed the connection")
+
+    def path_of(self, item: dict) -> Path:
+        """Where a saved output (an entry of a node's ``images``) lies."""
+        return self.base / item["type"] / item.get("subfolder", "") / item["filename"]

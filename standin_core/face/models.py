@@ -1,0 +1,40 @@
+"""Face networks as ComfyUI's citizens: found in its model folders, moved by its memory manager, never downloaded."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import comfy.model_management
+import comfy.model_patcher
+import folder_paths
+
+# where facexlib's files lie in the packs that use them
+FOLDERS = ("facexlib", "facedetection", "face_parsing")
+
+
+def find_model(file_name: str) -> Path | None:
+    """The file in the first of FOLDERS that has it, or None."""
+    for folder in FOLDERS:
+        registered = folder_paths.folder_names_and_paths.get(folder, ([], set()))[0]
+        for place in (*registered, Path(folder_paths.models_dir) / folder):
+            path = Path(place) / file_name
+            if path.is_file():
+                return path
+    return None
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Load a state dict without running anything in the file."""
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
+    network.eval()
+
+
+def on_compute_device(network: torch.nn.Module) -> torch.device:
+    """Have ComfyUI's memory manager put the network on the device that computes, and free it when it needs the room."""
+    device = comfy.model_management.get_torch_device()
+    patcher = comfy.model_patcher.ModelPatcher(network, load_device=device,
+                                               offload_device=comfy.model_management.unet_offload_device())
+    comfy.model_management.load_models_gpu([patcher])
+    return device

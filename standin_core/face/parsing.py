@@ -1,0 +1,32 @@
+"""Face parsing: which pixels of the crop are the person."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from .models import find_model, load_weights, on_compute_device
+
+BISENET_FILE = "parsing_bisenet.pth"
+PARSED_PX = 512  # what BiSeNet was trained at
+BACKGROUND = 0
+
+
+def subject_mask(crop: np.ndarray) -> np.ndarray | None:
+    """crop: [S, S, 3] uint8 RGB -> [S, S] bool, all labels but background; None without BiSeNet's file.
+
+    Input scaled to -1..1, as the authors' inference code does (their ComfyUI preprocessor uses ImageNet's statistics).
+    """
+    path = find_model(BISENET_FILE)
+    if path is None:
+        return None
+    from facexlib.parsing.bisenet import BiSeNet  # imports half of scipy and numba: 2 s
+
+    network = BiSeNet(num_class=19)
+    load_weights(network, path)
+    device = on_compute_device(network)
+    size = crop.shape[0]
+    parsed = cv2.resize(crop, (PARSED_PX, PARSED_PX), interpolation=cv2.INTER_LINEAR)
+    pixels = torch.from_numpy(parsed).to(device).permute(2, 0, 1).float()[None] / 127.5 - 1
+    labels = network(pixels)[0].argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+    return cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST) != BACKGROUND
