@@ -4,6 +4,7 @@ import inspect
 from comfy_api.latest import ComfyExtension, io, ui
 
 import folder_paths
+from server import PromptServer
 
 from .standin_core.attention import PATHS
 from .standin_core.face import BACKGROUNDS, DETECTORS, crop_face
@@ -71,12 +72,14 @@ class FacePreprocess(io.ComfyNode):
                 io.Image.Output("image", tooltip="The square crop, for Apply Identity Branch."),
                 io.Mask.Output("mask", tooltip="1 where the subject is; without a parser, where the photo is."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, image, detector, crop_scale, size, background):
         crop = crop_face(image, detector, crop_scale, size, background)
         preview = ui.PreviewImage(crop.image, cls=cls).as_dict()
+        show_text(cls, crop.verdict)
         return io.NodeOutput(crop.image, crop.mask, ui={**preview, "text": (crop.verdict,)})
 
 
@@ -165,6 +168,7 @@ class StandInSampler(io.ComfyNode):
                 io.Latent.Output("latent", tooltip="The denoised latent, for VAE Decode."),
                 io.String.Output("report", tooltip="What the identity did in each run, as JSON."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -173,7 +177,13 @@ class StandInSampler(io.ComfyNode):
         settings = SamplerSettings(seed, steps, cfg, sampler_name, scheduler, shift, denoise, boundary)
         latent, reports = sample(model, low_noise_model, positive, negative, latent_image, settings)
         text = "\n\n".join(map(as_text, reports)) or "no identity: put Apply Identity Branch before this node"
+        show_text(cls, text)
         return io.NodeOutput(latent, as_json(reports), ui=ui.PreviewText(text))
+
+
+def show_text(cls, text: str) -> None:
+    """Show a text on the node; the text among its outputs is kept with the prompt but not shown by the frontend."""
+    PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
 
 
 class StandInExtension(ComfyExtension):

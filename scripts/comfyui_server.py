@@ -17,6 +17,7 @@ import aiohttp
 
 PACK = Path(__file__).resolve().parent.parent
 START_SECONDS = 180
+PREVIEW_EVENTS = (1, 4)  # ComfyUI's protocol.py: a preview image, without and with metadata
 
 
 class PromptFailed(RuntimeError):
@@ -25,10 +26,10 @@ class PromptFailed(RuntimeError):
 
 @dataclass
 class Result:
-    """outputs: node id -> what the node put into the UI; cached: nodes that did not run; previews: images while it ran."""
+    """outputs: node id -> what the node put into the UI; cached: nodes that did not run; previews: latent previews."""
 
-    outputs: dict[str, dict]
-    cached: list[str]
+    outputs: dict[str, dict] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
     previews: int = 0
     progress: list[tuple[int, int]] = field(default_factory=list)
 
@@ -120,10 +121,10 @@ class Server:
                     answer = await response.json()
                 if "prompt_id" not in answer:
                     raise PromptFailed(json.dumps(answer, indent=1))
-                result = Result({}, [])
+                result = Result()
                 async for message in socket_:
                     if message.type == aiohttp.WSMsgType.BINARY:
-                        result.previews += 1
+                        result.previews += int.from_bytes(message.data[:4], "big") in PREVIEW_EVENTS
                         continue
                     event = json.loads(message.data)
                     data = event["data"]

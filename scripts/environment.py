@@ -52,8 +52,15 @@ def prepare() -> Environment:
     return Environment(python, comfyui)
 
 
+def run_inside(*arguments: str) -> int:
+    """Prepare everything, run the environment's Python with these arguments in the pack's folder; its exit code."""
+    ready = prepare()
+    variables = {**os.environ, "COMFYUI_PATH": str(ready.comfyui)}
+    return subprocess.run([str(ready.python), *arguments], cwd=PACK, env=variables).returncode
+
+
 def _run(*command) -> None:
-    result = subprocess.run([str(part) for part in command], check=False)
+    result = subprocess.run([str(part) for part in command])
     if result.returncode:
         raise SystemExit(f"[set-up] stopped: `{' '.join(map(str, command))}` failed with exit code {result.returncode}; "
                          "what was finished is kept, so call the same command again once the cause is gone.")

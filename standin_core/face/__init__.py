@@ -10,7 +10,7 @@ import torch
 from ..contracts import FaceCrop, StandInError
 from .detectors import DETECTORS, Face, detect
 from .geometry import square_crop
-from .parsing import subject_mask
+from .parsing import BISENET_FILE, subject_mask
 
 __all__ = ["BACKGROUNDS", "DETECTORS", "crop_face"]
 
@@ -40,23 +40,21 @@ def _crop_one(photo: np.ndarray, detector: str, crop_scale: float, size: int,
     found = detect(photo, detector)
     face = max(found.faces, key=lambda face: face.area, default=None)
     crop, inside = square_crop(photo, None if face is None else face.box, crop_scale, size, fill)
-    mask = subject_mask(crop)
     verdict = [_detection_verdict(photo, face, found.detector), *found.notes]
+    mask = subject_mask(crop)
     if mask is None:
-        mask = inside
-        verdict.append("background kept (put parsing_bisenet.pth of facexlib's releases into models/facexlib to have "
-                       "it removed)")
-    else:
-        crop[~mask] = fill
-        verdict.append("background removed by BiSeNet")
-    return crop, mask, "; ".join(verdict)
+        verdict.append(f"background kept: no {BISENET_FILE} (facexlib's releases) in models/facexlib")
+        return crop, inside, "\n".join(verdict)
+    crop[~mask] = fill
+    verdict.append("background removed by BiSeNet")
+    return crop, mask, "\n".join(verdict)
 
 
 def _detection_verdict(photo: np.ndarray, face: Face | None, detector: str) -> str:
     if face is not None:
         left, top, right, bottom = face.box
-        return (f"face of {right - left}x{bottom - top} px found by {detector}, "
-                f"{100 * (bottom - top) / photo.shape[0]:.0f} % of the photo's height")
+        share = 100 * (bottom - top) / photo.shape[0]
+        return f"face of {right - left}x{bottom - top} px, {share:.0f} % of the photo's height, by {detector}"
     if detector == "none":
         return "no detector: the whole image, padded to a square"
     return f"no face found by {detector}: the whole image, padded to a square"

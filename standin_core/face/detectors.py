@@ -50,7 +50,7 @@ def detect(photo: np.ndarray, detector: str) -> Detection:
     small = photo if scale == 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     notes = []
     if detector == "auto" and find_model(RETINAFACE_FILE) is None:
-        notes.append(f"RetinaFace passed over: {RETINAFACE_FILE} of facexlib's releases is not in models/facexlib")
+        notes.append(f"RetinaFace not used: no {RETINAFACE_FILE} (facexlib's releases) in models/facexlib")
         detector = "cascade"
     elif detector == "auto":
         detector = "retinaface"
