@@ -1,0 +1,26 @@
+"""How far two computations of the same thing may differ: one bar for each dtype, the same in every test.
+
+The measure is relative RMS. Rounding to a dtype with an epsilon of 2^-p costs up to 2^-(p+1) relative; our paths round
+a few times (inputs of the merge, its output) beyond what the reference rounds, hence twice the epsilon. In fp32 the
+order of summation dominates: 1e-6 is eight epsilons, for sums over up to 1,100 keys.
+"""
+import torch
+
+RELATIVE_RMS = {torch.float32: 1e-6, torch.float16: 2 * 2**-10, torch.bfloat16: 2 * 2**-7}
+
+# A whole sampling run divides and multiplies by sigma at every step and feeds its rounding back through the model.
+# 1e-5 is ten times the bar of one operation, and four orders below the effect of the identity on the tiny models.
+WHOLE_RUN = 1e-5
+
+
+def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """NaN or infinite where found is not finite, so that any bar fails it."""
+    found, expected = found.double(), expected.double()
+    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, bar: float | None = None) -> None:
+    assert found.shape == expected.shape
+    bar = RELATIVE_RMS[found.dtype] if bar is None else bar
+    difference = relative_rms(found, expected)
+    assert difference <= bar, f"relative RMS {difference:.2e}, at most {bar:.0e} is allowed"
