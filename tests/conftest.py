@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parent.parent
-COMFYUI = Path(os.environ["COMFYUI_PATH"])
+sys.path += [str(PACK / "scripts")]
+import environment  # noqa: E402
+
+COMFYUI = Path(os.environ.get("COMFYUI_PATH", environment.COMFYUI))
 
 # ComfyUI first and the pack last: both have a nodes.py, and ComfyUI's own code must find ComfyUI's.
 sys.path.insert(0, str(COMFYUI))
-sys.path += [str(PACK), str(PACK / "scripts")]
+sys.path += [str(PACK)]
 
 import comfy.options  # noqa: E402
 

@@ -1,0 +1,319 @@
+"""The identity beside everything else that people put on a Wan model."""
+import types
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+
+import comfy.context_windows
+import comfy.model_patcher
+import comfy.samplers
+import tiny
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules.attention import optimized_attention
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+from standin_core.contracts import StandInError
+from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.load()
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return tiny.sample(tiny.with_identity(model))[0]
+
+
+ORDERS = ["identity first", "identity last"]
+
+
+def in_order(order, model, patch, **controls):
+    """The model with the identity and with another patch, in either order."""
+    if order == "identity first":
+        return patch(tiny.with_identity(model, **controls))
+    return tiny.with_identity(patch(model.clone()), **controls)
+
+
+def test_paths_agree(model, expected):
+    samples, (report,) = tiny.sample(tiny.with_identity(model, attention="concatenate"))
+    assert report.attention == "concatenate"
+    assert_close(samples, expected, WHOLE_RUN)
+
+
+def test_strength_between_and_above(model, expected):
+    """More strength, more distance from the base model; 1 is the paper."""
+    base = tiny.sample(model)[0]
+    distance = [relative_rms(tiny.sample(tiny.with_identity(model, strength=s))[0], base) for s in (0.1, 0.5, 1.0, 3.0)]
+    assert distance == sorted(distance) and distance[0] > 100 * WHOLE_RUN
+    assert torch.equal(tiny.sample(tiny.with_identity(model, strength=1.0))[0], expected)
+
+
+@pytest.mark.parametrize("start, end, calls", [(0.0, 1.0, 4), (0.0, 0.5, 2), (0.5, 1.0, 2), (0.3, 0.6, 1), (0.9, 0.95, 0)])
+def test_start_and_end_percent(model, start, end, calls):
+    """Four steps begin at 0, 25, 50 and 75 percent; a range takes its start and leaves its end to the next range."""
+    patched = tiny.with_identity(model, start_percent=start, end_percent=end)
+    samples, (report,) = tiny.sample(patched, steps=4)
+    assert (report.identity_calls, report.model_calls) == (calls, 4)
+    assert torch.equal(samples, tiny.sample(model, steps=4)[0]) == (calls == 0)
+
+
+def test_time_offset_changes_the_result(model, expected):
+    assert relative_rms(tiny.sample(tiny.with_identity(model, time_offset=-25))[0], expected) > 100 * WHOLE_RUN
+
+
+def test_batch_of_two(model, expected):
+    """Each video of a batch gets what it gets alone."""
+    latent = torch.zeros((2, *tiny.LATENT[1:]))
+    samples, (report,) = tiny.sample(tiny.with_identity(model), latent=latent)
+    alone = comfy.sample.prepare_noise(latent, 7)
+    assert report.builds == 1
+    assert_close(samples[:1], expected, WHOLE_RUN)
+    assert relative_rms(alone[1], alone[0]) > 1 and relative_rms(samples[1], samples[0]) > 0.1
+
+
+def test_prompts_of_unequal_length(model):
+    """Positive and negative then go through the model in two calls; one build serves both."""
+    _, (report,) = tiny.sample(tiny.with_identity(model), negative=tiny.prompt(length=9))
+    assert report.builds == 1
+    assert report.identity_calls in (tiny.STEPS, 2 * tiny.STEPS)
+
+
+def test_area_conditioning(model):
+    """Another size of video needs another rotation and no other build."""
+    (whole,) = tiny.prompt()
+    area = [whole[0], {"area": (4, 6, 2, 2), "strength": 1.0}]
+    patched = tiny.with_identity(model)
+    samples, (report,) = tiny.sample(patched, positive=[area, whole])
+    assert report.builds == 1
+    assert relative_rms(samples, tiny.sample(model, positive=[area, whole])[0]) > 100 * WHOLE_RUN
+
+
+def override(calls):
+    """Another pack's attention function: the same arithmetic, and it is seen."""
+    def attention(func, q, k, v, heads, **kwargs):
+        calls.append(k.shape[1] - q.shape[1])
+        return func(q, k, v, heads=heads, **kwargs)
+    return attention
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_another_packs_attention_override(model, expected, order):
+    """It is kept: it sees the video's keys with the identity's 32 appended, and the identity's own attention."""
+    calls = []
+
+    def patch(model):
+        model.model_options["transformer_options"]["optimized_attention_override"] = override(calls)
+        return model
+
+    samples, (report,) = tiny.sample(in_order(order, model, patch))
+    assert report.attention == "concatenate"
+    assert "another node overrides" in report.refusals[0]
+    video, text = 3 * 4 * 6, 5
+    assert calls.count(32) == tiny.STEPS * tiny.WAN.blocks
+    assert set(calls) == {32, 0, text - video}
+    assert_close(samples, expected, WHOLE_RUN)
+
+
+def test_an_override_and_a_strength(model):
+    """No log-sum-exp comes from an unknown function, so it is left out of the video's self-attention, and it is said."""
+    calls = []
+    patched = tiny.with_identity(model, strength=0.5)
+    patched.model_options["transformer_options"]["optimized_attention_override"] = override(calls)
+    samples, (report,) = tiny.sample(patched)
+    assert "strength 0.5 needs a log-sum-exp" in report.refusals[0]
+    assert 32 not in calls
+    assert_close(samples, tiny.sample(tiny.with_identity(model, strength=0.5))[0], WHOLE_RUN)
+
+
+def own_attention(self, x, freqs, transformer_options={}):
+    """The shape of KJNodes' Enhance-A-Video: a self-attention of its own that calls ComfyUI's attention."""
+    heads = (*x.shape[:2], self.num_heads, self.head_dim)
+    q = apply_rope1(self.norm_q(self.q(x)).view(heads), freqs)
+    k = apply_rope1(self.norm_k(self.k(x)).view(heads), freqs)
+    return self.o(optimized_attention(q.flatten(2), k.flatten(2), self.v(x), heads=self.num_heads,
+                                      transformer_options=transformer_options))
+
+
+def bypassing_attention(self, x, freqs, transformer_options={}):
+    """The shape of a memory-efficient Sage patch: calls its kernel directly."""
+    return self.o(self.v(x))
+
+
+def with_forward(forward):
+    def patch(model):
+        for i, block in enumerate(model.model.diffusion_model.blocks):
+            model.add_object_patch(f"diffusion_model.blocks.{i}.self_attn.forward",
+                                   types.MethodType(forward, block.self_attn))
+        return model
+    return patch
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_another_nodes_self_attention(model, expected, order):
+    samples, (report,) = tiny.sample(in_order(order, model, with_forward(own_attention)))
+    assert report.reads == tiny.STEPS * tiny.WAN.blocks
+    assert_close(samples, expected, WHOLE_RUN)
+    assert torch.equal(tiny.sample(tiny.with_identity(model))[0], expected)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_self_attention_that_bypasses_comfyuis_is_an_error(model, order):
+    with pytest.raises(StandInError, match="does not call ComfyUI's attention"):
+        tiny.sample(in_order(order, model, with_forward(bypassing_attention)))
+
+
+def test_a_block_that_another_node_skips(model):
+    """As skip-layer guidance does."""
+    patched = tiny.with_identity(model)
+    patched.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 2)
+    _, (report,) = tiny.sample(patched)
+    assert report.reads == tiny.STEPS * (tiny.WAN.blocks - 1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode], ids=lambda node: node.__name__)
+def test_easy_cache(model, node, order):
+    """Skipped steps skip the identity with the model; the others read it."""
+    def patch(model):
+        return node.execute(model, reuse_threshold=5.0, start_percent=0.0, end_percent=1.0, verbose=False).args[0]
+
+    samples, (report,) = tiny.sample(in_order(order, model, patch), steps=8)
+    assert 0 < report.reads < 8 * tiny.WAN.blocks
+    assert report.builds == 1
+    assert torch.isfinite(samples).all()
+
+
+def test_context_windows(model):
+    """Every window reads the same identity, one frame before its own first; one build."""
+    patched = tiny.with_identity(model)
+    patched.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+        context_schedule=comfy.context_windows.get_matching_context_schedule("standard_static"),
+        fuse_method=comfy.context_windows.get_matching_fuse_method("pyramid"), context_length=3, context_overlap=1,
+        context_stride=1, closed_loop=False, dim=2)
+    comfy.context_windows.create_prepare_sampling_wrapper(patched)
+    samples, (report,) = tiny.sample(patched, latent=torch.zeros(1, 16, 7, 8, 12))
+    assert torch.isfinite(samples).all()
+    assert report.builds == 1
+    assert report.identity_calls == 3 * tiny.STEPS
+    assert report.video_grid == (3, 4, 6)
+
+
+LORA_KEYS = [f"blocks.{block}.self_attn.{which}.weight" for block in (0, 2) for which in "qkv"]
+
+
+def lora(key):
+    return 0.05 * tiny.random(tiny.WAN.dim, tiny.WAN.dim, seed=hash(key) % 1000)
+
+
+def with_lora(model):
+    model = model.clone()
+    model.add_patches({f"diffusion_model.{key}": ("diff", (lora(key),)) for key in LORA_KEYS}, 1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def merged():
+    """The LoRA merged into the weights beforehand."""
+    weights = tiny.WAN.weights()
+    for key in LORA_KEYS:
+        weights[key] = weights[key] + lora(key)
+    return tiny.sample(tiny.with_identity(tiny.load(weights)))[0]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_lora_on_qkv(model, expected, merged, order):
+    """The identity stream sees it as the video does."""
+    samples, _ = tiny.sample(in_order(order, model, with_lora))
+    assert_close(samples, merged, WHOLE_RUN)
+    assert relative_rms(samples, expected) > 100 * WHOLE_RUN
+
+
+def test_forced_lowvram(model, merged, monkeypatch):
+    """One byte of memory for weights: everything streams, and LoRAs are applied on the way."""
+    load = comfy.model_patcher.ModelPatcher.load
+
+    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
+        return load(self, device_to, lowvram_model_memory=1)
+
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", starved)
+    patched = with_lora(tiny.with_identity(tiny.load()))
+    samples, (report,) = tiny.sample(patched)
+    assert patched.model.model_lowvram and patched.model.diffusion_model.blocks[0].self_attn.k.comfy_cast_weights
+    assert report.reads == tiny.STEPS * tiny.WAN.blocks
+    assert_close(samples, merged, WHOLE_RUN)
+
+
+def scaled_fp8(weights):
+    """The layout of a scaled fp8 file: one scale a matrix."""
+    found = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for key, value in weights.items():
+        if key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2:
+            scale = value.abs().max() / 448
+            found[key] = (value / scale).to(torch.float8_e4m3fn)
+            found[key.replace(".weight", ".scale_weight")] = scale
+        else:
+            found[key] = value
+    return found
+
+
+def as_fp8(weights):
+    return {key: value.to(torch.float8_e4m3fn).float() if value.ndim == 2 else value for key, value in weights.items()}
+
+
+def test_fp8_weights():
+    """What comes out is what fp32 weights of the same rounded values give."""
+    rounded = as_fp8(tiny.WAN.weights())
+    in_fp8 = tiny.load(rounded, dtype=torch.float8_e4m3fn)
+    samples, (report,) = tiny.sample(tiny.with_identity(in_fp8))
+    assert in_fp8.model.diffusion_model.blocks[0].self_attn.q.weight.dtype == torch.float8_e4m3fn
+    assert report.reads == tiny.STEPS * tiny.WAN.blocks
+    base = tiny.sample(tiny.load(rounded, dtype=torch.float8_e4m3fn))[0]
+    assert relative_rms(samples, base) > 100 * WHOLE_RUN
+
+
+def test_scaled_fp8_weights():
+    found = comfy.sd.load_diffusion_model_state_dict(scaled_fp8(tiny.WAN.weights()), metadata=tiny.WAN.metadata())
+    samples, (report,) = tiny.sample(tiny.with_identity(found))
+    assert report.reads == tiny.STEPS * tiny.WAN.blocks
+    assert relative_rms(samples, tiny.sample(found)[0]) > 100 * WHOLE_RUN
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_paths_agree(dtype):
+    model = tiny.load(dtype=dtype)
+    merge, concatenate = (tiny.sample(tiny.with_identity(model, attention=path))[0] for path in ("merge", "concatenate"))
+    base = tiny.sample(model)[0]
+    assert relative_rms(merge, concatenate) < RELATIVE_RMS[dtype]
+    assert relative_rms(merge, base) > 2 * RELATIVE_RMS[dtype]
+
+
+WHOLE = ["diffusion_model"]
+BLOCKS = [f"diffusion_model.blocks.{i}" for i in range(tiny.WAN.blocks)]
+
+
+@pytest.mark.parametrize("keys", [WHOLE, BLOCKS], ids=["whole model", "each block"])
+@pytest.mark.parametrize("guards", [None, skip_torch_compile_dict], ids=["all guards", "as core's node"])
+def test_torch_compile(model, expected, guards, keys):
+    """On, off, on and another reference, in one process: right each time, without a graph break, and compiled once."""
+    torch._dynamo.reset()
+    counters.clear()
+    options = None if guards is None else {"guard_filter_fn": guards}
+
+    def compiled(model):
+        set_torch_compile_wrapper(model, backend="eager", keys=keys, options=options)
+        return tiny.sample(model)[0]
+
+    plain = tiny.sample(model)[0]
+    other = tiny.sample(tiny.with_identity(model, seed=9))[0]
+    assert_close(compiled(tiny.with_identity(model)), expected, WHOLE_RUN)
+    assert_close(compiled(model.clone()), plain, WHOLE_RUN)
+    graphs = counters["stats"]["unique_graphs"]
+    assert_close(compiled(tiny.with_identity(model)), expected, WHOLE_RUN)
+    assert_close(compiled(tiny.with_identity(model, seed=9)), other, WHOLE_RUN)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]

@@ -1,0 +1,59 @@
+"""From image or latent to the reference latent."""
+import pytest
+import torch
+
+import comfy.sd
+import tiny
+from standin_core.contracts import StandInError
+from standin_core.reference import reference_from
+from tiny_models import vae_weights
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return comfy.sd.VAE(sd=vae_weights())
+
+
+def test_image(vae):
+    latent = reference_from(vae, torch.rand(1, 64, 96, 3), None)
+    assert latent.shape == (1, 16, 1, 8, 12)
+
+
+def test_alpha_is_left_out(vae):
+    image = torch.rand(1, 64, 64, 4)
+    assert torch.equal(reference_from(vae, image, None), reference_from(vae, image[..., :3], None))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 12), (1, 16, 1, 8, 12)])
+def test_latent(shape):
+    assert reference_from(None, None, {"samples": torch.rand(shape)}).shape == (1, 16, 1, 8, 12)
+
+
+class OtherVAE:
+    first_stage_model = torch.nn.Identity()
+
+
+IMAGE = torch.rand(1, 32, 32, 3)
+REFUSED = {
+    "nothing": ((None, None, None), "no reference came"),
+    "both": ((None, IMAGE, {"samples": torch.rand(1, 16, 1, 4, 4)}), "a reference image and a reference latent came"),
+    "no VAE": ((None, IMAGE, None), "came without a VAE"),
+    "another VAE": ((OtherVAE, IMAGE, None), "the VAE is Identity, needed is Wan 2.1's"),
+    "an empty batch": (("vae", IMAGE[:0], None), "the reference image is 32x32|empty|0 reference images"),
+    "too small": (("vae", IMAGE[:, :8], None), "the reference image is 32x8, at least 16x16"),
+    "two pictures": (("vae", IMAGE.expand(2, -1, -1, -1), None), "2 reference images came, one is needed"),
+    "a video": ((None, None, {"samples": torch.rand(1, 16, 3, 4, 4)}), r"has shape \[1, 16, 3, 4, 4\]"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(vae, name):
+    (vae_, image, latent), words = REFUSED[name]
+    with pytest.raises(StandInError, match=words):
+        reference_from(vae if vae_ == "vae" else vae_, image, latent)
+
+
+def test_channels_must_be_the_models():
+    from standin_core.run import apply_identity_branch
+    with pytest.raises(StandInError, match="has 48 channels, this model's latents have 16"):
+        apply_identity_branch(tiny.load(), tiny.adapter(), torch.rand(1, 48, 1, 4, 4))

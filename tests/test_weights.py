@@ -1,0 +1,142 @@
+"""Adapter files: every format in use reads to the same weights, and everything else gives one helpful sentence."""
+import hashlib
+
+import pytest
+import safetensors.torch
+import torch
+
+from standin_core.contracts import StandInError
+from standin_core.weights import PREFIXES, check_fit, load_adapter, parse_adapter
+from tiny_models import adapter_weights
+
+DIM, BLOCKS, RANK = 32, 3, 5
+
+
+@pytest.fixture
+def weights():
+    return adapter_weights(DIM, BLOCKS, RANK)
+
+
+def assert_same(adapter, weights):
+    assert (adapter.dim, len(adapter.blocks), adapter.rank) == (DIM, BLOCKS, RANK)
+    for i, block in enumerate(adapter.blocks):
+        for which in "qkv":
+            prefix = f"blocks.{i}.self_attn.{which}_loras"
+            assert torch.equal(getattr(block, which).down, weights[f"{prefix}.down.weight"])
+            assert torch.equal(getattr(block, which).up, weights[f"{prefix}.up.weight"])
+
+
+def save(weights, path, wrapped):
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(weights, path)
+    else:
+        torch.save({"state_dict": weights} if wrapped else weights, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name, wrapped", [("a.safetensors", False), ("a.ckpt", False), ("a.ckpt", True)])
+def test_files(tmp_path, weights, name, wrapped, dtype):
+    weights = {key: value.to(dtype) for key, value in weights.items()}
+    save(weights, tmp_path / name, wrapped)
+    adapter = load_adapter(tmp_path / name)
+    assert_same(adapter, weights)
+    assert adapter.name == name
+    assert adapter.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("prefix", ["", *PREFIXES])
+def test_prefixes(weights, prefix):
+    assert_same(parse_adapter({prefix + key: value for key, value in weights.items()}, "a"), weights)
+
+
+def renamed(weights, old, new):
+    return {key.replace(old, new): value for key, value in weights.items()}
+
+
+def peft(weights):
+    return renamed(renamed(renamed(weights, "_loras", ""), ".down", ".lora_A"), ".up", ".lora_B")
+
+
+NAMES = {
+    "PEFT": lambda weights: peft(weights),
+    "PEFT with its prefix and its adapter's name": lambda weights: {
+        "base_model.model." + key: value for key, value in renamed(peft(weights), ".weight", ".default.weight").items()},
+    "diffusers": lambda weights: {
+        "transformer." + key.replace("self_attn.", "attn1.to_"): value for key, value in peft(weights).items()},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_other_trainers(weights, name):
+    assert_same(parse_adapter(NAMES[name](weights), "a"), weights)
+
+
+def without(weights, key):
+    return {k: v for k, v in weights.items() if k != key}
+
+
+KEY = "blocks.1.self_attn.k_loras.up.weight"
+REFUSED = {
+    "missing": (lambda w: without(w, KEY), f"lacks 1 of the 18 tensors .*{KEY}.*download it again"),
+    "surplus": (lambda w: w | {"blocks.0.self_attn.o_loras.up.weight": w[KEY]}, "has 1 tensors that no Stand-In adapter"),
+    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} is \[32, 3\], needed is \[32, 5\]"),
+    "turned": (lambda w: w | {KEY: w[KEY].T.contiguous()}, rf"{KEY} is \[5, 32\]"),
+    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, "that no Stand-In adapter has"),
+    "quantised": (lambda w: w | {KEY: w[KEY].to(torch.int8)}, "that no Stand-In adapter has"),
+    "empty": (lambda w: {}, "holds no tensors"),
+    "an ordinary LoRA": (
+        lambda w: {"diffusion_model.blocks.0.cross_attn.q.lora_down.weight": w[KEY]},
+        "is an ordinary LoRA .*LoraLoaderModelOnly"),
+    "an ordinary LoRA with self-attention in PEFT's names": (
+        lambda w: peft(w) | {"blocks.0.ffn.0.lora_A.weight": w[KEY]}, "is an ordinary LoRA"),
+    "an ordinary LoRA with alphas": (
+        lambda w: peft(w) | {"blocks.0.self_attn.q.alpha": torch.tensor(4.0)}, "is an ordinary LoRA"),
+    "a whole model": (
+        lambda w: {"blocks.0.self_attn.q.weight": w[KEY], "patch_embedding.weight": w[KEY]},
+        "is not a Stand-In adapter"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(tmp_path, weights, name):
+    change, words = REFUSED[name]
+    save(change(weights), tmp_path / "file.ckpt", wrapped=False)
+    with pytest.raises(StandInError, match=words) as error:
+        load_adapter(tmp_path / "file.ckpt")
+    assert "file.ckpt" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Opens:
+    """Pickles to a call of open, as a file that runs code would."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_code_is_not_run(tmp_path):
+    target = tmp_path / "was_run"
+    torch.save({"state_dict": Opens(target)}, tmp_path / "evil.ckpt")
+    with pytest.raises(StandInError, match="evil.ckpt cannot be read as weights"):
+        load_adapter(tmp_path / "evil.ckpt")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.ckpt", "empty.safetensors", "empty.ckpt"])
+def test_broken_files(tmp_path, weights, name):
+    path = tmp_path / name
+    save(weights, path, wrapped=False)
+    path.write_bytes(path.read_bytes()[:1000] if name.startswith("cut") else b"")
+    with pytest.raises(StandInError, match=f"{name} cannot be read as weights.*download it again"):
+        load_adapter(path)
+
+
+@pytest.mark.parametrize("blocks, dim", [(BLOCKS + 1, DIM), (BLOCKS, 2 * DIM)])
+def test_fit(weights, blocks, dim):
+    adapter = parse_adapter(weights, "a.safetensors")
+    check_fit(adapter, BLOCKS, DIM)
+    with pytest.raises(StandInError, match=f"is for a Wan of {BLOCKS} blocks and width {DIM}, the model has {blocks} "):
+        check_fit(adapter, blocks, dim)
