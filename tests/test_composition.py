@@ -261,19 +261,13 @@ def scaled_fp8(weights):
     return found
 
 
-def as_fp8(weights):
-    return {key: value.to(torch.float8_e4m3fn).float() if value.ndim == 2 else value for key, value in weights.items()}
-
-
 def test_fp8_weights():
-    """What comes out is what fp32 weights of the same rounded values give."""
-    rounded = as_fp8(tiny.WAN.weights())
+    """The same as fp32 weights of the same, rounded values, bit for bit."""
+    rounded = {key: value.to(torch.float8_e4m3fn).float() for key, value in tiny.WAN.weights().items()}
     in_fp8 = tiny.load(rounded, dtype=torch.float8_e4m3fn)
-    samples, (report,) = tiny.sample(tiny.with_identity(in_fp8))
+    samples, _ = tiny.sample(tiny.with_identity(in_fp8))
     assert in_fp8.model.diffusion_model.blocks[0].self_attn.q.weight.dtype == torch.float8_e4m3fn
-    assert report.reads == tiny.STEPS * tiny.WAN.blocks
-    base = tiny.sample(tiny.load(rounded, dtype=torch.float8_e4m3fn))[0]
-    assert relative_rms(samples, base) > 100 * WHOLE_RUN
+    assert torch.equal(samples, tiny.sample(tiny.with_identity(tiny.load(rounded)))[0])
 
 
 def test_scaled_fp8_weights():

@@ -1,0 +1,126 @@
+"""The nodes, loaded by ComfyUI's loader: their interface is frozen here, because workflows depend on it."""
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pack
+import tiny
+from comfyui_server import PACK
+
+# node -> inputs and outputs, in the order that saved workflows rely on
+INTERFACE = {
+    "LoadStandIn": (["adapter"], ["STAND_IN"]),
+    "FacePreprocess": (["image", "detector", "crop_scale", "size", "background"], ["IMAGE", "MASK"]),
+    "ApplyIdentityBranch": (
+        ["model", "stand_in", "vae", "reference_image", "reference_latent", "strength", "start_percent", "end_percent",
+         "time_offset", "attention"], ["MODEL"]),
+    "StandInSampler": (
+        ["model", "low_noise_model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name",
+         "scheduler", "shift", "denoise", "boundary"], ["LATENT", "STRING"]),
+}
+DEFAULTS = {
+    "FacePreprocess": {"detector": "auto", "crop_scale": 1.5, "size": 512, "background": "white"},
+    "ApplyIdentityBranch": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "time_offset": -1,
+                            "attention": "auto"},
+    "StandInSampler": {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
+                       "denoise": 1.0, "boundary": 0.875},
+}
+
+
+def schema(node_id):
+    return pack.node_classes()[node_id].GET_SCHEMA()
+
+
+def test_the_nodes_of_the_pack():
+    assert set(pack.node_classes()) == set(INTERFACE)
+
+
+@pytest.mark.parametrize("node_id", INTERFACE)
+def test_interface(node_id):
+    inputs, outputs = INTERFACE[node_id]
+    found = schema(node_id)
+    assert [each.id for each in found.inputs] == inputs
+    assert [each.io_type for each in found.outputs] == outputs
+    assert {each.id: each.default for each in found.inputs
+            if each.id in DEFAULTS.get(node_id, {})} == DEFAULTS.get(node_id, {})
+
+
+@pytest.mark.parametrize("node_id", INTERFACE)
+def test_everything_is_explained(node_id):
+    found = schema(node_id)
+    assert found.description and found.category == "Stand-In"
+    for each in (*found.inputs, *found.outputs):
+        assert each.tooltip and each.tooltip.endswith("."), f"{node_id}.{each.id} needs a tooltip"
+
+
+def test_defaults_are_the_engines():
+    """A script that leaves a value out gets what the node shows."""
+    contracts, sampler = pack.module("standin_core.contracts"), pack.module("standin_core.sampler")
+    branch = contracts.IdentityBranch.__dataclass_fields__
+    assert {name: branch[name].default for name in DEFAULTS["ApplyIdentityBranch"]} == DEFAULTS["ApplyIdentityBranch"]
+    settings = sampler.SamplerSettings.__dataclass_fields__
+    assert {name: settings[name].default for name in DEFAULTS["StandInSampler"]} == DEFAULTS["StandInSampler"]
+
+
+def execute(node_id, **inputs):
+    return pack.node_classes()[node_id].execute(**inputs)
+
+
+def test_adapters_are_found_beside_loras(tmp_path, monkeypatch):
+    import folder_paths
+    from tiny_models import ADAPTER, adapter_weights
+    import safetensors.torch
+
+    pack.node_classes()
+    safetensors.torch.save_file(adapter_weights(), tmp_path / ADAPTER)
+    assert set(folder_paths.get_folder_paths("loras")) <= set(folder_paths.get_folder_paths("stand_in"))
+    folder_paths.add_model_folder_path("stand_in", str(tmp_path))
+    try:
+        options = next(each for each in schema("LoadStandIn").inputs if each.id == "adapter").options
+        assert ADAPTER in options
+        (adapter,) = execute("LoadStandIn", adapter=ADAPTER).args
+    finally:
+        folder_paths.folder_names_and_paths["stand_in"][0].remove(str(tmp_path))
+    assert (adapter.name, len(adapter.blocks)) == (ADAPTER, 4)
+
+
+def test_the_model_works_in_core_samplers():
+    """ApplyIdentityBranch alone, with a reference latent, in SamplerCustomAdvanced and in KSampler."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import BasicGuider, BasicScheduler, RandomNoise, SamplerCustomAdvanced
+    import nodes
+
+    adapter = pack.module("standin_core.weights").parse_adapter(tiny.adapter_weights(), "a")
+    model = tiny.load()
+    (patched,) = execute("ApplyIdentityBranch", model=model, stand_in=adapter, strength=1.0, start_percent=0.0,
+                         end_percent=1.0, time_offset=-1, attention="auto",
+                         reference_latent={"samples": tiny.random(1, 16, 8, 16)}).args
+    latent = {"samples": torch.zeros(tiny.LATENT)}
+    ksampler = [nodes.KSampler().sample(each, 7, 3, 1.0, "euler", "simple", tiny.prompt(), tiny.prompt(), latent)[0]
+                for each in (model, patched)]
+    assert not torch.equal(ksampler[0]["samples"], ksampler[1]["samples"])
+    sigmas = BasicScheduler.execute(patched, "simple", 3, 1.0).args[0]
+    custom = SamplerCustomAdvanced.execute(
+        RandomNoise.execute(7).args[0], BasicGuider.execute(patched, tiny.prompt()).args[0],
+        comfy.samplers.sampler_object("euler"), sigmas, latent).args[0]
+    assert torch.equal(custom["samples"], ksampler[1]["samples"])
+
+
+def test_import_is_light():
+    """Beyond what ComfyUI has loaded anyway: no skimage, facexlib, numba, scipy; nothing printed; no logging set up."""
+    program = (
+        "import sys, logging; sys.argv = ['main.py', '--cpu']\n"
+        "import comfy.options; comfy.options.enable_args_parsing()\n"
+        "import nodes, server, comfy.samplers, latent_preview, asyncio\n"
+        "before, handlers = set(sys.modules), list(logging.root.handlers)\n"
+        f"assert asyncio.run(nodes.load_custom_node({str(PACK)!r}))\n"
+        "assert logging.root.handlers == handlers\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "heavy = new & {'skimage', 'facexlib', 'numba', 'peft', 'transformers', 'pandas', 'matplotlib'}\n"
+        "assert not heavy, heavy\n"
+        "sys.stdout.write('loaded')\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=pack.COMFYUI)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "loaded"
