@@ -1,9 +1,8 @@
 """The nodes: a schema and one call into standin_core each."""
 import inspect
 
-from comfy_api.latest import ComfyExtension, io, ui
-
 import folder_paths
+from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
 from .standin_core.attention import PATHS
@@ -106,7 +105,7 @@ class ApplyIdentityBranch(io.ComfyNode):
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "Part of the sampling at which the identity begins. Higher leaves the composition to the prompt.")),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "Part of the sampling at which the identity ends. Lower leaves the fine detail to the base model.")),
+                    "Part of the sampling at which the identity ends. Lower leaves fine detail to the base model.")),
                 io.Int.Input("time_offset", default=-1, min=-100, max=0, **ADVANCED, tooltip=(
                     "Frame at which the reference stands before the video, which begins at 0. -1 is the paper; farther "
                     "away (-5, -25) some users see less of the photo leak into the picture, and less likeness.")),

@@ -26,10 +26,9 @@ class PromptFailed(RuntimeError):
 
 @dataclass
 class Result:
-    """outputs: node id -> what the node put into the UI; cached: nodes that did not run; previews: latent previews."""
+    """outputs: node id -> what the node put into the UI; previews: how many latent previews came."""
 
     outputs: dict[str, dict] = field(default_factory=dict)
-    cached: list[str] = field(default_factory=list)
     previews: int = 0
     progress: list[tuple[int, int]] = field(default_factory=list)
 
@@ -100,7 +99,8 @@ class Server:
         async def send():
             form = aiohttp.FormData()
             form.add_field("image", image.read_bytes(), filename=image.name, content_type="image/png")
-            async with aiohttp.ClientSession() as session, session.post(f"{self.url}/upload/image", data=form) as response:
+            url = f"{self.url}/upload/image"
+            async with aiohttp.ClientSession() as session, session.post(url, data=form) as response:
                 return (await response.json())["name"]
         return asyncio.run(send())
 
@@ -115,35 +115,34 @@ class Server:
 
     async def _run(self, prompt, on_progress, interrupt_at) -> Result:
         client = uuid.uuid4().hex
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket_:
-                async with session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}) as response:
-                    answer = await response.json()
-                if "prompt_id" not in answer:
-                    raise PromptFailed(json.dumps(answer, indent=1))
-                result = Result()
-                async for message in socket_:
-                    if message.type == aiohttp.WSMsgType.BINARY:
-                        result.previews += int.from_bytes(message.data[:4], "big") in PREVIEW_EVENTS
-                        continue
-                    event = json.loads(message.data)
-                    data = event["data"]
-                    if data.get("prompt_id") != answer["prompt_id"]:
-                        continue
-                    if event["type"] == "progress":
+        url = f"{self.url}/ws?clientId={client}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as messages:
+            async with session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}) as response:
+                answer = await response.json()
+            if "prompt_id" not in answer:
+                raise PromptFailed(json.dumps(answer, indent=1))
+            result = Result()
+            async for message in messages:
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    result.previews += int.from_bytes(message.data[:4], "big") in PREVIEW_EVENTS
+                    continue
+                event = json.loads(message.data)
+                data = event["data"]
+                if data.get("prompt_id") != answer["prompt_id"]:
+                    continue
+                match event["type"]:
+                    case "progress":
                         result.progress.append((data["value"], data["max"]))
                         on_progress(prompt[data["node"]]["class_type"], data["value"], data["max"])
                         if data["value"] == interrupt_at:
                             await session.post(f"{self.url}/interrupt")
-                    elif event["type"] == "executed":
+                    case "executed":
                         result.outputs[data["node"]] = data["output"]
-                    elif event["type"] == "execution_cached":
-                        result.cached += data["nodes"]
-                    elif event["type"] == "execution_error":
+                    case "execution_error":
                         raise PromptFailed(f"{data['node_type']}: {data['exception_message'].strip()}")
-                    elif event["type"] == "execution_interrupted":
+                    case "execution_interrupted":
                         raise PromptFailed(f"{data['node_type']}: interrupted")
-                    elif event["type"] == "execution_success":
+                    case "execution_success":
                         return result
         raise PromptFailed("the server closed the connection")
 

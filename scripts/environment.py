@@ -43,7 +43,7 @@ def say(message: str) -> None:
 
 def prepare() -> Environment:
     """Bring everything up to date and say what is done; raises ``SystemExit`` with one sentence where it cannot."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  whoever starts this has any Python
         raise SystemExit(f"Python {sys.version.split()[0]} is too old: call this program with Python 3.11 or newer.")
     started = time.monotonic()
     HOME.mkdir(exist_ok=True)
@@ -64,8 +64,8 @@ def run_inside(*arguments: str) -> int:
 def _run(*command) -> None:
     result = subprocess.run([str(part) for part in command])
     if result.returncode:
-        raise SystemExit(f"[set-up] stopped: `{' '.join(map(str, command))}` failed with exit code {result.returncode}; "
-                         "what was finished is kept, so call the same command again once the cause is gone.")
+        raise SystemExit(f"[set-up] stopped: `{' '.join(map(str, command))}` ended with {result.returncode}; what was "
+                         "finished is kept, so call the same command again once the cause is gone.")
 
 
 def _virtual_environment() -> Path:

@@ -10,12 +10,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-import torch
-
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
+import safetensors.torch
+import torch
 
 # core's LotusConditioning, a text condition that needs no text encoder, is 1024 wide
 TEXT_DIM = 1024
@@ -31,6 +30,7 @@ class TinyWan:
     """A native Wan text-to-video model: what to build and what ComfyUI must be told to detect it."""
 
     dim: int = DIM
+    ffn_dim: int = 2 * DIM
     heads: int = HEADS
     blocks: int = BLOCKS
     text_dim: int = TEXT_DIM
@@ -38,7 +38,7 @@ class TinyWan:
 
     def weights(self) -> dict[str, torch.Tensor]:
         module = comfy.ldm.wan.model.WanModel(
-            dim=self.dim, ffn_dim=2 * self.dim, num_heads=self.heads, num_layers=self.blocks, text_dim=self.text_dim,
+            dim=self.dim, ffn_dim=self.ffn_dim, num_heads=self.heads, num_layers=self.blocks, text_dim=self.text_dim,
             operations=comfy.ops.disable_weight_init)
         return random_weights(module, self.seed)
 

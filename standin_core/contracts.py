@@ -64,7 +64,7 @@ class FaceCrop:
 class IdentityBranch:
     """Everything that ApplyIdentityBranch fixes; shared, unchanged, by every clone of the model.
 
-    reference_latent: [1, 16, 1, h, w], model space, on the CPU.
+    reference_latent: [1, 16, 1, h, w], model space, where ComfyUI keeps what nodes hand on.
     strength: weight of the identity in the softmax; 1 is the paper, 0 the base model bit for bit.
     start_percent, end_percent: the part of the sampling, 0 to 1, in which the video reads the identity.
     time_offset: RoPE frame of the identity tokens; the video starts at 0, the paper takes -1.

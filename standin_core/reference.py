@@ -1,9 +1,8 @@
 """From a reference image to the reference latent."""
 from __future__ import annotations
 
-import torch
-
 import comfy.ldm.wan.vae
+import torch
 
 from .contracts import StandInError
 

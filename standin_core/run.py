@@ -10,9 +10,8 @@ import logging
 import math
 import time
 
-import torch
-
 import comfy.model_management
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from .attention import AttentionChoice, choose_attention, restricted_attention
@@ -113,9 +112,10 @@ class Run:
         if self.started is not None and report.steps:
             elapsed_ms = (time.perf_counter() - self.started) * 1000
             report.ms_per_step = (elapsed_ms - report.build_ms) / report.steps
-        if sink is not None:
+        if sink is None:
+            log.info("Stand-In: %s", as_text(report))
+        else:
             sink.reports.append(report)
-        log.info("Stand-In: %s", as_text(report))
 
 
 class _Wrappers:
@@ -205,7 +205,7 @@ def _choose(branch: IdentityBranch, wan: Wan, device, options: dict) -> Attentio
 
 
 def _pytorch_attention() -> bool:
-    """Whether ComfyUI's attention is PyTorch's, in the order in which ComfyUI chooses (comfy/ldm/modules/attention.py)."""
+    """Whether ComfyUI's attention is PyTorch's, by the order of choice in comfy/ldm/modules/attention.py."""
     manager = comfy.model_management
     faster = manager.sage_attention_enabled() or manager.flash_attention_enabled() or manager.xformers_enabled()
     return manager.pytorch_attention_enabled() and not faster

@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import torch
-
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import torch
 
 from .contracts import RunReport, StandInError
 from .report import ReportSink
@@ -54,7 +53,7 @@ def flow_matching_sigmas(steps: int, shift: float, denoise: float) -> torch.Tens
 
 
 def switch_step(sigmas: torch.Tensor, boundary: float) -> int:
-    """The first step of the low-noise expert: the high-noise expert takes every step that starts at sigma >= boundary."""
+    """The first step of the low-noise expert; the high-noise one takes every step that begins at sigma >= boundary."""
     return int((sigmas[:-1] >= boundary).sum())
 
 

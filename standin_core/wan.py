@@ -10,11 +10,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import torch
-
 import comfy.ldm.common_dit
 import comfy.ldm.wan.model
 import comfy.model_management
+import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
 

@@ -74,8 +74,8 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
-            raise StandInError(f"{name}: blocks.{block}.self_attn.{which}_loras.{factor}.weight is "
-                               f"{list(weight.shape)}, needed is {list(shape)} like the first block: download it again.")
+            raise StandInError(f"{name}: blocks.{block}.self_attn.{which}_loras.{factor}.weight is {list(weight.shape)}"
+                               f", needed is {list(shape)} as in the first block: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)

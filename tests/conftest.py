@@ -7,7 +7,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parent.parent
 sys.path += [str(PACK / "scripts")]
-import environment  # noqa: E402
+import environment
 
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", environment.COMFYUI))
 
@@ -15,15 +15,15 @@ COMFYUI = Path(os.environ.get("COMFYUI_PATH", environment.COMFYUI))
 sys.path.insert(0, str(COMFYUI))
 sys.path += [str(PACK)]
 
-import comfy.options  # noqa: E402
+import comfy.options
 
 pytest_arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--use-pytorch-cross-attention"]
 comfy.options.enable_args_parsing()
-import comfy.cli_args  # noqa: E402, F401
+import comfy.cli_args
 
 sys.argv = pytest_arguments
 
-import torch  # noqa: E402
+import torch
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.samplers
+import comfy.sd
 import safetensors.torch
 import torch
 
-import comfy.samplers
-import comfy.sd
 from standin_core.run import apply_identity_branch
 from standin_core.weights import load_adapter
 

@@ -1,20 +1,20 @@
 """The identity beside everything else that people put on a Wan model."""
 import types
 
-import pytest
-import torch
-import torch._dynamo
-from torch._dynamo.utils import counters
-
 import comfy.context_windows
 import comfy.model_patcher
 import comfy.samplers
-import tiny
+import pytest
+import torch
+import torch._dynamo
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+from torch._dynamo.utils import counters
+
+import tiny
 from standin_core.contracts import StandInError
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
@@ -53,7 +53,8 @@ def test_strength_between_and_above(model, expected):
     assert torch.equal(tiny.sample(tiny.with_identity(model, strength=1.0))[0], expected)
 
 
-@pytest.mark.parametrize("start, end, calls", [(0.0, 1.0, 4), (0.0, 0.5, 2), (0.5, 1.0, 2), (0.3, 0.6, 1), (0.9, 0.95, 0)])
+@pytest.mark.parametrize("start, end, calls", [
+    (0.0, 1.0, 4), (0.0, 0.5, 2), (0.5, 1.0, 2), (0.3, 0.6, 1), (0.9, 0.95, 0)])
 def test_start_and_end_percent(model, start, end, calls):
     """Four steps begin at 0, 25, 50 and 75 percent; a range takes its start and leaves its end to the next range."""
     patched = tiny.with_identity(model, start_percent=start, end_percent=end)
@@ -120,7 +121,7 @@ def test_another_packs_attention_override(model, expected, order):
 
 
 def test_an_override_and_a_strength(model):
-    """No log-sum-exp comes from an unknown function, so it is left out of the video's self-attention, and it is said."""
+    """No log-sum-exp comes from an unknown function, so the video's self-attention leaves it, and it is said."""
     calls = []
     patched = tiny.with_identity(model, strength=0.5)
     patched.model_options["transformer_options"]["optimized_attention_override"] = override(calls)
@@ -130,7 +131,7 @@ def test_an_override_and_a_strength(model):
     assert_close(samples, tiny.sample(tiny.with_identity(model, strength=0.5))[0], WHOLE_RUN)
 
 
-def own_attention(self, x, freqs, transformer_options={}):
+def own_attention(self, x, freqs, transformer_options):
     """The shape of KJNodes' Enhance-A-Video: a self-attention of its own that calls ComfyUI's attention."""
     heads = (*x.shape[:2], self.num_heads, self.head_dim)
     q = apply_rope1(self.norm_q(self.q(x)).view(heads), freqs)
@@ -139,7 +140,7 @@ def own_attention(self, x, freqs, transformer_options={}):
                                       transformer_options=transformer_options))
 
 
-def bypassing_attention(self, x, freqs, transformer_options={}):
+def bypassing_attention(self, x, freqs, transformer_options):
     """The shape of a memory-efficient Sage patch: calls its kernel directly."""
     return self.o(self.v(x))
 
@@ -280,7 +281,8 @@ def test_scaled_fp8_weights():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_paths_agree(dtype):
     model = tiny.load(dtype=dtype)
-    merge, concatenate = (tiny.sample(tiny.with_identity(model, attention=path))[0] for path in ("merge", "concatenate"))
+    merge = tiny.sample(tiny.with_identity(model, attention="merge"))[0]
+    concatenate = tiny.sample(tiny.with_identity(model, attention="concatenate"))[0]
     base = tiny.sample(model)[0]
     assert relative_rms(merge, concatenate) < RELATIVE_RMS[dtype]
     assert relative_rms(merge, base) > 2 * RELATIVE_RMS[dtype]

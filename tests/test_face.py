@@ -1,14 +1,15 @@
 """The face stage: the authors' geometry bit for bit, a real photograph, and facexlib's networks where files are."""
+import importlib.util
 import json
 from pathlib import Path
 
 import cv2
+import folder_paths
 import numpy as np
 import pytest
 import skimage.data
 import torch
 
-import folder_paths
 from standin_core.contracts import StandInError
 from standin_core.face import crop_face
 from standin_core.face.detectors import Face, detect
@@ -88,7 +89,7 @@ def test_crop_of_a_photograph(astronaut):
     assert crop.image.shape == (1, 512, 512, 3) and crop.image.dtype == torch.float32
     assert crop.mask.shape == (1, 512, 512) and bool((crop.mask == 1).all())
     assert "by cascade" in crop.verdict
-    assert "RetinaFace not used: no detection_Resnet50_Final.pth" in crop.verdict
+    assert "retinaface not used: no detection_Resnet50_Final.pth" in crop.verdict
     assert "background kept: no parsing_bisenet.pth" in crop.verdict
 
 
@@ -115,8 +116,24 @@ def test_empty_image():
 
 
 def test_retinaface_by_name_needs_its_file(astronaut):
-    with pytest.raises(StandInError, match=r"detection_Resnet50_Final\.pth .* in models/facexlib"):
+    with pytest.raises(StandInError, match=r"retinaface cannot run: no detection_Resnet50_Final\.pth"):
         detect(astronaut, "retinaface")
+
+
+def not_installed(monkeypatch, *names):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else find_spec(name))
+
+
+def test_auto_goes_on_without_optional_packages(astronaut, monkeypatch):
+    """A broken install costs the detector, not the node."""
+    not_installed(monkeypatch, "facexlib", "skimage")
+    crop = crop_face(as_image(astronaut), size=64)
+    assert "no detector: the whole image" in crop.verdict
+    assert "retinaface not used: facexlib is not installed" in crop.verdict
+    assert "cascade not used: scikit-image is not installed" in crop.verdict
+    with pytest.raises(StandInError, match="cascade cannot run: scikit-image is not installed"):
+        detect(astronaut, "cascade")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from golden_cases import load_case, velocities
-from standin_core.contracts import IdentityBranch
 from standin_core.identity import identity_layers
 from standin_core.rope import identity_positions
 from standin_core.sampler import FLOW_MATCHING, SamplerSettings, denoise, flow_matching_sigmas, switch_step

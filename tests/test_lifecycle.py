@@ -2,12 +2,12 @@
 import gc
 import weakref
 
+import comfy.model_management
 import pytest
 import torch
-
-import comfy.model_management
-import tiny
 from comfy.patcher_extension import WrappersMP
+
+import tiny
 from standin_core.kv_cache import IdentityCache
 from standin_core.run import KEY, remove_identity_branch
 
@@ -150,7 +150,7 @@ def test_reserved_memory_is_given_back(model):
     kv = 2 * tiny.WAN.blocks * 32 * tiny.WAN.dim * 4
     identity_output = 3 * 4 * 6 * tiny.WAN.dim * 4
     assert seen == [kv + identity_output]
-    assert comfy.model_management.EXTRA_RESERVED_VRAM == reserved
+    assert reserved == comfy.model_management.EXTRA_RESERVED_VRAM
 
 
 def growth(model):

@@ -70,8 +70,9 @@ def execute(node_id, **inputs):
 
 def test_adapters_are_found_beside_loras(tmp_path, monkeypatch):
     import folder_paths
-    from tiny_models import ADAPTER, adapter_weights
     import safetensors.torch
+
+    from tiny_models import ADAPTER, adapter_weights
 
     pack.node_classes()
     safetensors.torch.save_file(adapter_weights(), tmp_path / ADAPTER)
@@ -89,8 +90,8 @@ def test_adapters_are_found_beside_loras(tmp_path, monkeypatch):
 def test_the_model_works_in_core_samplers():
     """ApplyIdentityBranch alone, with a reference latent, in SamplerCustomAdvanced and in KSampler."""
     import comfy.samplers
-    from comfy_extras.nodes_custom_sampler import BasicGuider, BasicScheduler, RandomNoise, SamplerCustomAdvanced
     import nodes
+    from comfy_extras.nodes_custom_sampler import BasicGuider, BasicScheduler, RandomNoise, SamplerCustomAdvanced
 
     adapter = pack.module("standin_core.weights").parse_adapter(tiny.adapter_weights(), "a")
     model = tiny.load()

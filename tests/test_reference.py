@@ -1,8 +1,8 @@
 """From image or latent to the reference latent."""
+import comfy.sd
 import pytest
 import torch
 
-import comfy.sd
 import tiny
 from standin_core.contracts import StandInError
 from standin_core.reference import reference_from

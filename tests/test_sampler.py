@@ -1,17 +1,27 @@
 """StandInSampler's sampling: the authors' schedule, ComfyUI's samplers, two experts, masks, progress and refusals."""
-import pytest
-import torch
+import itertools
 
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import tiny
+import pytest
+import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+import tiny
 from standin_core.contracts import StandInError
 from standin_core.report import as_json, as_text
 from standin_core.sampler import (
-    FLOW_MATCHING, SamplerSettings, denoise, flow_matching_sigmas, sample, sampler_names, scheduler_names, switch_step)
+    FLOW_MATCHING,
+    SamplerSettings,
+    denoise,
+    flow_matching_sigmas,
+    sample,
+    sampler_names,
+    scheduler_names,
+    switch_step,
+)
 from tiny_models import TinyWan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
@@ -44,7 +54,7 @@ def test_euler_flow_matching_by_hand(model):
     sigmas = [5 * s / (1 + 4 * s) for s in (1 - i / STEPS for i in range(STEPS + 1))]
     x = comfy.sample.prepare_noise(torch.zeros(tiny.LATENT), 7)
     inner = model.model
-    for sigma, following in zip(sigmas, sigmas[1:]):
+    for sigma, following in itertools.pairwise(sigmas):
         velocity = {}
         for name, condition in (("cond", tiny.prompt()), ("uncond", tiny.prompt(seed=3))):
             velocity[name] = inner.diffusion_model(x, torch.tensor([1000 * sigma]), condition[0][0])
@@ -197,7 +207,7 @@ def test_a_model_that_is_not_wan(model):
 
 def test_an_adapter_of_another_size(model):
     wider = tiny.load(TinyWan(dim=128, heads=2, text_dim=tiny.WAN.text_dim).weights())
-    with pytest.raises(StandInError, match="is for a Wan of 4 blocks and width 64, the model has 4 blocks and width 128"):
+    with pytest.raises(StandInError, match="for a Wan of 4 blocks and width 64, the model has 4 blocks and width 128"):
         tiny.with_identity(wider)
 
 

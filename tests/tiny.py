@@ -1,10 +1,10 @@
 """A tiny random Wan in ComfyUI's own loader and sampler, and the identity on it."""
 import functools
 
-import torch
-
 import comfy.sample
 import comfy.sd
+import torch
+
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
 from standin_core.weights import parse_adapter

@@ -10,6 +10,7 @@ import torch
 from ..contracts import FaceCrop, StandInError
 from .detectors import DETECTORS, Face, detect
 from .geometry import square_crop
+from .models import missing
 from .parsing import BISENET_FILE, subject_mask
 
 __all__ = ["BACKGROUNDS", "DETECTORS", "crop_face"]
@@ -41,10 +42,11 @@ def _crop_one(photo: np.ndarray, detector: str, crop_scale: float, size: int,
     face = max(found.faces, key=lambda face: face.area, default=None)
     crop, inside = square_crop(photo, None if face is None else face.box, crop_scale, size, fill)
     verdict = [_detection_verdict(photo, face, found.detector), *found.notes]
-    mask = subject_mask(crop)
-    if mask is None:
-        verdict.append(f"background kept: no {BISENET_FILE} (facexlib's releases) in models/facexlib")
+    reason = missing(BISENET_FILE)
+    if reason is not None:
+        verdict.append(f"background kept: {reason}")
         return crop, inside, "\n".join(verdict)
+    mask = subject_mask(crop)
     crop[~mask] = fill
     verdict.append("background removed by BiSeNet")
     return crop, mask, "\n".join(verdict)

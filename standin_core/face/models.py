@@ -1,13 +1,13 @@
 """Face networks as ComfyUI's citizens: found in its model folders, moved by its memory manager, never downloaded."""
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-
-import torch
 
 import comfy.model_management
 import comfy.model_patcher
 import folder_paths
+import torch
 
 # where facexlib's files lie in the packs that use them
 FOLDERS = ("facexlib", "facedetection", "face_parsing")
@@ -24,9 +24,18 @@ def find_model(file_name: str) -> Path | None:
     return None
 
 
-def load_weights(network: torch.nn.Module, path: Path) -> None:
+def missing(file_name: str) -> str | None:
+    """Why the facexlib network of this file cannot run here, or None if it can."""
+    if importlib.util.find_spec("facexlib") is None:
+        return "facexlib is not installed (the pack's requirements.txt has it)"
+    if find_model(file_name) is None:
+        return f"no {file_name} (facexlib's releases) in models/facexlib"
+    return None
+
+
+def load_weights(network: torch.nn.Module, file_name: str) -> None:
     """Load a state dict without running anything in the file."""
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = torch.load(find_model(file_name), map_location="cpu", weights_only=True)
     network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
     network.eval()
 

@@ -5,25 +5,22 @@ import cv2
 import numpy as np
 import torch
 
-from .models import find_model, load_weights, on_compute_device
+from .models import load_weights, on_compute_device
 
 BISENET_FILE = "parsing_bisenet.pth"
 PARSED_PX = 512  # what BiSeNet was trained at
 BACKGROUND = 0
 
 
-def subject_mask(crop: np.ndarray) -> np.ndarray | None:
-    """crop: [S, S, 3] uint8 RGB -> [S, S] bool, all labels but background; None without BiSeNet's file.
+def subject_mask(crop: np.ndarray) -> np.ndarray:
+    """crop: [S, S, 3] uint8 RGB -> [S, S] bool, all labels but background. ``models.missing`` must have no reason.
 
     Input scaled to -1..1, as the authors' inference code does (their ComfyUI preprocessor uses ImageNet's statistics).
     """
-    path = find_model(BISENET_FILE)
-    if path is None:
-        return None
     from facexlib.parsing.bisenet import BiSeNet  # imports half of scipy and numba: 2 s
 
     network = BiSeNet(num_class=19)
-    load_weights(network, path)
+    load_weights(network, BISENET_FILE)
     device = on_compute_device(network)
     size = crop.shape[0]
     parsed = cv2.resize(crop, (PARSED_PX, PARSED_PX), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,199 @@
+"""What the identity costs: plain model against cached identity, merged and concatenated, in one run.
+
+    python benchmarks/overhead.py                    # inside the environment that scripts/test.py prepares
+
+Model: one block of Wan 14B's width and random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
+sampler. Attention: the self-attention of such a block alone at the token counts of 832x480x81, on a few of its heads;
+there the share of the identity is 1/32 and stands out of the noise. Variants take turns within each round; a ratio is taken within a round, and its median over the rounds is
+given with half the interquartile range. The plain model takes a second turn in each round: its ratio is the machine's
+noise.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path.append(str(PACK / "scripts"))
+import environment
+
+sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(environment.COMFYUI)))
+sys.path.append(str(PACK))
+import comfy.options
+
+arguments, device_arguments = sys.argv, [] if "--cuda" in sys.argv else ["--cpu"]
+sys.argv = ["main.py", "--use-pytorch-cross-attention", *device_arguments]
+comfy.options.enable_args_parsing()
+import comfy.cli_args
+
+sys.argv = arguments
+
+import torch
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import comfyui_version
+from comfy.ldm.modules.attention import optimized_attention
+from standin_core.attention import choose_attention, restricted_attention
+from standin_core.report import ReportSink
+from standin_core.run import SINK, apply_identity_branch
+from standin_core.weights import parse_adapter
+from tiny_models import TinyWan, adapter_weights
+
+DIM, FFN_DIM, HEADS, RANK = 5120, 13824, 40, 128  # Wan 14B
+HEAD_DIM = DIM // HEADS
+PROMPT_TOKENS, TEXT_DIM = 512, 64
+RATIO = 32
+STEPS = 3  # the first builds the identity K/V and is not counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--video-tokens", type=int, default=1024, help="a multiple of 256")
+    parser.add_argument("--attention-tokens", type=int, default=32768)
+    parser.add_argument("--attention-heads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
+    options = parser.parse_args()
+    with torch.inference_mode():
+        result = {
+            "machine": machine(), "torch": torch.__version__, "comfyui": comfyui_version.__version__,
+            "threads": torch.get_num_threads(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
+            "model": whole_model(options), "attention": attention_alone(options),
+        }
+    path = PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(as_markdown(result))
+
+
+def whole_model(options) -> dict:
+    dtype = getattr(torch, options.dtype)
+    wan = TinyWan(dim=DIM, ffn_dim=FFN_DIM, heads=HEADS, blocks=options.blocks, text_dim=TEXT_DIM)
+    model = comfy.sd.load_diffusion_model_state_dict(wan.weights(), model_options={"dtype": dtype},
+                                                     metadata=wan.metadata())
+    adapter = parse_adapter(adapter_weights(DIM, options.blocks, RANK), "benchmark")
+    frames = options.video_tokens // 256
+    latent = torch.zeros(1, 16, frames, 32, 32)
+    identity_tokens = options.video_tokens // RATIO
+    reference = torch.randn(1, 16, 1, 8, identity_tokens // 4 * 2)
+    prompt = [[torch.randn(1, PROMPT_TOKENS, TEXT_DIM), {}]]
+    variants = {"plain": model, "plain again": model}
+    for path in ("merge", "concatenate"):
+        variants[path] = apply_identity_branch(model, adapter, reference, attention=path)
+    reports = {}
+
+    def step_seconds(name: str) -> float:
+        patched, sink = variants[name].clone(), ReportSink()
+        patched.model_options.setdefault("transformer_options", {})[SINK] = sink
+        ends = []
+
+        def note_end(*_):
+            comfy.model_management.synchronize()
+            ends.append(time.perf_counter())
+
+        comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 0), STEPS, 1.0, "euler", "simple", prompt,
+                            prompt, latent, callback=note_end, disable_pbar=True, seed=0)
+        if sink.reports:
+            (reports[name],) = sink.reports
+        return (ends[-1] - ends[0]) / (STEPS - 1)
+
+    timed = in_turns(variants, step_seconds, options.rounds)
+    n, c = options.video_tokens, DIM
+    block = (6 * 2 * n * c * c  # q, k, v, o of the self-attention, q and o of the cross-attention
+             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * FFN_DIM
+             + 4 * n * n * c + 4 * n * PROMPT_TOKENS * c)
+    return {
+        "what": f"{options.blocks} block(s) of width {DIM}, {n} video and {identity_tokens} identity tokens, "
+                f"{options.dtype}",
+        "flops_share": 4 * n * identity_tokens * c / block, "timed": timed,
+        "build_ms": statistics.median(report.build_ms for report in reports.values()),
+        "builds_per_run": max(report.builds for report in reports.values()),
+        "cache_bytes": reports["merge"].cache_bytes,
+    }
+
+
+def attention_alone(options) -> dict:
+    device = comfy.model_management.get_torch_device()
+    dtype, heads = getattr(torch, options.dtype), options.attention_heads
+    n = options.attention_tokens
+    q, k, v, identity_k, identity_v = (
+        torch.randn(1, tokens, heads * HEAD_DIM, device=device, dtype=dtype) for tokens in (n, n, n, *[n // RATIO] * 2))
+
+    def plain():
+        return optimized_attention(q, k, v, heads=heads)
+
+    def reading(path):
+        choice = choose_attention(path, 1.0, None, device, dtype, HEAD_DIM)
+        attend = restricted_attention(choice, 0.0)
+        return lambda: attend(optimized_attention, q, k, v, identity_k, identity_v, heads=heads)
+
+    variants = {"plain": plain, "plain again": plain, "merge": reading("merge"), "concatenate": reading("concatenate")}
+
+    def seconds(name: str) -> float:
+        comfy.model_management.synchronize()
+        started = time.perf_counter()
+        variants[name]()
+        comfy.model_management.synchronize()
+        return time.perf_counter() - started
+
+    return {
+        "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {n // RATIO} identity tokens, "
+                f"{options.dtype}",
+        "flops_share": 1 / RATIO, "timed": in_turns(variants, seconds, options.rounds),
+    }
+
+
+def in_turns(variants: dict, seconds, rounds: int) -> dict:
+    """name -> ms and ratio to plain, medians over rounds, after one round that is not counted."""
+    for name in variants:
+        seconds(name)
+    times = {name: [] for name in variants}
+    for i in range(rounds):
+        # each round begins with another variant, so that none is always the one after a pause
+        names = list(variants)[i % len(variants):] + list(variants)[:i % len(variants)]
+        for name in names:
+            times[name].append(seconds(name))
+    ratios = {name: [a / b for a, b in zip(times[name], times["plain"])] for name in variants}
+    summary = {}
+    for name in variants:
+        low, median, high = statistics.quantiles(ratios[name], n=4, method="inclusive")
+        summary[name] = {"ms": 1000 * statistics.median(times[name]), "ratio": median, "noise": (high - low) / 2}
+    return summary
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def as_markdown(result: dict) -> str:
+    lines = [f"{result['machine']}, torch {result['torch']}, ComfyUI {result['comfyui']}"]
+    for part in (result["model"], result["attention"]):
+        lines += ["", f"{part['what']}; the identity adds {100 * part['flops_share']:.2f} % FLOPs", "",
+                  "| | ms | ratio to plain |", "|---|---|---|"]
+        lines += [f"| {name} | {row['ms']:.0f} | {row['ratio']:.4f} ± {row['noise']:.4f} |"
+                  for name, row in part["timed"].items()]
+    model = result["model"]
+    lines += ["", f"identity K/V: built {model['builds_per_run']} time(s) a run in {model['build_ms']:.0f} ms, "
+                  f"{model['cache_bytes'] / 2**20:.1f} MiB"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
