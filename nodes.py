@@ -7,9 +7,8 @@ from server import PromptServer
 
 from .standin_core.attention import PATHS
 from .standin_core.face import BACKGROUNDS, DETECTORS, crop_face
-from .standin_core.reference import reference_from
 from .standin_core.report import as_json, as_text
-from .standin_core.run import apply_identity_branch
+from .standin_core.run import apply_reference
 from .standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
 from .standin_core.weights import load_adapter
 
@@ -119,10 +118,9 @@ class ApplyIdentityBranch(io.ComfyNode):
     @classmethod
     def execute(cls, model, stand_in, strength, start_percent, end_percent, time_offset, attention, vae=None,
                 reference_image=None, reference_latent=None):
-        latent = reference_from(vae, reference_image, reference_latent)
-        return io.NodeOutput(apply_identity_branch(
-            model, stand_in, latent, strength=strength, start_percent=start_percent, end_percent=end_percent,
-            time_offset=time_offset, attention=attention))
+        return io.NodeOutput(apply_reference(
+            model, stand_in, vae, reference_image, reference_latent, strength=strength, start_percent=start_percent,
+            end_percent=end_percent, time_offset=time_offset, attention=attention))
 
 
 class StandInSampler(io.ComfyNode):

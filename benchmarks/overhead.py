@@ -4,9 +4,10 @@
 
 Model: one block of Wan 14B's width and random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
 sampler. Attention: the self-attention of such a block alone at the token counts of 832x480x81, on a few of its heads;
-there the share of the identity is 1/32 and stands out of the noise. Variants take turns within each round; a ratio is taken within a round, and its median over the rounds is
-given with half the interquartile range. The plain model takes a second turn in each round: its ratio is the machine's
-noise.
+there the share of the identity is 1/32 and stands out of the noise.
+
+Variants take turns within each round; a ratio is taken within a round, and its median over the rounds is given with
+half the interquartile range. The plain model takes a second turn in each round: its ratio is the machine's noise.
 """
 from __future__ import annotations
 

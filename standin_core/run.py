@@ -18,6 +18,7 @@ from .attention import AttentionChoice, choose_attention, restricted_attention
 from .contracts import Adapter, IdentityBranch, RunReport, StandInError
 from .identity import identity_layers
 from .kv_cache import IdentityCache, IdentityCacheSpec
+from .reference import reference_from
 from .report import ReportSink, as_text
 from .rope import identity_positions
 from .wan import OVERRIDE, Wan
@@ -29,14 +30,22 @@ KEY = "stand_in"
 SINK = "stand_in_report_sink"
 
 
+def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, latent: dict | None, **controls):
+    """As ``apply_identity_branch``, from a reference image [1, H, W, 3] and Wan's VAE or from a ComfyUI LATENT.
+
+    A model that the adapter does not fit is refused before the VAE works.
+    """
+    _check_fit(model, adapter)
+    return apply_identity_branch(model, adapter, reference_from(vae, image, latent), **controls)
+
+
 def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tensor, **controls):
     """A clone of the ModelPatcher whose runs read this identity; applied again, the new branch replaces the old.
 
     reference_latent: [1, 16, 1, h, w], VAE space. controls: as in IdentityBranch. Raises StandInError for a model that
     is not Wan, or that the adapter or the reference does not fit, before any work.
     """
-    wan = Wan(model.model)
-    check_fit(adapter, len(wan.blocks), wan.dim)
+    _check_fit(model, adapter)
     needed, came = model.model.latent_format.latent_channels, reference_latent.shape[1]
     if came != needed:
         raise StandInError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
@@ -51,6 +60,11 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.set_attachments(KEY, branch)
     return patched
+
+
+def _check_fit(model, adapter: Adapter) -> None:
+    wan = Wan(model.model)
+    check_fit(adapter, len(wan.blocks), wan.dim)
 
 
 def remove_identity_branch(model):

@@ -6,7 +6,8 @@ import torch
 import tiny
 from standin_core.contracts import StandInError
 from standin_core.reference import reference_from
-from tiny_models import vae_weights
+from standin_core.run import apply_identity_branch, apply_reference
+from tiny_models import TinyWan, vae_weights
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ REFUSED = {
     "both": ((None, IMAGE, {"samples": torch.rand(1, 16, 1, 4, 4)}), "a reference image and a reference latent came"),
     "no VAE": ((None, IMAGE, None), "came without a VAE"),
     "another VAE": ((OtherVAE, IMAGE, None), "the VAE is Identity, needed is Wan 2.1's"),
-    "an empty batch": (("vae", IMAGE[:0], None), "the reference image is 32x32|empty|0 reference images"),
+    "an empty batch": (("vae", IMAGE[:0], None), "0 reference images came"),
     "too small": (("vae", IMAGE[:, :8], None), "the reference image is 32x8, at least 16x16"),
     "two pictures": (("vae", IMAGE.expand(2, -1, -1, -1), None), "2 reference images came, one is needed"),
     "a video": ((None, None, {"samples": torch.rand(1, 16, 3, 4, 4)}), r"has shape \[1, 16, 3, 4, 4\]"),
@@ -53,7 +54,16 @@ def test_refusals(vae, name):
         reference_from(vae if vae_ == "vae" else vae_, image, latent)
 
 
+def test_a_model_that_does_not_fit_is_refused_before_the_vae_works():
+    class Untouchable:
+        def __getattr__(self, name):
+            raise AssertionError("the VAE was touched")
+
+    wider = tiny.load(TinyWan(dim=128, text_dim=tiny.WAN.text_dim).weights())
+    with pytest.raises(StandInError, match="is for a Wan of 4 blocks and width 64"):
+        apply_reference(wider, tiny.adapter(), Untouchable(), IMAGE, None)
+
+
 def test_channels_must_be_the_models():
-    from standin_core.run import apply_identity_branch
     with pytest.raises(StandInError, match="has 48 channels, this model's latents have 16"):
         apply_identity_branch(tiny.load(), tiny.adapter(), torch.rand(1, 48, 1, 4, 4))

@@ -1,6 +1,8 @@
 """A tiny random Wan in ComfyUI's own loader and sampler, and the identity on it."""
 import functools
 
+import comfy.ldm.wan.model
+import comfy.ops
 import comfy.sample
 import comfy.sd
 import torch
@@ -8,7 +10,7 @@ import torch
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
 from standin_core.weights import parse_adapter
-from tiny_models import TinyWan, adapter_weights
+from tiny_models import TinyWan, adapter_weights, random_weights
 
 WAN = TinyWan(text_dim=32)
 LATENT = (1, 16, 3, 8, 12)
@@ -18,6 +20,14 @@ STEPS = 3
 @functools.cache
 def adapter():
     return parse_adapter(adapter_weights(), "tiny_stand_in.safetensors", sha256="0" * 64)
+
+
+def vace_weights():
+    """WAN with two VACE blocks beside its four."""
+    module = comfy.ldm.wan.model.VaceWanModel(
+        dim=WAN.dim, ffn_dim=WAN.ffn_dim, num_heads=WAN.heads, num_layers=WAN.blocks, text_dim=WAN.text_dim,
+        vace_layers=2, vace_in_dim=96, operations=comfy.ops.disable_weight_init)
+    return random_weights(module, seed=0)
 
 
 def random(*shape, seed=0):

@@ -55,6 +55,8 @@ def _cuda_flash_refusal(device: torch.device, dtype: torch.dtype, head_dim: int)
         return f"it takes head dims that are multiples of 8 up to 256, the model has {head_dim}"
     if torch.version.cuda is not None and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs compute capability 8.0 or newer"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this build of PyTorch has none"
     return None
 
 

@@ -28,7 +28,7 @@ def crop_face(image: torch.Tensor, detector: str = "auto", crop_scale: float = 1
     if image.numel() == 0:
         raise StandInError(f"the image is empty, its shape is {list(image.shape)}: connect a photo.")
     images, masks, verdicts = [], [], []
-    for photo in (image[..., :3] * 255).round().to(torch.uint8).cpu().numpy():
+    for photo in (image[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy():
         crop, mask, verdict = _crop_one(photo, detector, crop_scale, size, BACKGROUNDS[background])
         images.append(torch.from_numpy(crop))
         masks.append(torch.from_numpy(mask))
