@@ -1,11 +1,12 @@
 """The nodes: a schema and one call into standin_core each."""
 import inspect
+import os
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
-from .standin_core.attention import PATHS
+from .standin_core.contracts import ATTENTION_PATHS
 from .standin_core.face import BACKGROUNDS, DETECTORS, crop_face
 from .standin_core.report import as_json, as_text
 from .standin_core.run import apply_reference
@@ -108,9 +109,10 @@ class ApplyIdentityBranch(io.ComfyNode):
                 io.Int.Input("time_offset", default=-1, min=-100, max=0, **ADVANCED, tooltip=(
                     "Frame at which the reference stands before the video, which begins at 0. -1 is the paper; farther "
                     "away (-5, -25) some users see less of the photo leak into the picture, and less likeness.")),
-                io.Combo.Input("attention", options=list(PATHS), default="auto", **ADVANCED, tooltip=(
-                    "How the video reads the identity; the result is the same. auto keeps ComfyUI's attention. merge "
-                    "copies nothing and knows every strength. concatenate works with any attention, at strength 1.")),
+                io.Combo.Input("attention", options=list(ATTENTION_PATHS), default="auto", **ADVANCED, tooltip=(
+                    "How the video reads the identity; the result is the same. merge computes the two attentions apart "
+                    "with PyTorch and copies nothing. concatenate appends keys for whatever attention is in use, at "
+                    "strength 1 only. auto merges where PyTorch's attention is in use, and otherwise concatenates.")),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
@@ -196,7 +198,7 @@ async def comfy_entrypoint():
 def register_model_folder():
     """models/stand_in, then wherever LoRAs lie, because that is where users put these files."""
     extensions = folder_paths.supported_pt_extensions
-    own = f"{folder_paths.models_dir}/{MODEL_FOLDER}"
+    own = os.path.join(folder_paths.models_dir, MODEL_FOLDER)
     configured = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([], set()))[0]
     places = dict.fromkeys([*configured, own, *folder_paths.get_folder_paths("loras")])
     folder_paths.folder_names_and_paths[MODEL_FOLDER] = (list(places), extensions)

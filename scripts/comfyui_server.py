@@ -37,7 +37,7 @@ def link_pack(base: Path) -> None:
     """Put the pack into base/custom_nodes, as a link: what runs is this very checkout."""
     link = base / "custom_nodes" / "ComfyUI-StandIn"
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.exists():
+    if os.path.lexists(link):
         return
     if os.name == "nt":
         import _winapi  # a junction needs no privilege, a symbolic link does
@@ -53,9 +53,9 @@ def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Ite
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(comfyui / "main.py"), "--cpu", "--use-pytorch-cross-attention",
-               "--base-directory", str(base), "--database-url", f"sqlite:///{base / 'comfyui.db'}",
-               "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", "--disable-api-nodes", *arguments]
+    command = [sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base),
+               "--database-url", f"sqlite:///{base / 'comfyui.db'}", "--listen", "127.0.0.1", "--port", str(port),
+               "--disable-auto-launch", "--disable-api-nodes", *arguments]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -68,6 +68,7 @@ def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Ite
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 class Server:

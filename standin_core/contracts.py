@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+# how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
+ATTENTION_PATHS = ("auto", "merge", "concatenate")
+
 
 class StandInError(ValueError):
     """One sentence for the user: what came, what is needed, what to do. Raised before work is lost."""
@@ -53,7 +56,10 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class FaceCrop:
-    """image: [1, S, S, 3] float32 in 0..1; mask: [1, S, S] float32, 1 where the subject is; verdict: what was done."""
+    """One crop for each photo, and what was done, in words.
+
+    image: [B, S, S, 3] float32 in 0..1; mask: [B, S, S] float32, 1 where the subject is.
+    """
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -68,7 +74,9 @@ class IdentityBranch:
     strength: weight of the identity in the softmax; 1 is the paper, 0 the base model bit for bit.
     start_percent, end_percent: the part of the sampling, 0 to 1, in which the video reads the identity.
     time_offset: RoPE frame of the identity tokens; the video starts at 0, the paper takes -1.
-    attention: "auto", "merge" or "concatenate".
+    attention: one of ATTENTION_PATHS.
+
+    Raises StandInError for values that cannot work together.
     """
 
     adapter: Adapter
@@ -79,10 +87,29 @@ class IdentityBranch:
     time_offset: int = -1
     attention: str = "auto"
 
+    def __post_init__(self):
+        if self.strength < 0:
+            raise StandInError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
+                               "paper.")
+        if self.start_percent >= self.end_percent:
+            raise StandInError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
+                               "identity would never be read: set end above start, or strength to 0.")
+        if self.attention not in ATTENTION_PATHS:
+            raise StandInError(f"attention is {self.attention}, needed is one of {', '.join(ATTENTION_PATHS)}.")
+        if self.attention == "concatenate" and self.strength not in (0, 1):
+            raise StandInError(f"attention is set to concatenate, which knows no strength but 1 (it is "
+                               f"{self.strength:g}): set attention to auto or merge, or strength to 1.")
+
 
 @dataclass(slots=True)
 class RunReport:
-    """What one run did; filled by the run that owns it, read-only once the run is over."""
+    """What one run did; filled by the run that owns it, read-only once the run is over.
+
+    reference_size: (h, w) of the reference latent. video_grid: (t, h, w) in tokens, of the first model call. attention:
+    the path taken, refusals: what was passed over and why. builds, build_ms: of the identity K/V. cache_bytes: the most
+    held at a time. reads: by blocks. model_calls, identity_calls: all, and those that read the identity. ms_per_step:
+    wall time from the first model call to the end of the run without the build, for each of ``steps`` sampler steps.
+    """
 
     adapter_file: str
     adapter_sha256: str

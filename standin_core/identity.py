@@ -7,7 +7,7 @@ block only K and V are needed.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -16,13 +16,12 @@ from .rope import identity_positions
 from .wan import Wan
 
 
-def identity_layers(model: Wan, latent: torch.Tensor, adapter: Adapter,
-                    attention: Callable) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def identity_layers(model: Wan, latent: torch.Tensor,
+                    adapter: Adapter) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (K, V) of the identity tokens for one block after the other, [1, N_ref, C] each.
 
     K is after RMSNorm and *before* rotation: RoPE is relative, so the stream itself may stand anywhere, and one build
     serves every size of video. latent: [1, 16, 1, h, w], model space, on the device and in the dtype to compute in.
-    attention: ``attention(q, k, v) -> [1, N_ref, C]``, all of them [1, N_ref, C].
     """
     _, height, width = model.grid(latent.shape)
     rotation = model.rotation(identity_positions((0, 0), (height, width), 0.0, device=latent.device))
@@ -37,5 +36,5 @@ def identity_layers(model: Wan, latent: torch.Tensor, adapter: Adapter,
         if block is model.blocks[-1]:
             return
         query = block.attn.norm_q(block.attn.q(normed) + low_rank.q(normed))
-        attended = attention(block.rotate(query, rotation), block.rotate(key, rotation), value)
+        attended = model.attention(block.rotate(query, rotation), block.rotate(key, rotation), value)
         tokens = block.after_attention(tokens, attended, modulation)

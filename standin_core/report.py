@@ -34,7 +34,7 @@ def as_text(report: RunReport) -> str:
         f"strength {report.strength:g} from {report.start_percent:g} to {report.end_percent:g}: in "
         f"{report.identity_calls} of {report.model_calls} model calls",
         f"attention: {report.attention}",
-        *(f"  not {refusal}" for refusal in report.refusals),
+        *(f"  passed over {refusal}" for refusal in report.refusals),
         f"identity K/V: {report.cache_bytes / 2**20:.1f} MiB, built {_times(report.builds)} in {report.build_ms:.0f} "
         f"ms, read {report.reads} times",
         f"{report.steps} steps, {report.ms_per_step:.0f} ms each",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 
 import comfy.model_management
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -58,7 +60,6 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
                           (WrappersMP.APPLY_MODEL, apply_model)):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
-    patched.set_attachments(KEY, branch)
     return patched
 
 
@@ -72,18 +73,21 @@ def remove_identity_branch(model):
     plain = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.APPLY_MODEL):
         plain.remove_wrappers_with_key(kind, KEY)
-    plain.remove_attachments(KEY)
     return plain
 
 
 class Run:
-    """The state of one run; lives in ``transformer_options`` as an opaque object and dies with the run."""
+    """The state of one run; lives in ``transformer_options`` as an opaque object and dies with the run.
 
-    def __init__(self, branch: IdentityBranch, steps: int):
+    Several devices may call the model at a time (ComfyUI's multi-GPU), hence the lock.
+    """
+
+    def __init__(self, branch: IdentityBranch, steps: int, hook_groups: int):
         self.branch = branch
-        self.cache = IdentityCache()
-        self.attention: AttentionChoice | None = None
+        self.cache = IdentityCache(entries=hook_groups)
+        self.choices: dict[torch.device, AttentionChoice] = {}
         self.started: float | None = None
+        self.lock = threading.Lock()
         *_, height, width = branch.reference_latent.shape
         self.report = RunReport(
             adapter_file=branch.adapter.name, adapter_sha256=branch.adapter.sha256, adapter_rank=branch.adapter.rank,
@@ -94,26 +98,45 @@ class Run:
     def __deepcopy__(self, memo):
         return self
 
-    def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
-        if self.started is None:
-            self.started = time.perf_counter()
-            self.report.model = type(base).__name__
-            self.report.video_grid = grid
-        self.report.model_calls += 1
+    def model_called(self, base, grid: tuple[int, int, int]) -> None:
+        with self.lock:
+            if self.started is None:
+                self.started = time.perf_counter()
+                self.report.model = type(base).__name__
+                self.report.video_grid = grid
+            self.report.model_calls += 1
 
-    def layers(self, base, wan: Wan, device, options: dict) -> list:
+    def identity_read(self, blocks: int) -> None:
+        with self.lock:
+            self.report.identity_calls += 1
+            self.report.reads += blocks
+
+    def attention(self, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
+        """Chosen once for each device."""
+        with self.lock:
+            if device not in self.choices:
+                self.choices[device] = _choose(self.branch, wan, device, options)
+                chosen = self.choices.values()
+                self.report.attention = "; ".join(dict.fromkeys(map(str, chosen)))
+                self.report.refusals = list(dict.fromkeys(refusal for choice in chosen for refusal in choice.refusals))
+            return self.choices[device]
+
+    def layers(self, base, wan: Wan, device: torch.device) -> list:
         """K (before rotation) and V of every block, from the cache or built now."""
         hooks = getattr(base.current_patcher, "current_hooks", None)
         strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
 
         def build():
             latent = self.branch.reference_latent.to(device=device, dtype=wan.dtype)
-            return identity_layers(wan, latent, self.branch.adapter,
-                                   lambda q, k, v: wan.attention(q, k, v, options))
+            return identity_layers(wan, latent, self.branch.adapter)
 
-        layers = self.cache.layers((device, wan.dtype, id(wan.model), strengths), build,
-                                   comfy.model_management.synchronize)
-        self.report.cache_bytes = max(self.report.cache_bytes, self.cache.size_bytes)
+        def synchronize():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        layers = self.cache.layers((device, wan.dtype, id(wan.model)), strengths, build, synchronize)
+        with self.lock:
+            self.report.cache_bytes = max(self.report.cache_bytes, self.cache.size_bytes)
         return layers
 
     def close(self, finished: bool, sink: ReportSink | None) -> None:
@@ -139,8 +162,9 @@ class _Wrappers:
         self.branch = branch
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        options = executor.class_obj.model_options.setdefault("transformer_options", {})
-        run = options[KEY] = Run(self.branch, steps=len(sigmas) - 1)
+        guider = executor.class_obj
+        options = guider.model_options.setdefault("transformer_options", {})
+        run = options[KEY] = Run(self.branch, steps=len(sigmas) - 1, hook_groups=_hook_groups(guider.conds))
         finished = False
         try:
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -151,13 +175,13 @@ class _Wrappers:
             run.close(finished, options.get(SINK))
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
-        extra = 0 if self.branch.strength == 0 else extra_bytes(model, self.branch, noise_shape, model_options)
-        reserved = comfy.model_management.EXTRA_RESERVED_VRAM
-        comfy.model_management.EXTRA_RESERVED_VRAM = reserved + extra
+        options = (model_options or {}).get("transformer_options", {})
+        extra = extra_bytes(model, self.branch, noise_shape, _hook_groups(conds), options)
+        comfy.model_management.EXTRA_RESERVED_VRAM += extra
         try:
             return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
         finally:
-            comfy.model_management.EXTRA_RESERVED_VRAM = reserved
+            comfy.model_management.EXTRA_RESERVED_VRAM -= extra
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -172,50 +196,47 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         return executor(*arguments, **kwargs)
     base, branch = executor.class_obj, run.branch
     wan = Wan(base)
-    grid = wan.grid(x.shape)
-    run.model_called(base, wan, grid)
+    grid, identity_grid = wan.grid(x.shape), wan.grid(branch.reference_latent.shape)
+    run.model_called(base, grid)
     if branch.strength == 0 or not _is_time(base.model_sampling, branch, t):
         return executor(*arguments, **kwargs)
-    if run.attention is None:
-        run.attention = _choose(branch, wan, x.device, options)
-        run.report.attention, run.report.refusals = str(run.attention), list(run.attention.refusals)
-    layers = run.layers(base, wan, x.device, options)
-    identity_grid = wan.grid(branch.reference_latent.shape)
-    run.report.identity_tokens = identity_grid[1] * identity_grid[2]
+    run.report.identity_tokens = math.prod(identity_grid)
+    attend = restricted_attention(run.attention(wan, x.device, options), math.log(branch.strength))
     rotation = wan.rotation(identity_positions(grid[1:], identity_grid[1:], branch.time_offset,
                                                options.get("rope_options"), x.device))
-    attend = restricted_attention(run.attention, math.log(branch.strength))
-    with wan.identity_installed(layers, rotation, attend) as reads:
+    with wan.identity_installed(run.layers(base, wan, x.device), rotation, attend) as reads:
         output = executor(*arguments, **kwargs)
-        run.report.identity_calls += 1
-        run.report.reads += reads()
+        run.identity_read(reads())
     return output
 
 
-def extra_bytes(model, branch: IdentityBranch, noise_shape: tuple[int, ...], model_options: dict | None) -> int:
-    """What a run needs beside the plain model: the identity K/V, and what the attention path holds at its peak.
+def extra_bytes(model, branch: IdentityBranch, noise_shape: tuple[int, ...], hook_groups: int, options: dict) -> int:
+    """What a run needs on one device beside the plain model: the identity K/V, and what the attention path holds.
 
-    Merging holds the identity's output beside the video's; concatenating holds K and V a second time.
+    Twice the batch, as ComfyUI's own estimate has it: positive and negative go through the model together.
     """
+    if branch.strength == 0:
+        return 0
     wan = Wan(model.model)
-    options = (model_options or {}).get("transformer_options", {})
+    identity_tokens = math.prod(wan.grid(branch.reference_latent.shape))
+    spec = IdentityCacheSpec(len(wan.blocks), identity_tokens, wan.dim, wan.dtype, hook_groups)
     choice = _choose(branch, wan, model.load_device, options)
-    frames, height, width = wan.grid(noise_shape)
-    video_tokens = noise_shape[0] * frames * height * width
-    _, height, width = wan.grid(branch.reference_latent.shape)
-    identity_tokens = height * width
-    spec = IdentityCacheSpec(len(wan.blocks), identity_tokens, wan.dim, wan.dtype)
-    held = video_tokens if choice.path == "merge" else 2 * (video_tokens + noise_shape[0] * identity_tokens)
-    return spec.size_bytes + held * wan.dim * wan.dtype.itemsize
+    return spec.size_bytes + choice.peak_bytes(2 * noise_shape[0], math.prod(wan.grid(noise_shape)), identity_tokens,
+                                               wan.heads, wan.dim // wan.heads, wan.dtype.itemsize)
 
 
-def _choose(branch: IdentityBranch, wan: Wan, device, options: dict) -> AttentionChoice:
-    host = None
+def _hook_groups(conds: dict) -> int:
+    """Distinct LoRA-hook groups among the conditions; each has weights, and so identity K/V, of its own."""
+    return max(1, comfy.samplers.get_total_hook_groups_in_conds(conds))
+
+
+def _choose(branch: IdentityBranch, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
+    foreign = None
     if OVERRIDE in options:
-        host = "another node overrides ComfyUI's attention"
+        foreign = "another node overrides ComfyUI's attention"
     elif not _pytorch_attention():
-        host = "ComfyUI runs an attention other than PyTorch's"
-    return choose_attention(branch.attention, branch.strength, host, device, wan.dtype, wan.dim // wan.heads)
+        foreign = "ComfyUI runs an attention other than PyTorch's"
+    return choose_attention(branch.attention, branch.strength, foreign, device, wan.dtype, wan.dim // wan.heads)
 
 
 def _pytorch_attention() -> bool:
@@ -225,7 +246,7 @@ def _pytorch_attention() -> bool:
     return manager.pytorch_attention_enabled() and not faster
 
 
-def _is_time(model_sampling, branch: IdentityBranch, t) -> bool:
+def _is_time(model_sampling, branch: IdentityBranch, t: torch.Tensor) -> bool:
     if branch.start_percent <= 0 and branch.end_percent >= 1:
         return True  # without asking the device for t
     first, end = (model_sampling.percent_to_sigma(percent) for percent in (branch.start_percent, branch.end_percent))

@@ -67,6 +67,9 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
     """
     _check(model, low_noise_model, latent, settings)
     samples = _fixed_channels(model, latent)
+    for each in (model, low_noise_model):
+        if each is not None:
+            _check_latent(each, samples)
     noise = comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index"))
     output, reports = denoise(model, low_noise_model, positive, negative, samples, noise, latent.get("noise_mask"),
                               settings)
@@ -89,22 +92,22 @@ def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, n
         if first == last:
             continue
         expert.model_options["transformer_options"][SINK] = sink
-        stage = _Stage(settings.sampler_name, sigmas, unfinished)
+        expert_sampler = _ExpertSampler(settings.sampler_name, sigmas, unfinished)
         output = comfy.sample.sample_custom(
-            expert, noise, settings.cfg, stage.ksampler, sigmas[first:last + 1], positive, negative, samples,
+            expert, noise, settings.cfg, expert_sampler.ksampler, sigmas[first:last + 1], positive, negative, samples,
             noise_mask=noise_mask, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             callback=lambda step, x0, x, _, first=first: preview(first + step, x0, x, steps),
-            # a stage that starts at step k must not draw the noise of step 0 again
+            # the expert that begins at step k must not draw the noise of step 0 again
             seed=(settings.seed + first) % 2**64)
-        unfinished = stage.unfinished
+        unfinished = expert_sampler.unfinished
     return output, sink.reports
 
 
-class _Stage:
+class _ExpertSampler:
     """One expert's part of the schedule, as a KSAMPLER that may start from where the other expert stopped.
 
     ComfyUI would scale noise and latent to a new start, which a masked latent does not survive: the kept region is
-    blended from the noise and the clean latent at every step, so the second stage needs exactly those of the first,
+    blended from the noise and the clean latent at every step, so the second expert needs exactly those of the first,
     and only x itself from where it was left (measured: error of the kept region 18x without this, 8e-8 with it).
     """
 
@@ -112,9 +115,9 @@ class _Stage:
         core = comfy.samplers.sampler_object(sampler_name)
 
         @functools.wraps(core.sampler_function)
-        def from_start(model, x, stage_sigmas, **kwargs):
+        def from_start(model, x, own_sigmas, **kwargs):
             model.sigmas = sigmas  # differential diffusion relates its thresholds to the whole schedule
-            self.unfinished = core.sampler_function(model, x if start is None else start, stage_sigmas, **kwargs)
+            self.unfinished = core.sampler_function(model, x if start is None else start, own_sigmas, **kwargs)
             return self.unfinished
 
         self.unfinished = None
@@ -138,13 +141,20 @@ def _check(model, low_noise_model, latent: dict, settings: SamplerSettings) -> N
                            "EmptyHunyuanLatentVideo or encode a video.")
 
 
+def _check_latent(model, samples: torch.Tensor) -> None:
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 5 or samples.shape[1] != channels:
+        raise StandInError(f"the latent has shape {list(samples.shape)}, this model needs [B, {channels}, T, h, w]: "
+                           "make it with EmptyHunyuanLatentVideo, or encode a video with the VAE of this model.")
+
+
+class _FlowMatching(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    pass
+
+
 def _with_shift(model, shift: float):
     """A clone with the flow-matching schedule of this shift, as core's ModelSamplingSD3 sets it."""
-
-    class FlowMatching(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
-
-    sampling = FlowMatching(model.model.model_config)
+    sampling = _FlowMatching(model.model.model_config)
     sampling.set_parameters(shift=shift, multiplier=1000)
     patched = model.clone()
     patched.add_object_patch("model_sampling", sampling)

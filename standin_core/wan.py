@@ -105,10 +105,10 @@ class Wan:
         """RoPE matrices of positions [1, N, 3], as the model's own embedder makes them, [1, N, 1, D/2, 2, 2]."""
         return self.model.rope_embedder(positions).movedim(1, 2)
 
-    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
-        """The attention that the video uses: ComfyUI's choice, with the override of another node if there is one."""
-        options = {OVERRIDE: options[OVERRIDE]} if OVERRIDE in options else {}
-        return optimized_attention(q, k, v, heads=self.heads, transformer_options=options)
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """ComfyUI's attention for q, k, v [B, N, C], without the override of another node: those may be made for the
+        token counts of a video, and the identity is built only once."""
+        return optimized_attention(q, k, v, heads=self.heads)
 
     @contextlib.contextmanager
     def identity_installed(self, layers: list[tuple[torch.Tensor, torch.Tensor]], rotation: torch.Tensor,
@@ -124,17 +124,19 @@ class Wan:
         """
         modules = []
         try:
-            for block, (key, value) in zip(self.blocks, layers, strict=True):
+            for block, layer in zip(self.blocks, layers, strict=True):
                 module = block.attn
-                modules.append((module, type(module), module.__dict__.pop("forward", None)))
-                module.__dict__.update(identity_k=key, identity_v=value, identity_rotation=rotation,
-                                       identity_attend=attend, identity_read=False, foreign_forward=modules[-1][2])
+                foreign = module.__dict__.pop("forward", None)
+                modules.append((module, type(module), foreign))
+                module.__dict__.update(identity_kv=layer, identity_rotation=rotation, identity_attend=attend,
+                                       identity_read=False, foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
+            del layer  # an exception would keep this frame, and with it K and V of the last block
             yield lambda: sum(module.identity_read for module, _, _ in modules)
         finally:
             for module, original, foreign in modules:
                 module.__class__ = original
-                for name in ("identity_k", "identity_v", "identity_rotation", "identity_attend", "identity_read",
+                for name in ("identity_kv", "identity_rotation", "identity_attend", "identity_read",
                              "foreign_forward"):
                     module.__dict__.pop(name, None)
                 if foreign is not None:
@@ -177,9 +179,10 @@ def _with_identity(base: type) -> type:
 def _override(func, q, k, v, *args, **kwargs):
     module, previous = kwargs["transformer_options"][MODULE]
     module.identity_read = True
-    identity_k = rotate(module, module.identity_k, module.identity_rotation)
+    identity_k, identity_v = module.identity_kv
+    identity_k = rotate(module, identity_k, module.identity_rotation)
 
     def host(*arguments, **keywords):
         return func(*arguments, **keywords) if previous is None else previous(func, *arguments, **keywords)
 
-    return module.identity_attend(host, q, k, v, identity_k, module.identity_v, *args, **kwargs)
+    return module.identity_attend(host, q, k, v, identity_k, identity_v, *args, **kwargs)

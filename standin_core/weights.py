@@ -8,11 +8,9 @@ are accepted as an import convenience.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -25,6 +23,7 @@ KEY = re.compile(
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
 )
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
@@ -40,7 +39,7 @@ def load_adapter(path: str | Path) -> Adapter:
             weights = safetensors.torch.load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
         raise StandInError(
             f"{path.name} cannot be read as weights ({type(error).__name__}); a Stand-In adapter is a .safetensors or "
             "a weights-only .ckpt file: download it again from its source page."
@@ -52,30 +51,39 @@ def load_adapter(path: str | Path) -> Adapter:
 
 def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
     """weights: key -> tensor, as in the file. Raises StandInError with what came, what is needed and what to do."""
-    if isinstance(weights.get("state_dict"), dict):
+    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
-    found, foreign = _by_block(weights)
-    if foreign and (not found or any(ORDINARY_LORA.search(key) for key in foreign)):
-        raise _not_an_adapter(name, foreign)
-    if foreign:
-        raise StandInError(f"{name} has {len(foreign)} tensors that no Stand-In adapter has (the first is "
-                           f"{foreign[0]}): take the file as the authors or Kijai publish it.")
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise StandInError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
+                           "choose a Stand-In file.")
+    found, foreign = _by_block(weights, name)
+    if any(ORDINARY_LORA.search(key) for key in foreign):
+        raise StandInError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
+                           "LoraLoaderModelOnly, and choose a Stand-In file here.")
     if not found:
-        raise StandInError(f"{name} holds no tensors; a Stand-In adapter has 6 for each block: download it again.")
+        came = f"the first of its {len(foreign)} entries is {foreign[0]}" if foreign else "it holds no tensors"
+        raise StandInError(f"{name} is not a Stand-In adapter: {came}, needed are tensors named "
+                           "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")
+    if foreign:
+        raise StandInError(f"{name} has {len(foreign)} entries that no Stand-In adapter has (the first is "
+                           f"{foreign[0]}): take the file as the authors or Kijai publish it.")
     count = max(block for block, _, _ in found) + 1
     needed = {(block, which, factor) for block in range(count) for which in "qkv" for factor in ("down", "up")}
     missing = sorted(needed - found.keys())
     if missing:
-        block, which, factor = missing[0]
         raise StandInError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that {count} blocks need (the "
-                           f"first is blocks.{block}.self_attn.{which}_loras.{factor}.weight): the file is cut off or "
-                           "was converted wrongly, download it again.")
-    rank, dim = found[0, "q", "down"].shape
+                           f"first is {_official(*missing[0])}): the file is cut off or was converted wrongly, "
+                           "download it again.")
+    for key, weight in sorted(found.items()):
+        if weight.dtype not in DTYPES:
+            raise StandInError(f"{name}: {_official(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take the "
+                               "file in one of these.")
+    rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
-            raise StandInError(f"{name}: blocks.{block}.self_attn.{which}_loras.{factor}.weight is {list(weight.shape)}"
-                               f", needed is {list(shape)} as in the first block: download it again.")
+            raise StandInError(f"{name}: {_official(block, which, factor)} is {list(weight.shape)}, needed is a matrix "
+                               f"like the first block's, {list(shape)}: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)
@@ -93,32 +101,27 @@ def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:
         )
 
 
-def _by_block(weights: dict) -> tuple[dict[tuple[int, str, str], torch.Tensor], list[str]]:
+def _by_block(weights: dict, name: str) -> tuple[dict[tuple[int, str, str], torch.Tensor], list[str]]:
     found, foreign = {}, []
     for key, weight in weights.items():
         match = KEY.fullmatch(_without_prefixes(key))
-        if match is None or not _is_matrix(weight):
+        if match is None or not isinstance(weight, torch.Tensor):
             foreign.append(key)
-        else:
-            which = match["official"] or match["peft"] or match["diffusers"]
-            found[int(match["block"]), which, FACTORS[match["factor"]]] = weight
+            continue
+        which = match["official"] or match["peft"] or match["diffusers"]
+        place = int(match["block"]), which, FACTORS[match["factor"]]
+        if place in found:
+            raise StandInError(f"{name} has {_official(*place)} twice, under two names (one is {key}): take the file "
+                               "as the authors or Kijai publish it.")
+        found[place] = weight
     return found, foreign
+
+
+def _official(block: int, which: str, factor: str) -> str:
+    return f"blocks.{block}.self_attn.{which}_loras.{factor}.weight"
 
 
 def _without_prefixes(key: str) -> str:
     for prefix in PREFIXES:
         key = key.removeprefix(prefix)
     return key
-
-
-def _is_matrix(weight) -> bool:
-    return isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.dtype in (
-        torch.float32, torch.float16, torch.bfloat16)
-
-
-def _not_an_adapter(name: str, foreign: list[str]) -> StandInError:
-    if any(ORDINARY_LORA.search(key) for key in foreign):
-        return StandInError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
-                            "LoraLoaderModelOnly, and choose a Stand-In file here.")
-    return StandInError(f"{name} is not a Stand-In adapter: it has {foreign[0]}, needed are float tensors named "
-                        "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")

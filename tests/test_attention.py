@@ -3,17 +3,19 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from standin_core.attention import choose_attention, restricted_attention
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.naive import naive_restricted_attention, naive_state
-from standin_core.attention.states import FUSED, TILED, merge_states
+from standin_core.attention.states import FUSED, TILE, TILED, StateSource, merge_states
 from standin_core.contracts import StandInError
 from tiny import random
 from tolerances import RELATIVE_RMS, assert_close
 
 CPU_FLASH = FUSED[0]
 CPU = torch.device("cpu")
+SCALE_OF_8 = 8**-0.5
 
 # batch, heads, video tokens, identity tokens, head dim
 CASES = {
@@ -34,10 +36,10 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def inputs(case, dtype=torch.float32):
+def inputs(case, dtype=torch.float32, device=CPU):
     batch, heads, video, identity, head_dim = CASES[case]
     shapes = [(batch, video, heads * head_dim)] * 3 + [(1, identity, heads * head_dim)] * 2
-    return heads, [random(*shape, seed=i).to(dtype) for i, shape in enumerate(shapes)]
+    return heads, [random(*shape, seed=i).to(device, dtype) for i, shape in enumerate(shapes)]
 
 
 def by_loop(q, k, v, identity_k, identity_v, heads, bias):
@@ -68,11 +70,17 @@ def never(*_, **__):
 
 
 @pytest.mark.parametrize("dtype", RELATIVE_RMS, ids=str)
-@pytest.mark.parametrize("source", [CPU_FLASH, TILED], ids=lambda source: source.name)
+@pytest.mark.parametrize("source", [*FUSED, TILED], ids=lambda source: source.name)
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("case", CASES)
 def test_merge_against_the_reference(case, bias, source, dtype):
-    heads, tensors = inputs(case, dtype)
+    device = torch.device(source.device_type or "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    refusal = source.refusal(device, dtype, CASES[case][-1])
+    if refusal is not None:
+        pytest.skip(refusal)
+    heads, tensors = inputs(case, dtype, device)
     attend = restricted_attention(AttentionChoice("merge", source, ()), bias)
     assert_close(attend(never, *tensors, heads=heads), naive_restricted_attention(*tensors, heads, bias),
                  RELATIVE_RMS[dtype])
@@ -89,6 +97,20 @@ def test_concatenate_against_the_reference(case, dtype):
     heads, tensors = inputs(case, dtype)
     attend = restricted_attention(AttentionChoice("concatenate", None, ()), 0.0)
     assert_close(attend(host, *tensors, heads=heads), naive_restricted_attention(*tensors, heads), RELATIVE_RMS[dtype])
+
+
+@pytest.mark.parametrize("path", ["merge", "concatenate"])
+def test_a_scale_of_its_own(path):
+    """Some models scale their logits otherwise than by the head dim."""
+    heads, tensors = inputs("odd sizes that no tile divides")
+    queries, *others = tensors
+
+    def scaled_host(q, k, v, heads, scale):
+        return host(q * (scale * 24**0.5), k, v, heads)
+
+    attend = restricted_attention(choose_attention(path, 1.0, None, CPU, torch.float32, 24), 0.0)
+    assert_close(attend(scaled_host, *tensors, heads=heads, scale=0.5),
+                 naive_restricted_attention(queries * (0.5 * 24**0.5), *others, heads))
 
 
 @pytest.mark.parametrize("path", ["merge", "concatenate"])
@@ -110,62 +132,93 @@ def test_heads_already_split(path):
 def test_merging_with_nothing_is_the_identity_of_the_merge():
     """A bias of log(0) leaves the video's own attention bit for bit."""
     q, k, v = (random(1, 2, 9, 8, seed=i) for i in range(3))
-    output, lse = naive_state(q, k, v)
-    assert torch.equal(merge_states((output.clone(), lse), naive_state(q, v, k), -math.inf), output)
+    output, lse = naive_state(q, k, v, SCALE_OF_8)
+    assert torch.equal(merge_states((output.clone(), lse), naive_state(q, v, k, SCALE_OF_8), -math.inf), output)
 
 
 def test_merge_is_finite_where_a_plain_exp_would_overflow():
     q, k, v = (random(1, 1, 4, 8, seed=i) for i in range(3))
-    output, lse = naive_state(q, k, v)
+    output, lse = naive_state(q, k, v, SCALE_OF_8)
     merged = merge_states((output.clone(), lse + 500), (v, lse + 600), 0.0)
     assert_close(merged, v)
 
 
 @pytest.mark.parametrize("path", ["merge", "concatenate"])
-def test_a_mask_is_refused(path):
+@pytest.mark.parametrize("extra, words", [
+    ({"mask": torch.zeros(1, 1)}, "a mask"), ({"enable_gqa": True}, "grouped keys")])
+def test_what_cannot_be_read_beside_is_refused(path, extra, words):
     heads, tensors = inputs("one query, one identity token")
     attend = restricted_attention(choose_attention(path, 1.0, None, CPU, torch.float32, 8), 0.0)
-    with pytest.raises(StandInError, match="comes with a mask"):
-        attend(host, *tensors, heads=heads, mask=torch.zeros(1, 1))
+    with pytest.raises(StandInError, match=f"comes with {words}"):
+        attend(host, *tensors, heads=heads, **extra)
 
 
 SAGE = "another node overrides ComfyUI's attention"
 MPS = torch.device("mps")
 
-# requested, strength, host, device -> path, source, words of a refusal
+# requested, strength, the attention in use if it is not PyTorch's, device -> path, source, words of a refusal
 CHOICES = {
-    "plain ComfyUI merges": ("auto", 1.0, None, CPU, "merge", CPU_FLASH, None),
-    "the host's own function is kept where it can be": (
+    "plain ComfyUI merges": ("auto", 1.0, None, CPU, "merge", CPU_FLASH, "concatenate: merging copies nothing"),
+    "the attention in use is kept where it can be": (
         "auto", 1.0, SAGE, CPU, "concatenate", None, "gives no log-sum-exp"),
-    "strength needs states, so the host's function is left and it is said": (
-        "auto", 0.5, SAGE, CPU, "merge", CPU_FLASH, "strength 0.5 needs a log-sum-exp"),
-    "an explicit merge leaves it too": ("merge", 1.0, SAGE, CPU, "merge", CPU_FLASH, "attention is set to merge"),
+    "strength needs states, so the attention in use is left and it is said": (
+        "auto", 0.5, SAGE, CPU, "merge", CPU_FLASH, "strength 0.5 needs one"),
+    "an explicit merge leaves it too": (
+        "merge", 1.0, SAGE, CPU, "merge", CPU_FLASH, "attention set to merge needs one"),
     "an explicit concatenation": ("concatenate", 1.0, None, CPU, "concatenate", None, "set to concatenate"),
-    "no states on the device: concatenate": ("auto", 1.0, None, MPS, "concatenate", None, "runs on the CPU"),
-    "no states on the device, but a strength": ("auto", 2.0, None, MPS, "merge", TILED, "runs on CUDA"),
+    "no states on the device: concatenate": (
+        "auto", 1.0, None, MPS, "concatenate", None, "no attention on mps gives a log-sum-exp"),
+    "no states on the device, but a strength": ("auto", 2.0, None, MPS, "merge", TILED, "no attention on mps"),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choice(name):
-    requested, strength, host_, device, path, source, refusal = CHOICES[name]
-    choice = choose_attention(requested, strength, host_, device, torch.float32, 128)
+    requested, strength, foreign, device, path, source, refusal = CHOICES[name]
+    choice = choose_attention(requested, strength, foreign, device, torch.float32, 128)
     assert (choice.path, choice.source) == (path, source)
-    assert refusal is None or any(refusal in sentence for sentence in choice.refusals)
+    assert any(refusal in sentence for sentence in choice.refusals)
+    assert all(": " in sentence for sentence in choice.refusals)
 
 
-def test_concatenation_refuses_a_strength():
-    with pytest.raises(StandInError, match="knows no strength but 1"):
-        choose_attention("concatenate", 0.5, None, CPU, torch.float32, 128)
+def test_a_source_asks_pytorch():
+    """The rules of PyTorch's kernels are PyTorch's to know."""
+    asked = []
+    source = StateSource("probe", "cpu", None, can_use=lambda params: asked.append(params.query) or False)
+    refusal = source.refusal(CPU, torch.bfloat16, 72)
+    assert refusal == "PyTorch has none for torch.bfloat16 and head dim 72 on this device"
+    assert asked[0].shape[-1] == 72 and asked[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("source, dtype, head_dim, words", [
-    (FUSED[1], torch.float32, 128, "fp16 and bf16"),
-    (FUSED[1], torch.bfloat16, 100, "multiples of 8"),
-    (FUSED[2], torch.float32, 100, "multiples of 8"),
-])
-def test_cuda_sources_refuse_what_they_cannot_compute(source, dtype, head_dim, words):
-    assert words in source.refusal(torch.device("cuda"), dtype, head_dim)
+@pytest.mark.parametrize("source", [source for source in FUSED if source.device_type == "cuda"],
+                         ids=lambda source: source.name)
+def test_cuda_operators_give_what_the_merge_needs(source):
+    """Shapes, dtypes and layout of PyTorch's operators, from its own shape functions; no GPU is needed for that."""
+    heads, video, identity, head_dim = 3, 77, 45, 64
+    attend = restricted_attention(AttentionChoice("merge", source, ()), 0.3)
+    with FakeTensorMode(), torch.device("cuda"):
+        q, k, v = (torch.empty(2, video, heads * head_dim, dtype=torch.bfloat16) for _ in range(3))
+        identity_k, identity_v = (torch.empty(1, identity, heads * head_dim, dtype=torch.bfloat16) for _ in range(2))
+        split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+        output, lse = source.state(*split, head_dim**-0.5)
+        assert (output.shape, lse.shape, lse.dtype) == ((2, heads, video, head_dim), (2, heads, video), torch.float32)
+        merged = attend(never, q, k, v, identity_k, identity_v, heads=heads)
+    assert (merged.shape, merged.dtype, merged.device.type) == (q.shape, torch.bfloat16, "cuda")
+
+
+PEAKS = {
+    "merging holds one more output": (AttentionChoice("merge", CPU_FLASH, ()), 2 * 100 * 24 * 2),
+    "tiles hold fp32 keys and values and the logits of a tile": (
+        AttentionChoice("merge", TILED, ()), 2 * 100 * 24 * 2 + 4 * 2 * (2 * 110 * 24 + 2 * TILE * 110 * 3)),
+    "concatenating holds keys and values again": (
+        AttentionChoice("concatenate", None, ()), 2 * 2 * 110 * 24 * 2),
+}
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_peak_bytes(name):
+    choice, expected = PEAKS[name]
+    assert choice.peak_bytes(batch=2, video_tokens=100, identity_tokens=10, heads=3, head_dim=8, itemsize=2) == expected
 
 
 def test_equal_settings_give_one_function():

@@ -2,6 +2,8 @@
 import types
 
 import comfy.context_windows
+import comfy.hooks
+import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import pytest
@@ -11,12 +13,16 @@ from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from comfy_extras.nodes_wan import WanVaceToVideo
 from torch._dynamo.utils import counters
 
+import standin_core.attention.choice
 import tiny
 from standin_core.contracts import StandInError
+from standin_core.identity import identity_layers
+from standin_core.wan import Wan
 from tiny_models import vae_weights
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
@@ -106,7 +112,8 @@ def override(calls):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_another_packs_attention_override(model, expected, order):
-    """It is kept: it sees the video's keys with the identity's 32 appended, and the identity's own attention."""
+    """It is kept, and sees the video's keys with the identity's 32 appended; the identity's own attention it does not
+    see, because it may be made for the token counts of a video."""
     calls = []
 
     def patch(model):
@@ -118,7 +125,7 @@ def test_another_packs_attention_override(model, expected, order):
     assert "another node overrides" in report.refusals[0]
     video, text = 3 * 4 * 6, 5
     assert calls.count(32) == tiny.STEPS * tiny.WAN.blocks
-    assert set(calls) == {32, 0, text - video}
+    assert set(calls) == {32, text - video}
     assert_close(samples, expected, WHOLE_RUN)
 
 
@@ -128,9 +135,54 @@ def test_an_override_and_a_strength(model):
     patched = tiny.with_identity(model, strength=0.5)
     patched.model_options["transformer_options"]["optimized_attention_override"] = override(calls)
     samples, (report,) = tiny.sample(patched)
-    assert "strength 0.5 needs a log-sum-exp" in report.refusals[0]
+    assert "strength 0.5 needs one, so the video's self-attention leaves it" in report.refusals[0]
     assert 32 not in calls
     assert_close(samples, tiny.sample(tiny.with_identity(model, strength=0.5))[0], WHOLE_RUN)
+
+
+def test_an_attention_that_is_not_pytorchs(model, expected, monkeypatch):
+    """As with --use-sage-attention and the like: ComfyUI's function is kept."""
+    monkeypatch.setattr(comfy.model_management, "ENABLE_PYTORCH_ATTENTION", False)
+    samples, (report,) = tiny.sample(tiny.with_identity(model))
+    assert report.attention == "concatenate"
+    assert "ComfyUI runs an attention other than PyTorch's, which gives no log-sum-exp" in report.refusals[0]
+    assert_close(samples, expected, WHOLE_RUN)
+
+
+def test_a_device_without_states(model, monkeypatch):
+    """A strength then comes from the fp32 attention in tiles."""
+    expected = tiny.sample(tiny.with_identity(model, strength=0.5))[0]
+    monkeypatch.setattr(standin_core.attention.choice, "FUSED", ())
+    samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.5))
+    assert report.attention == "merge, fp32 attention in tiles of queries"
+    assert_close(samples, expected, WHOLE_RUN)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_shifted_rope(model, expected, order):
+    """Core's ScaleROPE moves the video's positions; the identity keeps its place beside it, and RoPE is relative."""
+    def patch(model):
+        return ScaleROPE.execute(model, scale_x=1, shift_x=5, scale_y=1, shift_y=-3, scale_t=1, shift_t=2).args[0]
+
+    assert_close(tiny.sample(in_order(order, model, patch))[0], expected, WHOLE_RUN)
+
+
+def test_image_to_video_channels(model):
+    """Wan 2.2's image-to-video models take 36 channels; the reference has 16, and the rest counts as zero."""
+    weights = tiny.WAN.weights()
+    more = tiny.random(tiny.WAN.dim, 20, 1, 2, 2)
+    weights["patch_embedding.weight"] = torch.cat((weights["patch_embedding.weight"], more), dim=1)
+    wide = tiny.load(weights)
+    assert wide.model.diffusion_model.in_dim == 36
+    latent = tiny.random(1, 16, 1, 8, 16)
+    pairs = zip(identity_layers(Wan(wide.model), latent, tiny.adapter()),
+                identity_layers(Wan(model.model), latent, tiny.adapter()), strict=True)
+    for (key, value), (expected_key, expected_value) in pairs:
+        assert_close(key, expected_key)
+        assert_close(value, expected_value)
+    samples, (report,) = tiny.sample(tiny.with_identity(wide))
+    assert report.reads == tiny.STEPS * tiny.WAN.blocks
+    assert relative_rms(samples, tiny.sample(wide)[0]) > 100 * WHOLE_RUN
 
 
 def own_attention(self, x, freqs, transformer_options):
@@ -180,30 +232,33 @@ def test_a_block_that_another_node_skips(model):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode], ids=lambda node: node.__name__)
-def test_easy_cache(model, node, order):
-    """Skipped steps skip the identity with the model; the others read it."""
-    def patch(model):
-        return node.execute(model, reuse_threshold=5.0, start_percent=0.0, end_percent=1.0, verbose=False).args[0]
+def test_easy_cache(model, expected, node, order):
+    """Skipped steps skip the identity with the model; the others read it. With nothing skipped, nothing changes."""
+    def patch(threshold):
+        return lambda model: node.execute(model, reuse_threshold=threshold, start_percent=0.0, end_percent=1.0,
+                                          verbose=False).args[0]
 
-    samples, (report,) = tiny.sample(in_order(order, model, patch), steps=8)
+    samples, (report,) = tiny.sample(in_order(order, model, patch(5.0)), steps=8)
     assert 0 < report.reads < 8 * tiny.WAN.blocks
     assert report.builds == 1
     assert torch.isfinite(samples).all()
+    assert_close(tiny.sample(in_order(order, model, patch(0.0)))[0], expected, WHOLE_RUN)
 
 
 def test_context_windows(model):
-    """Every window reads the same identity, one frame before its own first; one build."""
+    """Every window reads the same identity, one frame before its own first, as if it were a video of its own."""
     patched = tiny.with_identity(model)
     patched.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
         context_schedule=comfy.context_windows.get_matching_context_schedule("standard_static"),
-        fuse_method=comfy.context_windows.get_matching_fuse_method("pyramid"), context_length=3, context_overlap=1,
-        context_stride=1, closed_loop=False, dim=2)
+        fuse_method=comfy.context_windows.get_matching_fuse_method("flat"), context_length=3, context_overlap=0,
+        context_stride=1, closed_loop=False, dim=2, causal_window_fix=False)
     comfy.context_windows.create_prepare_sampling_wrapper(patched)
-    samples, (report,) = tiny.sample(patched, latent=torch.zeros(1, 16, 7, 8, 12))
-    assert torch.isfinite(samples).all()
-    assert report.builds == 1
-    assert report.identity_calls == 3 * tiny.STEPS
-    assert report.video_grid == (3, 4, 6)
+    latent = torch.zeros(1, 16, 6, 8, 12)
+    noise = comfy.sample.prepare_noise(latent, 7)
+    samples, (report,) = tiny.sample(patched, latent=latent)
+    assert (report.builds, report.identity_calls, report.video_grid) == (1, 2 * tiny.STEPS, (3, 4, 6))
+    windows = [tiny.sample(tiny.with_identity(model), noise=part)[0] for part in noise.split(3, dim=2)]
+    assert_close(samples, torch.cat(windows, dim=2), WHOLE_RUN)
 
 
 def test_vace():
@@ -224,22 +279,24 @@ def test_vace():
     samples, (report,) = tiny.sample(patched, **controlled)
     assert report.video_grid == (4, 4, 6)  # the reference picture of VACE is one frame more
     assert lengths.count(32) == report.reads == tiny.WAN.blocks * report.model_calls
-    of_the_identity = tiny.WAN.blocks - 1
-    assert lengths.count(0) == of_the_identity + 2 * report.model_calls
+    assert lengths.count(0) == 2 * report.model_calls  # two VACE blocks
     assert relative_rms(samples, tiny.sample(model, **controlled)[0]) > 100 * WHOLE_RUN
 
 
-LORA_KEYS = [f"blocks.{block}.self_attn.{which}.weight" for block in (0, 2) for which in "qkv"]
+LORA_KEYS = [f"blocks.{block}.self_attn.{which}" for block in (0, 2) for which in "qkv"]
 
 
-def lora(key):
-    return 0.05 * tiny.random(tiny.WAN.dim, tiny.WAN.dim, seed=LORA_KEYS.index(key))
+def lora():
+    """A LoRA file of rank 4, as trainers write it."""
+    weights = {}
+    for seed, key in enumerate(LORA_KEYS):
+        weights[f"diffusion_model.{key}.lora_down.weight"] = tiny.random(4, tiny.WAN.dim, seed=seed) / 8
+        weights[f"diffusion_model.{key}.lora_up.weight"] = tiny.random(tiny.WAN.dim, 4, seed=100 + seed) / 8
+    return weights
 
 
 def with_lora(model):
-    model = model.clone()
-    model.add_patches({f"diffusion_model.{key}": ("diff", (lora(key),)) for key in LORA_KEYS}, 1.0)
-    return model
+    return comfy.sd.load_lora_for_models(model, None, lora(), 1.0, 0.0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -247,16 +304,62 @@ def merged():
     """The LoRA merged into the weights beforehand."""
     weights = tiny.WAN.weights()
     for key in LORA_KEYS:
-        weights[key] = weights[key] + lora(key)
-    return tiny.sample(tiny.with_identity(tiny.load(weights)))[0]
+        up, down = (lora()[f"diffusion_model.{key}.lora_{which}.weight"] for which in ("up", "down"))
+        weights[f"{key}.weight"] = weights[f"{key}.weight"] + up @ down
+    return tiny.load(weights)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_lora_on_qkv(model, expected, merged, order):
     """The identity stream sees it as the video does."""
     samples, _ = tiny.sample(in_order(order, model, with_lora))
-    assert_close(samples, merged, WHOLE_RUN)
+    assert_close(samples, tiny.sample(tiny.with_identity(merged))[0], WHOLE_RUN)
     assert relative_rms(samples, expected) > 100 * WHOLE_RUN
+
+
+def hooked(condition, strength=1.0, keyframes=()):
+    """A condition that brings the LoRA with it, as core's hook nodes make them."""
+    hooks = comfy.hooks.create_hook_lora(lora(), strength, 0.0)
+    if keyframes:
+        group = comfy.hooks.HookKeyframeGroup()
+        for percent, factor in keyframes:
+            group.add(comfy.hooks.HookKeyframe(strength=factor, start_percent=percent))
+        hooks.set_keyframes_on_hooks(group)
+    return comfy.hooks.set_hooks_for_conditioning(condition, hooks)
+
+
+def test_a_lora_on_one_prompt_only(model, merged):
+    """Each prompt reads an identity built with its own weights; both are kept, and the bytes of both announced."""
+    patched = tiny.with_identity(model)
+    samples, (report,) = tiny.sample(patched, positive=hooked(tiny.prompt()))
+    assert report.builds == 2
+    assert report.cache_bytes == 2 * tiny.sample(patched)[1][0].cache_bytes
+    x, velocities = comfy.sample.prepare_noise(torch.zeros(tiny.LATENT), 7), {}
+
+    def probe(name):
+        """One step of one prompt from x, as the run above makes it from both."""
+        def run(model_k, x, sigmas, extra_args, callback, disable):
+            velocities[name] = model_k(x, sigmas[:1], **extra_args)
+            return x
+        return comfy.samplers.KSAMPLER(run)
+
+    for name, each, condition in (("positive", merged, tiny.prompt()), ("negative", model, tiny.prompt(seed=3))):
+        comfy.sample.sample_custom(tiny.with_identity(each), x, 1.0, probe(name), torch.tensor([1.0, 0.0]), condition,
+                                   condition, torch.zeros(tiny.LATENT), disable_pbar=True)
+    one_step, _ = tiny.sample(patched, positive=hooked(tiny.prompt()), steps=1)
+    denoised = velocities["negative"] + 4.0 * (velocities["positive"] - velocities["negative"])
+    assert_close(one_step, model.model.process_latent_out(denoised), WHOLE_RUN)
+    assert relative_rms(samples, tiny.sample(patched)[0]) > 100 * WHOLE_RUN
+
+
+def test_a_lora_whose_strength_changes_in_mid_run(model):
+    """Built anew at each keyframe, and never more held than announced."""
+    keyframes = ((0.0, 1.0), (0.3, 0.5), (0.6, 0.0))
+    patched = tiny.with_identity(model)
+    condition = hooked(tiny.prompt(), keyframes=keyframes)
+    _, (report,) = tiny.sample(patched, positive=condition, negative=condition, steps=6)
+    assert report.builds == 3
+    assert report.cache_bytes == tiny.sample(patched)[1][0].cache_bytes
 
 
 def test_forced_lowvram(model, merged, monkeypatch):
@@ -271,7 +374,7 @@ def test_forced_lowvram(model, merged, monkeypatch):
     samples, (report,) = tiny.sample(patched)
     assert patched.model.model_lowvram and patched.model.diffusion_model.blocks[0].self_attn.k.comfy_cast_weights
     assert report.reads == tiny.STEPS * tiny.WAN.blocks
-    assert_close(samples, merged, WHOLE_RUN)
+    assert_close(samples, tiny.sample(tiny.with_identity(merged))[0], WHOLE_RUN)
 
 
 def scaled_fp8(weights):

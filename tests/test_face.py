@@ -12,7 +12,7 @@ import torch
 
 from standin_core.contracts import StandInError
 from standin_core.face import crop_face
-from standin_core.face.detectors import Face, detect
+from standin_core.face.detectors import Face, load_detector
 from standin_core.face.geometry import square_crop
 from standin_core.face.parsing import BACKGROUND
 
@@ -37,8 +37,8 @@ def astronaut():
     return skimage.data.astronaut()
 
 
-def largest(found):
-    return max(found.faces, key=lambda face: face.area).box
+def largest(photo, detector="cascade"):
+    return max(load_detector(detector).find(photo), key=lambda face: face.area).box
 
 
 def as_image(*photos):
@@ -72,7 +72,7 @@ def test_padding_is_outside_the_mask():
 
 
 def test_cascade_finds_the_astronaut(astronaut):
-    left, top, right, bottom = largest(detect(astronaut, "cascade"))
+    left, top, right, bottom = largest(astronaut)
     assert left < 205 < 245 < right  # her eyes, in the photo's pixels
     assert top < 108 < bottom
 
@@ -80,7 +80,7 @@ def test_cascade_finds_the_astronaut(astronaut):
 def test_cascade_finds_her_in_a_large_photo(astronaut):
     """Detected on a shrunk copy; the box is in the photo's own pixels."""
     large = cv2.resize(astronaut, None, fx=5, fy=5, interpolation=cv2.INTER_LINEAR)
-    box, small = largest(detect(large, "cascade")), largest(detect(astronaut, "cascade"))
+    box, small = largest(large), largest(astronaut)
     assert max(abs(a - 5 * b) for a, b in zip(box, small)) < 5 * 12
 
 
@@ -117,7 +117,7 @@ def test_empty_image():
 
 def test_retinaface_by_name_needs_its_file(astronaut):
     with pytest.raises(StandInError, match=r"retinaface cannot run: no detection_Resnet50_Final\.pth"):
-        detect(astronaut, "retinaface")
+        crop_face(as_image(astronaut), "retinaface")
 
 
 def not_installed(monkeypatch, *names):
@@ -133,7 +133,7 @@ def test_auto_goes_on_without_optional_packages(astronaut, monkeypatch):
     assert "retinaface not used: facexlib is not installed" in crop.verdict
     assert "cascade not used: scikit-image is not installed" in crop.verdict
     with pytest.raises(StandInError, match="cascade cannot run: scikit-image is not installed"):
-        detect(astronaut, "cascade")
+        crop_face(as_image(astronaut), "cascade")
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,10 @@ def test_retinaface_is_taken_where_its_file_is(astronaut, models_dir, retinaface
     (models_dir / "facexlib").mkdir()
     torch.save(retinaface_weights, models_dir / "facexlib" / "detection_Resnet50_Final.pth")
     small = cv2.resize(astronaut, (96, 96), interpolation=cv2.INTER_AREA)
-    found = detect(small, "auto")
-    assert (found.detector, found.notes) == ("retinaface", [])
-    assert found.faces and all(face.score > 0.99 for face in found.faces)
+    detector = load_detector("auto")
+    assert (detector.name, detector.notes) == ("retinaface", ())
+    faces = detector.find(small)
+    assert faces and all(face.score > 0.99 for face in faces)
 
 
 @pytest.mark.parametrize("folder", ["facexlib", "face_parsing"])
@@ -171,5 +172,5 @@ def test_bisenet_removes_the_background(astronaut, models_dir, folder):
     outside = crop.mask[0] == 0
     assert 0 < outside.float().mean() < 1
     assert torch.all(crop.image[0][outside] == 128 / 255)
-    kept, _ = square_crop(astronaut, largest(detect(astronaut, "cascade")), 1.5, 256)
+    kept, _ = square_crop(astronaut, largest(astronaut), 1.5, 256)
     assert torch.equal(crop.image[0][~outside], as_image(kept)[0][~outside])

@@ -17,7 +17,7 @@ def nothing():
 
 def test_bytes_before_allocation():
     cache = IdentityCache()
-    cache.layers("key", layers, nothing)
+    cache.layers("place", "weights", layers, nothing)
     assert cache.size_bytes == IdentityCacheSpec(3, 4, 6, torch.float16).size_bytes
 
 
@@ -26,26 +26,41 @@ def test_bytes_of_wan_14b():
     assert IdentityCacheSpec(40, 1024, 5120, torch.bfloat16).size_bytes == 838_860_800
 
 
-def test_one_build_for_a_key():
-    cache, calls = IdentityCache(), []
+def test_one_build_for_a_place_and_its_weights():
+    cache, calls = IdentityCache(entries=2), []
 
     def build():
         calls.append(1)
         return iter(layers())
 
-    first = cache.layers("a", build, nothing)
-    assert cache.layers("a", build, nothing) is first
-    assert cache.layers("b", build, nothing) is not first
-    assert (len(calls), cache.builds) == (2, 2)
+    first = cache.layers("device", "lora", build, nothing)
+    assert cache.layers("device", "lora", build, nothing) is first
+    assert cache.layers("device", "other lora", build, nothing) is not first
+    assert cache.layers("other device", "lora", build, nothing) is not first
+    assert (len(calls), cache.builds) == (3, 3)
+    assert cache.layers("device", "lora", build, nothing) is first
 
 
-def test_oldest_entry_goes():
-    cache = IdentityCache()
-    oldest = weakref.ref(cache.layers(0, layers, nothing)[0][0])
-    for key in range(1, IdentityCache.ENTRIES + 1):
-        cache.layers(key, layers, nothing)
-    assert oldest() is None
-    assert cache.size_bytes == IdentityCache.ENTRIES * IdentityCacheSpec(3, 4, 6, torch.float16).size_bytes
+def test_the_oldest_goes_before_the_next_is_built():
+    """A keyframe that changes a LoRA in mid-run must not hold two builds at a time."""
+    cache = IdentityCache(entries=1)
+    oldest = weakref.ref(cache.layers("device", 0.5, layers, nothing)[0][0])
+    alive = []
+
+    def build():
+        alive.append(oldest() is not None)
+        return layers()
+
+    cache.layers("device", 0.6, build, nothing)
+    assert alive == [False]
+    assert cache.size_bytes == IdentityCacheSpec(3, 4, 6, torch.float16).size_bytes
+
+
+def test_bytes_of_several_entries():
+    cache = IdentityCache(entries=2)
+    for weights in range(5):
+        cache.layers("device", weights, layers, nothing)
+    assert cache.size_bytes == IdentityCacheSpec(3, 4, 6, torch.float16, entries=2).size_bytes
 
 
 def test_a_build_that_fails_leaves_no_entry():
@@ -56,12 +71,14 @@ def test_a_build_that_fails_leaves_no_entry():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.layers("a", fails, nothing)
+        cache.layers("device", "weights", fails, nothing)
     assert (cache.size_bytes, cache.builds) == (0, 0)
 
 
-def test_clear():
+def test_clear_lets_go_even_of_what_others_hold():
+    """The frames of an exception's traceback hold the list they were reading."""
     cache = IdentityCache()
-    tensor = weakref.ref(cache.layers("a", layers, nothing)[0][0])
+    held = cache.layers("device", "weights", layers, nothing)
+    tensor = weakref.ref(held[0][0])
     cache.clear()
-    assert tensor() is None
+    assert tensor() is None and held == []

@@ -1,15 +1,19 @@
 """What an identity leaves behind: nothing, on the model, in memory or in the next run."""
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
+from standin_core.contracts import IdentityBranch, StandInError
 from standin_core.kv_cache import IdentityCache
-from standin_core.run import KEY, remove_identity_branch
+from standin_core.run import KEY, Run, apply_model, remove_identity_branch
+from tiny_models import TinyWan
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +28,27 @@ def plain(model):
 
 @pytest.fixture
 def built(monkeypatch):
-    """Weak references to every identity K and V built in the test."""
+    """Weak references to every run, and to every identity K and V, of the test."""
     references = []
-    layers = IdentityCache.layers
+    layers, open_run = IdentityCache.layers, Run.__init__
 
-    def watched(self, key, build, synchronize):
-        found = layers(self, key, build, synchronize)
+    def watched_layers(self, *args):
+        found = layers(self, *args)
         references.extend(weakref.ref(tensor) for layer in found for tensor in layer)
         return found
 
-    monkeypatch.setattr(IdentityCache, "layers", watched)
+    def watched_run(self, *args, **kwargs):
+        open_run(self, *args, **kwargs)
+        references.append(weakref.ref(self))
+
+    monkeypatch.setattr(IdentityCache, "layers", watched_layers)
+    monkeypatch.setattr(Run, "__init__", watched_run)
     return references
 
 
 def assert_nothing_left(model, built):
     gc.collect()
-    assert built and all(reference() is None for reference in built)
-    assert KEY not in model.model_options.get("transformer_options", {})
+    assert len(built) > 1 and all(reference() is None for reference in built)
     for block in model.model.diffusion_model.blocks:
         assert type(block.self_attn).__name__ == "WanSelfAttention"
         assert not [name for name in vars(block.self_attn) if "identity" in name or "foreign" in name]
@@ -105,6 +113,17 @@ def test_an_exception_in_mid_run_leaves_nothing(model, plain, built, error, step
     assert torch.equal(tiny.sample(model)[0], plain)
 
 
+def test_the_memory_is_free_while_the_exception_is_still_held(model, built):
+    """ComfyUI unloads models with an out-of-memory error in hand; its traceback holds the frames of the run."""
+    patched = tiny.with_identity(model)
+    patched.set_model_patch_replace(lambda args, extra: 1 / 0, "dit", "double_block", 2)
+    with pytest.raises(ZeroDivisionError) as held:
+        tiny.sample(patched)
+    alive = [reference() for reference in built]
+    assert not [thing for thing in alive if isinstance(thing, torch.Tensor)]
+    assert held.value is not None
+
+
 def test_an_exception_inside_the_model_leaves_nothing(model, built):
     """Raised while the attention of the blocks is exchanged."""
     patched = tiny.with_identity(model)
@@ -137,20 +156,67 @@ def test_the_users_interrupt_during_the_build(model, plain, monkeypatch):
     assert torch.equal(tiny.sample(model)[0], plain)
 
 
-def test_reserved_memory_is_given_back(model):
-    """The bytes are announced while ComfyUI loads the model, and only then."""
+def test_the_bytes_are_announced_while_the_model_loads(model):
+    """What is announced covers what the run then held; afterwards it is given back."""
     reserved = comfy.model_management.EXTRA_RESERVED_VRAM
     seen = []
+
+    def probe(executor, *args, **kwargs):
+        seen.append(comfy.model_management.EXTRA_RESERVED_VRAM - reserved)
+        return executor(*args, **kwargs)
+
     patched = tiny.with_identity(model, attention="merge")
-    patched.add_wrapper_with_key(
-        WrappersMP.PREPARE_SAMPLING, "probe",
-        lambda executor, *args, **kwargs: (seen.append(comfy.model_management.EXTRA_RESERVED_VRAM - reserved),
-                                           executor(*args, **kwargs))[1])
-    tiny.sample(patched)
-    kv = 2 * tiny.WAN.blocks * 32 * tiny.WAN.dim * 4
-    identity_output = 3 * 4 * 6 * tiny.WAN.dim * 4
-    assert seen == [kv + identity_output]
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "probe", probe)
+    _, (report,) = tiny.sample(patched)
+    outputs_of_both_prompts = 2 * 3 * 4 * 6 * tiny.WAN.dim * 4
+    assert seen == [report.cache_bytes + outputs_of_both_prompts]
     assert reserved == comfy.model_management.EXTRA_RESERVED_VRAM
+
+
+CONTROLS = {
+    "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
+    "less than nothing": ({"strength": -1.0}, "strength is -1, at least 0"),
+    "a strength that cannot be concatenated": (
+        {"attention": "concatenate", "strength": 0.5}, "concatenate, which knows no strength but 1"),
+    "no such path": ({"attention": "sage"}, "attention is sage, needed is one of auto, merge, concatenate"),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls_that_cannot_work_are_refused_when_applied(model, name):
+    controls, words = CONTROLS[name]
+    with pytest.raises(StandInError, match=words):
+        tiny.with_identity(model, **controls)
+
+
+def test_without_a_sink_the_report_is_logged(model, caplog):
+    """In core's samplers there is no report output."""
+    with caplog.at_level("INFO", logger="standin_core.run"):
+        comfy.sample.sample(tiny.with_identity(model), torch.zeros(tiny.LATENT), 1, 1.0, "euler", "simple",
+                            tiny.prompt(), tiny.prompt(), torch.zeros(tiny.LATENT), disable_pbar=True)
+    assert "32 identity tokens beside 72 video tokens" in caplog.text
+
+
+def test_two_models_in_two_threads_share_a_run(model):
+    """ComfyUI's multi-GPU: one run, one model for each device, called at the same time."""
+    models = [model, tiny.load(TinyWan(text_dim=tiny.WAN.text_dim, seed=11).weights())]
+    branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16))
+    condition = tiny.prompt()[0][0]
+
+    def call(base, run):
+        options = {"wrappers": {WrappersMP.APPLY_MODEL: {KEY: [apply_model]}}, KEY: run}
+        with torch.inference_mode():
+            return base.apply_model(tiny.random(*tiny.LATENT), torch.tensor([0.9]), c_crossattn=condition,
+                                    transformer_options=options)
+
+    expected = [call(each.model, Run(branch, steps=1, hook_groups=1)) for each in models]
+    shared = Run(branch, steps=1, hook_groups=1)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda each: call(each.model, shared), models))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (shared.cache.builds, shared.report.model_calls, shared.report.identity_calls) == (2, 10, 10)
+    assert shared.report.reads == 10 * tiny.WAN.blocks
 
 
 def growth(model):

@@ -181,6 +181,10 @@ REFUSED = {
     "no denoise": ({"denoise": 0.0}, "denoise is 0, needed is more than 0"),
     "no shift": ({"shift": 0.0}, "shift is 0, needed is more than 0"),
     "no frames": ({"latent": {"samples": torch.zeros(1, 16, 0, 8, 12)}}, "the latent is empty"),
+    "the latent of an image model": (
+        {"latent": {"samples": torch.ones(1, 4, 8, 12)}}, r"has shape \[1, 4, 1, 8, 12\], this model needs \[B, 16"),
+    "the latent of another video model": (
+        {"latent": {"samples": torch.ones(1, 48, 3, 8, 12)}}, r"has shape \[1, 48, 3, 8, 12\]"),
 }
 
 
@@ -212,11 +216,12 @@ def test_an_adapter_of_another_size(model):
 
 
 def test_report(model):
-    """Every fact of the issue's list, in the record and in the words."""
+    """Adapter, references, tokens, attention, build, bytes and time, in the record and in the words."""
     _, (report,) = run(tiny.with_identity(model))
     assert report.adapter_file == "tiny_stand_in.safetensors" and report.adapter_rank == 16
     assert (report.identity_tokens, report.video_grid, report.reference_size) == (32, (3, 4, 6), (8, 16))
-    assert report.attention == "merge, PyTorch flash attention (CPU)" and report.refusals == []
+    assert report.attention == "merge, PyTorch flash attention (CPU)"
+    assert report.refusals == ["concatenate: merging copies nothing"]
     assert report.cache_bytes == 2 * 4 * 32 * 64 * 4
     assert report.build_ms > 0 and report.ms_per_step > 0
     text = as_text(report)

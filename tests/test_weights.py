@@ -80,12 +80,20 @@ KEY = "blocks.1.self_attn.k_loras.up.weight"
 REFUSED = {
     "missing": (lambda w: without(w, KEY), f"lacks 1 of the 18 tensors .*{KEY}.*download it again"),
     "surplus": (
-        lambda w: w | {"blocks.0.self_attn.o_loras.up.weight": w[KEY]}, "has 1 tensors that no Stand-In adapter"),
-    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} is \[32, 3\], needed is \[32, 5\]"),
+        lambda w: w | {"blocks.0.self_attn.o_loras.up.weight": w[KEY]}, "has 1 entries that no Stand-In adapter has"),
+    "the same tensor twice": (lambda w: w | {"dit." + KEY: w[KEY]}, f"has {KEY} twice, under two names"),
+    "two layouts in one file": (lambda w: w | peft(w), "twice, under two names"),
+    "something beside tensors": (lambda w: w | {"epoch": 3}, "has 1 entries that no Stand-In adapter has .*epoch"),
+    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} is \[32, 3\], needed is a matrix .*\[32, 5\]"),
     "turned": (lambda w: w | {KEY: w[KEY].T.contiguous()}, rf"{KEY} is \[5, 32\]"),
-    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, "that no Stand-In adapter has"),
-    "quantised": (lambda w: w | {KEY: w[KEY].to(torch.int8)}, "that no Stand-In adapter has"),
-    "empty": (lambda w: {}, "holds no tensors"),
+    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, rf"{KEY} is \[5\], needed is a matrix"),
+    "no matrices at all": (lambda w: {k: v[0] for k, v in w.items()}, "needed is a matrix"),
+    "quantised": (
+        lambda w: w | {KEY: w[KEY].to(torch.float8_e4m3fn)}, f"{KEY} is torch.float8_e4m3fn, needed is fp32, fp16 or"),
+    "empty": (lambda w: {}, "is not a Stand-In adapter: it holds no tensors"),
+    "a single tensor": (lambda w: w[KEY], "holds a Tensor that is not named tensors"),
+    "a list": (lambda w: [w[KEY]], "holds a list that is not named tensors"),
+    "numbers for names": (lambda w: {0: w[KEY]}, "holds a dict that is not named tensors"),
     "an ordinary LoRA": (
         lambda w: {"diffusion_model.blocks.0.cross_attn.q.lora_down.weight": w[KEY]},
         "is an ordinary LoRA .*LoraLoaderModelOnly"),
@@ -95,7 +103,7 @@ REFUSED = {
         lambda w: peft(w) | {"blocks.0.self_attn.q.alpha": torch.tensor(4.0)}, "is an ordinary LoRA"),
     "a whole model": (
         lambda w: {"blocks.0.self_attn.q.weight": w[KEY], "patch_embedding.weight": w[KEY]},
-        "is not a Stand-In adapter"),
+        "is not a Stand-In adapter: the first of its 2 entries is blocks.0.self_attn.q.weight"),
 }
 
 
@@ -127,11 +135,12 @@ def test_a_pickle_with_code_is_not_run(tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("name", ["cut.safetensors", "cut.ckpt", "empty.safetensors", "empty.ckpt"])
+@pytest.mark.parametrize("name", [f"{damage}.{suffix}" for damage in ("cut", "empty", "text")
+                                  for suffix in ("safetensors", "ckpt")])
 def test_broken_files(tmp_path, weights, name):
     path = tmp_path / name
     save(weights, path, wrapped=False)
-    path.write_bytes(path.read_bytes()[:1000] if name.startswith("cut") else b"")
+    path.write_bytes({"cut": path.read_bytes()[:1000], "empty": b"", "text": b"hello world"}[path.stem])
     with pytest.raises(StandInError, match=re.escape(f"{name} cannot be read as weights")):
         load_adapter(path)
 

@@ -48,12 +48,13 @@ def prompt(length=5, seed=2):
     return [[random(1, length, WAN.text_dim, seed=seed), {}]]
 
 
-def sample(model, latent=None, positive=None, negative=None, cfg=4.0, steps=STEPS, callback=None, seed=7, **options):
+def sample(model, latent=None, positive=None, negative=None, cfg=4.0, steps=STEPS, callback=None, seed=7, noise=None):
     """Through ComfyUI's KSampler -> (latent, reports of the runs)."""
     model, sink = model.clone(), ReportSink()
     model.model_options.setdefault("transformer_options", {})[SINK] = sink
     latent = torch.zeros(LATENT) if latent is None else latent
+    noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
     samples = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latent, seed), steps, cfg, "euler", "simple", positive or prompt(),
-        negative or prompt(seed=3), latent, disable_pbar=True, callback=callback, seed=seed, **options)
+        model, noise, steps, cfg, "euler", "simple", positive or prompt(), negative or prompt(seed=3), latent,
+        disable_pbar=True, callback=callback, seed=seed)
     return samples, sink.reports

@@ -5,13 +5,14 @@ import torch
 from einops import rearrange
 
 
-def naive_state(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_state(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention with its log-sum-exp.
 
-    q: [B, H, N, D]; k, v: [B, H, M, D]; any float dtype, computed in fp32.
+    q: [B, H, N, D]; k, v: [B, H, M, D]; any float dtype, computed in fp32; scale: of the logits, 1 / sqrt(D) for Wan.
     -> output [B, H, N, D] in the dtype of q, log-sum-exp of the scaled logits [B, H, N] in fp32.
     """
-    logits = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+    logits = q.float() @ k.float().transpose(-1, -2) * scale
     return (logits.softmax(dim=-1) @ v.float()).to(q.dtype), logits.logsumexp(dim=-1)
 
 

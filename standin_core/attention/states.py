@@ -25,73 +25,67 @@ aten = torch.ops.aten
 class StateSource:
     """A function that returns attention states, and the sentence with which it refuses what it cannot compute.
 
-    state: q [B, H, N, D], k and v [B, H, M, D] -> output [B, H, N, D], log-sum-exp [B, H, N] in fp32.
-    refusal: (device, dtype, head dim) -> why not, or None.
+    device_type: where it runs, or None for everywhere.
+    state: q [B, H, N, D], k and v [B, H, M, D], scale -> output [B, H, N, D], log-sum-exp [B, H, N] in fp32.
+    can_use: of ``torch.backends.cuda``, whether PyTorch has a kernel for such tensors; None where it always has.
     """
 
     name: str
-    state: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], State]
-    refusal: Callable[[torch.device, torch.dtype, int], str | None]
+    device_type: str | None
+    state: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], State]
+    can_use: Callable | None = None
+
+    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why not, or None. The device must be of device_type."""
+        if self.can_use is None:
+            return None
+        probe = torch.empty(1, 1, 8, head_dim, device=device, dtype=dtype)
+        if self.can_use(torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, False, False)):
+            return None
+        return f"PyTorch has none for {dtype} and head dim {head_dim} on this device"
 
 
-def _cpu_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> State:
-    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+def _cpu_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
 
 
-def _cpu_flash_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return None if device.type == "cpu" else f"it runs on the CPU, the model is on {device}"
+def _cuda_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:
+    return aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
 
 
-def _cuda_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> State:
-    return aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+def _cuda_cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:
+    output, log_sum_exp = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)[:2]
+    return output, log_sum_exp.reshape(q.shape[:-1])  # cuDNN keeps a trailing 1
 
 
-def _cuda_flash_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    if device.type != "cuda":
-        return f"it runs on CUDA, the model is on {device}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it takes fp16 and bf16, the model computes in {dtype}"
-    if head_dim % 8 or head_dim > 256:
-        return f"it takes head dims that are multiples of 8 up to 256, the model has {head_dim}"
-    if torch.version.cuda is not None and torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs compute capability 8.0 or newer"
-    if not torch.backends.cuda.is_flash_attention_available():
-        return "this build of PyTorch has none"
-    return None
-
-
-def _cuda_efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> State:
-    output, log_sum_exp = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+def _cuda_efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:
+    output, log_sum_exp = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)[:2]
     return output, log_sum_exp[..., :q.shape[-2]]  # its rows are padded to a multiple of 32
 
 
-def _cuda_efficient_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    if device.type != "cuda":
-        return f"it runs on CUDA, the model is on {device}"
-    if head_dim % 8:
-        return f"it takes head dims that are multiples of 8, the model has {head_dim}"
-    return None
-
-
-# 256 queries x 33,784 keys x 40 heads in fp32 are 1.4 GB of logits, what a 14B model's feed-forward needs as well.
+# A tile of 256 queries against 33,784 keys of 40 heads has 1.4 GB of fp32 logits.
 TILE = 256
 
 
-def _tiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> State:
-    tiles = [naive_state(tile, k, v) for tile in q.split(TILE, dim=-2)]
+def _tiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:
+    k, v = k.float(), v.float()
+    tiles = [naive_state(tile, k, v, scale) for tile in q.split(TILE, dim=-2)]
     return torch.cat([output for output, _ in tiles], dim=-2), torch.cat([lse for _, lse in tiles], dim=-1)
 
 
+# in the order in which ComfyUI has PyTorch choose (comfy/ops.py, SDPA_BACKEND_PRIORITY)
 FUSED = (
-    StateSource("PyTorch flash attention (CPU)", _cpu_flash, _cpu_flash_refusal),
-    StateSource("PyTorch flash attention (CUDA)", _cuda_flash, _cuda_flash_refusal),
-    StateSource("PyTorch memory-efficient attention (CUDA)", _cuda_efficient, _cuda_efficient_refusal),
+    StateSource("PyTorch flash attention (CPU)", "cpu", _cpu_flash),
+    StateSource("PyTorch flash attention (CUDA)", "cuda", _cuda_flash, torch.backends.cuda.can_use_flash_attention),
+    StateSource("PyTorch cuDNN attention (CUDA)", "cuda", _cuda_cudnn, torch.backends.cuda.can_use_cudnn_attention),
+    StateSource("PyTorch memory-efficient attention (CUDA)", "cuda", _cuda_efficient,
+                torch.backends.cuda.can_use_efficient_attention),
 )
-TILED = StateSource("fp32 attention in tiles of queries", _tiled, lambda device, dtype, head_dim: None)
+TILED = StateSource("fp32 attention in tiles of queries", None, _tiled)
 
 
 def merge_states(state: State, identity: State, bias: float) -> torch.Tensor:
-    """Merge the identity's state into the video's, in place where the output allows.
+    """Merge the identity's state into the video's, in the memory of the video's output.
 
     state, identity: (output [B, H, N, D], log-sum-exp [B, H, N]); bias: log(strength) on the identity's logits.
     """

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ..contracts import FaceCrop, StandInError
-from .detectors import DETECTORS, Face, detect
+from .detectors import DETECTORS, Face, load_detector
 from .geometry import square_crop
 from .models import missing
-from .parsing import BISENET_FILE, subject_mask
+from .parsing import BISENET_FILE, load_parser
 
 __all__ = ["BACKGROUNDS", "DETECTORS", "crop_face"]
 
@@ -27,32 +27,25 @@ def crop_face(image: torch.Tensor, detector: str = "auto", crop_scale: float = 1
     """
     if image.numel() == 0:
         raise StandInError(f"the image is empty, its shape is {list(image.shape)}: connect a photo.")
-    images, masks, verdicts = [], [], []
+    ready = load_detector(detector)
+    no_parser = missing(BISENET_FILE)
+    subject_mask = None if no_parser else load_parser()
+    crops, masks, verdicts = [], [], []
+    fill = BACKGROUNDS[background]
     for photo in (image[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy():
-        crop, mask, verdict = _crop_one(photo, detector, crop_scale, size, BACKGROUNDS[background])
-        images.append(torch.from_numpy(crop))
+        face = max(ready.find(photo), key=lambda face: face.area, default=None)
+        crop, mask = square_crop(photo, None if face is None else face.box, crop_scale, size, fill)
+        if subject_mask is not None:
+            mask = subject_mask(crop)
+            crop[~mask] = fill
+        crops.append(torch.from_numpy(crop))
         masks.append(torch.from_numpy(mask))
-        verdicts.append(verdict)
-    return FaceCrop(torch.stack(images).float() / 255, torch.stack(masks).float(), "\n".join(verdicts))
+        verdicts.append(_verdict(photo, face, ready.name))
+    verdicts += [*ready.notes, f"background kept: {no_parser}" if no_parser else "background removed by BiSeNet"]
+    return FaceCrop(torch.stack(crops).float() / 255, torch.stack(masks).float(), "\n".join(verdicts))
 
 
-def _crop_one(photo: np.ndarray, detector: str, crop_scale: float, size: int,
-              fill: int) -> tuple[np.ndarray, np.ndarray, str]:
-    found = detect(photo, detector)
-    face = max(found.faces, key=lambda face: face.area, default=None)
-    crop, inside = square_crop(photo, None if face is None else face.box, crop_scale, size, fill)
-    verdict = [_detection_verdict(photo, face, found.detector), *found.notes]
-    reason = missing(BISENET_FILE)
-    if reason is not None:
-        verdict.append(f"background kept: {reason}")
-        return crop, inside, "\n".join(verdict)
-    mask = subject_mask(crop)
-    crop[~mask] = fill
-    verdict.append("background removed by BiSeNet")
-    return crop, mask, "\n".join(verdict)
-
-
-def _detection_verdict(photo: np.ndarray, face: Face | None, detector: str) -> str:
+def _verdict(photo: np.ndarray, face: Face | None, detector: str) -> str:
     if face is not None:
         left, top, right, bottom = face.box
         share = 100 * (bottom - top) / photo.shape[0]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from ..contracts import StandInError
-from .models import load_weights, missing, on_compute_device
+from .models import ManagedNetwork, missing
 
 # Both detectors find faces by scanning scales, so a large photo costs time and gains nothing.
 LONGEST_SIDE_PX = 1024
@@ -30,61 +31,70 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True)
-class Detection:
-    """faces: what was found; detector: which looked; notes: what was passed over, a sentence each."""
+class Detector:
+    """A detector that is ready. notes: what "auto" passed over and why, a sentence each."""
 
-    faces: list[Face]
-    detector: str
-    notes: list[str]
+    name: str
+    scan: Callable[[np.ndarray], list[Face]]
+    notes: tuple[str, ...] = ()
+
+    def find(self, photo: np.ndarray) -> list[Face]:
+        """photo: [H, W, 3] uint8 RGB."""
+        scale = min(1.0, LONGEST_SIDE_PX / max(photo.shape[:2]))
+        small = photo if scale == 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        return [Face(tuple(int(edge / scale) for edge in face.box), face.score) for face in self.scan(small)]
 
 
-def detect(photo: np.ndarray, detector: str) -> Detection:
-    """photo: [H, W, 3] uint8 RGB. "auto" takes the first detector that can run here and says why others cannot.
+def load_detector(name: str) -> Detector:
+    """name: one of DETECTORS. "auto" takes the first that can run here and says why others cannot.
 
     Raises StandInError if a detector was chosen by name and cannot run.
     """
+    if name != "auto":
+        load, why_not = BY_NAME[name]
+        reason = why_not()
+        if reason is not None:
+            raise StandInError(f"{name} cannot run: {reason}; mend that, or set detector to auto.")
+        return Detector(name, load())
     notes = []
-    if detector == "auto":
-        detector = "none"
-        for name, (_, why_not) in AUTOMATIC.items():
-            reason = why_not()
-            if reason is None:
-                detector = name
-                break
-            notes.append(f"{name} not used: {reason}")
-    if detector == "none":
-        return Detection([], "none", notes)
-    find, why_not = AUTOMATIC[detector]
-    reason = why_not()
-    if reason is not None:
-        raise StandInError(f"{detector} cannot run: {reason}; mend that, or set detector to auto.")
-    scale = min(1.0, LONGEST_SIDE_PX / max(photo.shape[:2]))
-    small = photo if scale == 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    faces = [Face(tuple(int(edge / scale) for edge in face.box), face.score) for face in find(small)]
-    return Detection(faces, detector, notes)
+    for candidate, (load, why_not) in BY_NAME.items():
+        reason = why_not()
+        if reason is None:
+            return Detector(candidate, load(), tuple(notes))
+        notes.append(f"{candidate} not used: {reason}")
+    raise AssertionError("none can always run")
 
 
-def _retinaface(photo: np.ndarray) -> list[Face]:
+def _retinaface() -> Callable[[np.ndarray], list[Face]]:
     from facexlib.detection.retinaface import RetinaFace  # imports half of scipy and numba: 2 s
 
-    network = RetinaFace(network_name="resnet50", device=torch.device("cpu"))
-    load_weights(network, RETINAFACE_FILE)
-    device = on_compute_device(network)
-    network.device, network.mean_tensor = device, network.mean_tensor.to(device)
-    rows = network.detect_faces(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
-    return [Face(tuple(int(edge) for edge in row[:4]), float(row[4])) for row in rows]
+    managed = ManagedNetwork(RetinaFace(network_name="resnet50", device=torch.device("cpu")), RETINAFACE_FILE)
+    network = managed.network
+
+    def scan(photo: np.ndarray) -> list[Face]:
+        managed.load()
+        network.device, network.mean_tensor = managed.device, network.mean_tensor.to(managed.device)
+        rows = network.detect_faces(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+        return [Face(tuple(int(edge) for edge in row[:4]), float(row[4])) for row in rows]
+
+    return scan
 
 
-def _cascade(photo: np.ndarray) -> list[Face]:
+def _cascade() -> Callable[[np.ndarray], list[Face]]:
     """The local-binary-pattern cascade of OpenCV that ships with scikit-image; frontal faces only."""
     from skimage.data import lbp_frontal_face_cascade_filename  # 0.5 s
     from skimage.feature import Cascade
 
-    shortest = min(photo.shape[:2])
-    smallest = max(24, shortest // 12)  # 24 px is the size the cascade was trained at
-    found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
-        img=photo, scale_factor=1.2, step_ratio=1, min_size=(smallest, smallest), max_size=(shortest, shortest))
-    return [Face((box["c"], box["r"], box["c"] + box["width"], box["r"] + box["height"]), 1.0) for box in found]
+    cascade = Cascade(lbp_frontal_face_cascade_filename())
+
+    def scan(photo: np.ndarray) -> list[Face]:
+        shortest = min(photo.shape[:2])
+        smallest = max(24, shortest // 12)  # 24 px is the size the cascade was trained at
+        found = cascade.detect_multi_scale(img=photo, scale_factor=1.2, step_ratio=1, min_size=(smallest, smallest),
+                                           max_size=(shortest, shortest))
+        return [Face((box["c"], box["r"], box["c"] + box["width"], box["r"] + box["height"]), 1.0) for box in found]
+
+    return scan
 
 
 def _cascade_missing() -> str | None:
@@ -93,9 +103,10 @@ def _cascade_missing() -> str | None:
     return None
 
 
-# in the order in which "auto" tries them: name -> the detector, and why it cannot run here
-AUTOMATIC = {
+# in the order in which "auto" tries them: name -> how to get it ready, and why it cannot run here
+BY_NAME = {
     "retinaface": (_retinaface, lambda: missing(RETINAFACE_FILE)),
     "cascade": (_cascade, _cascade_missing),
+    "none": (lambda: lambda photo: [], lambda: None),
 }
-DETECTORS = ("auto", *AUTOMATIC, "none")
+DETECTORS = ("auto", *BY_NAME)

@@ -33,17 +33,20 @@ def missing(file_name: str) -> str | None:
     return None
 
 
-def load_weights(network: torch.nn.Module, file_name: str) -> None:
-    """Load a state dict without running anything in the file."""
-    weights = torch.load(find_model(file_name), map_location="cpu", weights_only=True)
-    network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
-    network.eval()
+class ManagedNetwork:
+    """A network with the weights of a file (nothing in it is run), under ComfyUI's memory manager while it is held.
 
+    ``missing(file_name)`` must have no reason.
+    """
 
-def on_compute_device(network: torch.nn.Module) -> torch.device:
-    """Have ComfyUI's memory manager put the network on the device that computes, and free it when it needs the room."""
-    device = comfy.model_management.get_torch_device()
-    patcher = comfy.model_patcher.ModelPatcher(network, load_device=device,
-                                               offload_device=comfy.model_management.unet_offload_device())
-    comfy.model_management.load_models_gpu([patcher])
-    return device
+    def __init__(self, network: torch.nn.Module, file_name: str):
+        weights = torch.load(find_model(file_name), map_location="cpu", weights_only=True)
+        network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
+        self.network = network.eval()
+        self.device = comfy.model_management.get_torch_device()
+        self._patcher = comfy.model_patcher.ModelPatcher(
+            network, load_device=self.device, offload_device=comfy.model_management.unet_offload_device())
+
+    def load(self) -> None:
+        """Have the memory manager bring it to the device that computes; it may be freed again afterwards."""
+        comfy.model_management.load_models_gpu([self._patcher])
