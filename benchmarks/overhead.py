@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py                    # inside the environment that scripts/test.py prepares
 
-Model: one block of Wan 14B's width and random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
+Model: two blocks of Wan 14B's width, random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
 sampler. Attention: the self-attention of such a block alone at the token counts of 832x480x81, on a few of its heads;
 there the share of the identity is 1/32 and stands out of the noise.
 
@@ -57,7 +57,7 @@ STEPS = 3  # the first builds the identity K/V and is not counted
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--video-tokens", type=int, default=1024, help="a multiple of 256")
     parser.add_argument("--attention-tokens", type=int, default=32768)
