@@ -32,7 +32,9 @@ two rows differ only in the strength of the identity.</p>
 <div class="row">{with_identity}</div>
 <h2>The same seed without it</h2>
 <div class="row">{without}</div>
-<p>Mean difference between the two videos: {difference:.1f} of 255.</p>
+<h2>Where they differ</h2>
+<div class="row">{difference}</div>
+<p>Four times the difference; its mean is {mean:.1f} of 255.</p>
 <h2>The run</h2>
 <table>{facts}</table>
 </html>
@@ -44,11 +46,13 @@ def write_report(folder: Path, verdict: str, report: dict, with_identity: np.nda
     shown = np.linspace(0, len(with_identity) - 1, 6).round().astype(int)
     reference = (_figure(PIL.Image.open(folder / "photo.png"), "the photo")
                  + _figure(PIL.Image.open(folder / "face_crop.png"), "the reference image"))
+    difference = np.abs(with_identity.astype(float) - without)
     page = folder / "report.html"
     page.write_text(PAGE.format(
         reference=reference, verdict=html.escape(verdict).replace("\n", "<br>"),
         with_identity=_strip(with_identity, shown), without=_strip(without, shown),
-        difference=np.abs(with_identity.astype(float) - without).mean(), facts=_facts(report)), encoding="utf-8")
+        difference=_strip((4 * difference).clip(0, 255).astype(np.uint8), shown), mean=difference.mean(),
+        facts=_facts(report)), encoding="utf-8")
     return page
 
 

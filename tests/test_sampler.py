@@ -106,6 +106,19 @@ def test_an_expert_without_a_step_does_not_run(model, low, boundary, used):
     assert sum(report.steps for report in reports) == STEPS
 
 
+def test_the_second_expert_draws_noise_of_its_own(model, low, monkeypatch):
+    """Samplers that add noise seed it anew for each expert; the first one's noise must not come twice."""
+    seeds, sample_custom = [], comfy.sample.sample_custom
+
+    def spy(*args, **kwargs):
+        seeds.append(kwargs["seed"])
+        return sample_custom(*args, **kwargs)
+
+    monkeypatch.setattr(comfy.sample, "sample_custom", spy)
+    run(model, low, seed=2**64 - 1)
+    assert len(set(seeds)) == 2 and all(0 <= seed < 2**64 for seed in seeds)
+
+
 def test_low_denoise_begins_with_the_low_noise_expert(model, low):
     latent = {"samples": tiny.random(*tiny.LATENT)}
     both = samples_of(model, low, latent, denoise=0.3)
