@@ -46,8 +46,9 @@ class IdentityCache:
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.nbytes for place in self._places.values() for layers in place.values() for layer in layers
-                   for tensor in layer)
+        with self._lock:
+            return sum(tensor.nbytes for place in self._places.values() for layers in place.values()
+                       for layer in layers for tensor in layer)
 
     def layers(self, place: Hashable, weights: Hashable, build: Callable[[], Iterable],
                synchronize: Callable[[], None]) -> list[tuple[torch.Tensor, torch.Tensor]]:
