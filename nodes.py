@@ -18,7 +18,7 @@ MODEL_FOLDER = "stand_in"
 
 StandIn = io.Custom("STAND_IN")
 
-# inputs cannot be marked as advanced before ComfyUI 0.4
+# ComfyUI 0.3.64 knows no advanced inputs, 0.16.3 does
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
 
 

@@ -20,20 +20,10 @@ import sys
 import time
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent.parent
-sys.path.append(str(PACK / "scripts"))
-import environment
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+from environment import PACK, import_comfyui
 
-sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(environment.COMFYUI)))
-sys.path.append(str(PACK))
-import comfy.options
-
-arguments, device_arguments = sys.argv, [] if "--cuda" in sys.argv else ["--cpu"]
-sys.argv = ["main.py", "--use-pytorch-cross-attention", *device_arguments]
-comfy.options.enable_args_parsing()
-import comfy.cli_args
-
-sys.argv = arguments
+import_comfyui("--use-pytorch-cross-attention", *([] if "--cuda" in sys.argv else ["--cpu"]))
 
 import torch
 
@@ -66,6 +56,8 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: at least 2 are needed to tell the noise")
     with torch.inference_mode():
         result = {
             "machine": machine(), "torch": torch.__version__, "comfyui": comfyui_version.__version__,

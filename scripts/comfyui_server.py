@@ -15,7 +15,8 @@ from pathlib import Path
 
 import aiohttp
 
-PACK = Path(__file__).resolve().parent.parent
+from environment import PACK
+
 START_SECONDS = 180
 PREVIEW_EVENTS = (1, 4)  # ComfyUI's protocol.py: a preview image, without and with metadata
 
@@ -31,6 +32,11 @@ class Result:
     outputs: dict[str, dict] = field(default_factory=dict)
     previews: int = 0
     progress: list[tuple[int, int]] = field(default_factory=list)
+
+
+def node_id(prompt: dict, class_type: str) -> str:
+    """The first node of a class in a prompt (API format)."""
+    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
 
 
 def link_pack(base: Path) -> None:

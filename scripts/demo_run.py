@@ -9,22 +9,19 @@ import shutil
 import sys
 from pathlib import Path
 
-COMFYUI = Path(os.environ["COMFYUI_PATH"])
-sys.path.insert(0, str(COMFYUI))
+from environment import PACK, import_comfyui
 
-import comfy.options
-
-sys.argv = ["main.py", "--cpu"]
-comfy.options.enable_args_parsing()
+import_comfyui("--cpu")
 
 import av
 import numpy as np
 import PIL.Image
 import skimage.data
-from comfyui_server import PACK, PromptFailed, Server, running_server
+from comfyui_server import PromptFailed, Server, node_id, running_server
 from demo_report import write_report
 from tiny_models import on_tiny_models, write_tiny_models
 
+COMFYUI = Path(os.environ["COMFYUI_PATH"])
 HOME = PACK / ".standin" / "demo"
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 
@@ -39,35 +36,29 @@ def main() -> None:
     say("starting ComfyUI")
     with running_server(COMFYUI, base, HOME / "comfyui.log", "--use-pytorch-cross-attention") as server:
         prompt = on_tiny_models(WORKFLOW, server.upload(photo))
-        with_identity = run(server, prompt, "with the identity")
-        one_node(prompt, "ApplyIdentityBranch")["inputs"]["strength"] = 0.0
-        without = run(server, prompt, "without it, same seed")
-    video = result / "video.mp4"
-    shutil.copy(with_identity["video"], video)
-    shutil.copy(with_identity["crop"], result / "face_crop.png")
-    reports = json.loads(with_identity["record"])
-    (result / "report.json").write_text(json.dumps({"face": with_identity["verdict"], "runs": reports}, indent=1))
-    page = write_report(result, with_identity["verdict"], reports[0], frames(with_identity["video"]),
-                        frames(without["video"]))
+        outputs = run(server, prompt, "with the identity")
+        prompt[node_id(prompt, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.0
+        outputs_without = run(server, prompt, "without it, same seed")
+        video = shutil.copy(saved(server, outputs["SaveVideo"]), result / "video.mp4")
+        without = frames(saved(server, outputs_without["SaveVideo"]))
+        shutil.copy(saved(server, outputs["FacePreprocess"]), result / "face_crop.png")
+    (verdict,) = outputs["FacePreprocess"]["text"]
+    reports = json.loads(outputs["PreviewAny"]["text"][0])
+    (result / "report.json").write_text(json.dumps({"face": verdict, "runs": reports}, indent=1))
+    page = write_report(result, verdict, reports[0], frames(video), without)
     say("done")
     sys.stdout.write(f"\nvideo   {video}\nreport  {page}\nrecord  {result / 'report.json'}\n")
 
 
-def run(server: Server, prompt: dict, what: str) -> dict:
+def run(server: Server, prompt: dict, what: str) -> dict[str, dict]:
+    """Node class -> what the node put into the UI."""
     say(f"queueing the workflow {what}")
     outputs = server.run(prompt, on_progress=lambda node, value, most: say(f"  {node} {value}/{most}")).outputs
-    by_class = {prompt[node]["class_type"]: output for node, output in outputs.items()}
-    return {
-        "video": server.path_of(by_class["SaveVideo"]["images"][0]),
-        "record": by_class["PreviewAny"]["text"][0],
-        # FacePreprocess is cached in the second run and has nothing new to say
-        **({"crop": server.path_of(by_class["FacePreprocess"]["images"][0]),
-            "verdict": by_class["FacePreprocess"]["text"][0]} if "FacePreprocess" in by_class else {}),
-    }
+    return {prompt[node]["class_type"]: output for node, output in outputs.items()}
 
 
-def one_node(prompt: dict, class_type: str) -> dict:
-    return next(node for node in prompt.values() if node["class_type"] == class_type)
+def saved(server: Server, output: dict) -> Path:
+    return server.path_of(output["images"][0])
 
 
 def frames(video: Path) -> np.ndarray:

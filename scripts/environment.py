@@ -1,4 +1,4 @@
-"""The set-up that the demo and the tests share: a virtual environment and a ComfyUI to run in.
+"""The set-up that the demo, the tests and the benchmarks share: a virtual environment and a ComfyUI to run in.
 
 Needs Python 3.11+ with venv and pip and a network that reaches the Python registry. Every step is skipped once it
 is done, so an interrupted set-up resumes and a second call takes seconds. Everything lands in ``.standin/``, which
@@ -60,6 +60,22 @@ def run_inside(*arguments: str) -> int:
     # compiled files go to .standin too, so that a ComfyUI of the user's own is only read
     variables = {**os.environ, "COMFYUI_PATH": str(ready.comfyui), "PYTHONPYCACHEPREFIX": str(HOME / "pycache")}
     return subprocess.run([str(ready.python), *arguments], cwd=PACK, env=variables).returncode
+
+
+def import_comfyui(*arguments: str) -> None:
+    """Make ComfyUI importable in this program, as if it had been started with these arguments.
+
+    ComfyUI goes first on the path and the pack last: both have a nodes.py, and ComfyUI's own code must find ComfyUI's.
+    """
+    sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(COMFYUI)))
+    sys.path.append(str(PACK))
+    import comfy.options
+
+    own_arguments, sys.argv = sys.argv, ["main.py", *arguments]
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+
+    sys.argv = own_arguments
 
 
 def _run(*command) -> None:

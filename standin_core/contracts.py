@@ -93,7 +93,7 @@ class IdentityBranch:
                                "paper.")
         if self.start_percent >= self.end_percent:
             raise StandInError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
-                               "identity would never be read: set end above start, or strength to 0.")
+                               "identity would never be read: set end above start.")
         if self.attention not in ATTENTION_PATHS:
             raise StandInError(f"attention is {self.attention}, needed is one of {', '.join(ATTENTION_PATHS)}.")
         if self.attention == "concatenate" and self.strength not in (0, 1):

@@ -10,8 +10,8 @@ from .contracts import RunReport
 class ReportSink:
     """Takes the reports of the runs it is handed to.
 
-    An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run (before
-    0.4 with ``deepcopy``, hence ``__deepcopy__``).
+    An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run (0.3.64 with
+    ``deepcopy``, hence ``__deepcopy__``).
     """
 
     def __init__(self):

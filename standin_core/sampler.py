@@ -65,11 +65,11 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
     the switch; samplers with a history begin it anew there. Returns the LATENT and the report of each run that had an
     identity branch. Raises StandInError before any work.
     """
-    _check(model, low_noise_model, latent, settings)
+    experts = _experts(model, low_noise_model)
+    _check(experts, latent, settings)
     samples = _fixed_channels(model, latent)
-    for each in (model, low_noise_model):
-        if each is not None:
-            _check_latent(each, samples)
+    for expert in experts:
+        _check_latent(expert, samples)
     noise = comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index"))
     output, reports = denoise(model, low_noise_model, positive, negative, samples, noise, latent.get("noise_mask"),
                               settings)
@@ -81,14 +81,14 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
 def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, noise: torch.Tensor,
             noise_mask: torch.Tensor | None, settings: SamplerSettings) -> tuple[torch.Tensor, list[RunReport]]:
     """As ``sample``, from given noise. samples, noise: [B, 16, T, h, w], VAE space; returns the same."""
-    models = [_with_shift(each, settings.shift) for each in (model, low_noise_model) if each is not None]
-    sigmas = _sigmas(models[0], settings)
+    experts = [_with_shift(expert, settings.shift) for expert in _experts(model, low_noise_model)]
+    sigmas = _sigmas(experts[0], settings)
     steps = len(sigmas) - 1
-    switch = switch_step(sigmas, settings.boundary) if len(models) == 2 else steps
-    preview = latent_preview.prepare_callback(models[0], steps)
+    switch = switch_step(sigmas, settings.boundary) if len(experts) == 2 else steps
+    preview = latent_preview.prepare_callback(experts[0], steps)
     sink = ReportSink()
     unfinished = None
-    for expert, (first, last) in zip(models, ((0, switch), (switch, steps))):
+    for expert, (first, last) in zip(experts, ((0, switch), (switch, steps))):
         if first == last:
             continue
         expert.model_options["transformer_options"][SINK] = sink
@@ -124,10 +124,13 @@ class _ExpertSampler:
         self.ksampler = comfy.samplers.KSAMPLER(from_start, core.extra_options, core.inpaint_options)
 
 
-def _check(model, low_noise_model, latent: dict, settings: SamplerSettings) -> None:
-    for each in (model, low_noise_model):
-        if each is not None:
-            Wan(each.model)
+def _experts(model, low_noise_model) -> list:
+    return [model] if low_noise_model is None else [model, low_noise_model]
+
+
+def _check(experts: list, latent: dict, settings: SamplerSettings) -> None:
+    for expert in experts:
+        Wan(expert.model)
     if settings.steps < 1:
         raise StandInError(f"steps is {settings.steps}, at least 1 is needed: raise steps.")
     if not 0 < settings.denoise <= 1:

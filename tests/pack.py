@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nodes
 
-from comfyui_server import PACK
+from environment import PACK
 
 COMFYUI = Path(nodes.__file__).parent
 

@@ -20,7 +20,7 @@ def largest_difference(a, b):
     return float((a - b).abs().max())
 
 
-def vace(case, model, conditioning):
+def vace(case, model):
     """The golden vace_context enters the patch embedding as it is, past ComfyUI's own preparation of it."""
     context = case.io["vace_context"].unsqueeze(1)
 
@@ -45,7 +45,7 @@ def test_velocity_with_identity(name, output, path):
     conditioning = case.conditioning(CONTEXTS[output])
     model = case.identity(case.model(), attention=path)
     if name == "vace_small":
-        model = vace(case, model, conditioning)
+        model = vace(case, model)
     for k, velocity in enumerate(velocities(model, case.io["latent"], case.io["timesteps"], conditioning)):
         assert largest_difference(velocity, case.io[f"{output}.{k}"]) < ONE_CALL
 
@@ -54,7 +54,7 @@ def test_velocity_with_identity(name, output, path):
 def test_velocity_without_identity(name):
     case = load_case(name)
     conditioning = case.conditioning("positive")
-    model = case.model() if name == "t2v_small" else vace(case, case.model(), conditioning)
+    model = case.model() if name == "t2v_small" else vace(case, case.model())
     for k, velocity in enumerate(velocities(model, case.io["latent"], case.io["timesteps"], conditioning)):
         assert largest_difference(velocity, case.io[f"base.{k}"]) < ONE_CALL
 

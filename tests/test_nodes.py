@@ -7,7 +7,7 @@ import torch
 
 import pack
 import tiny
-from comfyui_server import PACK
+from environment import PACK
 
 # node -> inputs and outputs, in the order that saved workflows rely on
 INTERFACE = {

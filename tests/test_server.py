@@ -10,7 +10,8 @@ import safetensors.torch
 import skimage.data
 
 import pack
-from comfyui_server import PACK, PromptFailed, running_server
+from comfyui_server import PromptFailed, node_id, running_server
+from environment import PACK
 from tiny_models import ADAPTER, DIFFUSION_MODEL, adapter_weights, on_tiny_models, write_tiny_models
 
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
@@ -41,10 +42,6 @@ def prompt(photo):
     decoded = node_id(prompt, "VAEDecode")
     prompt["frames"] = {"class_type": "SaveImage", "inputs": {"images": [decoded, 0], "filename_prefix": "frames"}}
     return prompt
-
-
-def node_id(prompt, class_type):
-    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
 
 
 def change(prompt, class_type, **inputs):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import pack
-from comfyui_server import PACK
+from environment import PACK
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 NOTES = ("MarkdownNote", "Note")

@@ -34,9 +34,9 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def load(weights=None, dtype=torch.float32, **options):
+def load(weights=None, dtype=torch.float32):
     return comfy.sd.load_diffusion_model_state_dict(
-        dict(weights or WAN.weights()), model_options={"dtype": dtype, **options}, metadata=WAN.metadata())
+        dict(weights or WAN.weights()), model_options={"dtype": dtype}, metadata=WAN.metadata())
 
 
 def with_identity(model, seed=1, **controls):
