@@ -7,7 +7,28 @@ from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
 from .standin_core.contracts import ATTENTION_PATHS
-from .standin_core.face import BACKGROUNDS, DETECTORS, crop_face
+from .standin_core.face import (
+    BORDER_RULES,
+    DETECTORS,
+    FROM_PRESET,
+    KEPT_LABELS,
+    NO_FACE,
+    NORMALIZATIONS,
+    PARSERS,
+    PRESETS,
+    WHICH,
+    FaceSettings,
+    crop_faces,
+)
+from .standin_core.face_swap import (
+    COLOR_REGIONS,
+    MASK_EDGES,
+    SWAP_BACKGROUNDS,
+    SwapSettings,
+    composite_swap,
+    encode_swap,
+    prepare_swap,
+)
 from .standin_core.report import as_json, as_text
 from .standin_core.run import apply_reference
 from .standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -17,6 +38,7 @@ CATEGORY = "Stand-In"
 MODEL_FOLDER = "stand_in"
 
 StandIn = io.Custom("STAND_IN")
+FaceCropType = io.Custom("FACE_CROP")
 
 # ComfyUI 0.3.64 knows no advanced inputs, 0.16.3 does
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
@@ -50,36 +72,186 @@ class FacePreprocess(io.ComfyNode):
             node_id="FacePreprocess",
             display_name="Face Preprocess",
             category=CATEGORY,
-            description="Crops the largest face of a photo to a square on a plain background, as the adapter was "
-                        "trained on. Without a face the whole image is padded to a square.",
+            description="Finds the face in a photo, crops it to a square and puts it on a plain background, as the "
+                        "adapter was trained on. The preset sets what is not set by hand.",
             inputs=[
-                io.Image.Input("image", tooltip="The photo. One clear, frontal face gives the best likeness."),
-                io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
-                    "auto takes RetinaFace where its file is in models/facexlib, and the built-in cascade (frontal "
-                    "faces only) otherwise; none keeps the whole image.")),
-                io.Float.Input("crop_scale", default=1.5, min=1.0, max=4.0, step=0.05, tooltip=(
-                    "Side of the crop relative to the face box. Higher keeps more hair and shoulders, lower fills the "
-                    "crop with the face. The adapter was trained at 1.5.")),
+                io.Image.Input("image", tooltip=(
+                    "The photo. One clear, frontal face gives the best likeness. An alpha channel is taken as the "
+                    "subject's mask.")),
+                io.Combo.Input("preset", options=list(PRESETS), tooltip=(
+                    "Stand-In inference is what the authors run: crop 1.5, all but the background kept. Their ComfyUI "
+                    "preprocessor drops neck and clothes, and pads the whole photo if the face is near any border. "
+                    "Face only drops the hair too; head and shoulders crops at 2.5.")),
+                _detector_input(),
+                io.Combo.Input("which_face", options=list(WHICH), tooltip=(
+                    "The largest face, the one that face_index counts from the left, or all: a batch, one crop each.")),
+                io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
+                    "For from left: 0 is the leftmost face, higher goes to the right.")),
+                io.Combo.Input("no_face", options=list(NO_FACE), tooltip=(
+                    "Without a face: the whole image, padded to a square, as the authors do for subjects that have "
+                    "none; or an error.")),
+                io.Float.Input("crop_scale", default=0.0, min=0.0, max=4.0, step=0.05, tooltip=(
+                    "Side of the crop relative to the face box; 0 takes the preset's. Higher keeps more hair and "
+                    "shoulders, lower fills the crop with the face. The adapter was trained at 1.5.")),
                 io.Int.Input("size", default=512, min=64, max=2048, step=16, tooltip=(
                     "Side of the result in pixels. 512 gives the 1,024 identity tokens the adapter was trained with; "
                     "lower is faster and loses detail, higher costs memory and is untrained.")),
-                io.Combo.Input("background", options=list(BACKGROUNDS), default="white", tooltip=(
-                    "Colour of the padding, and of the background where BiSeNet's file (parsing_bisenet.pth in "
-                    "models/facexlib) lets it be removed. The adapter was trained on white.")),
+                io.String.Input("background", default="white", tooltip=(
+                    "Colour behind the subject and in the padding: white, grey, any other name, or #rrggbb. The "
+                    "adapter was trained on white.")),
+                io.Combo.Input("parser", options=list(PARSERS), tooltip=(
+                    "What removes the background. auto takes BiSeNet where its file is and keeps the background "
+                    "otherwise; none keeps it. A connected subject_mask or alpha takes its place.")),
+                _download_input(),
+                _min_score_input(),
+                io.Combo.Input("border_rule", options=[FROM_PRESET, *BORDER_RULES], **ADVANCED, tooltip=(
+                    "When a face fills the photo, which is then padded whole: near all four borders (the authors' "
+                    "inference) or near any one (their preprocessor; a face at the edge comes out tiny).")),
+                io.Combo.Input("keep", options=[FROM_PRESET, *KEPT_LABELS], **ADVANCED, tooltip=(
+                    "Which parts BiSeNet keeps; the rest becomes background.")),
+                io.Combo.Input("normalization", options=[FROM_PRESET, *NORMALIZATIONS], **ADVANCED, tooltip=(
+                    "How pixels enter BiSeNet. 0.5 is the authors' inference code, imagenet what the network was "
+                    "trained with and their preprocessor uses. The masks differ a little at the edges.")),
+                io.Int.Input("feather", default=0, min=0, max=128, **ADVANCED, tooltip=(
+                    "Pixels over which the mask fades inwards. 0 is the authors' hard edge; higher hides jagged "
+                    "edges and loses some hair.")),
+                io.Boolean.Input("level_eyes", default=False, **ADVANCED, tooltip=(
+                    "Turns the photo until the eyes are level; needs key points. Off, the tilt of the head stays, as "
+                    "in training.")),
+                io.Boolean.Input("balance_colors", default=False, **ADVANCED, tooltip=(
+                    "Removes a colour cast and stretches the exposure. Off, the photo's light stays, as in training.")),
+                *_given_face_inputs("the photo"),
+                io.Mask.Input("subject_mask", optional=True, tooltip=(
+                    "1 where the subject is, from any matting node; takes the place of the parser.")),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The square crop, for Apply Identity Branch."),
                 io.Mask.Output("mask", tooltip="1 where the subject is; without a parser, where the photo is."),
+                io.Image.Output("rgba", tooltip="The crop with the photo's own pixels and the mask as alpha."),
+                io.Image.Output("preview", tooltip=(
+                    "The photo with the face box (green), the crop (blue) and the key points (red); what is dropped "
+                    "is dark.")),
+                io.String.Output("verdict", tooltip="Size, sharpness and pose of each face, and what was done."),
+                FaceCropType.Output("face", tooltip="The crop with its key points, for Face Swap Prepare."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, image, detector, crop_scale, size, background):
-        crop = crop_face(image, detector, crop_scale, size, background)
-        preview = ui.PreviewImage(crop.image, cls=cls).as_dict()
-        show_text(cls, crop.verdict)
-        return io.NodeOutput(crop.image, crop.mask, ui={**preview, "text": (crop.verdict,)})
+    def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
+        face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask)
+        show_text(cls, face.verdict)
+        pictures = [picture for batch in (face.image, face.preview)
+                    for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]
+        return io.NodeOutput(face.image, face.rgba[..., 3], face.rgba, face.preview, face.verdict, face,
+                             ui={"images": pictures, "text": (face.verdict,)})
+
+
+class FaceSwapPrepare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FaceSwapPrepare",
+            display_name="Face Swap Prepare",
+            category=CATEGORY,
+            description="Follows one face through a video and warps the reference on it, for a partial denoise with "
+                        "the identity. Trims to 4k+1 frames and crops to multiples of 16. Experimental, as the "
+                        "authors say of theirs.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the video."),
+                FaceCropType.Input("face", tooltip="The reference, cut out, from Face Preprocess."),
+                _detector_input(),
+                io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
+                    "Whom to follow: the largest face of the first frame that has one, or the one that face_index "
+                    "counts from the left.")),
+                io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
+                    "For from left: 0 is the leftmost face, higher goes to the right.")),
+                io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, tooltip=(
+                    "Steadies the points of the face over time. Higher removes more jitter of a still face and may lag "
+                    "behind a fast one; 0 is the authors', each frame by itself.")),
+                io.Int.Input("hold_frames", default=8, min=0, max=1000, tooltip=(
+                    "For how many frames without the face its last mask stays. Higher bridges longer turns and "
+                    "occlusions; 0 is the authors', such frames pass through.")),
+                _download_input(),
+                _min_score_input(),
+                *_given_face_inputs("every frame"),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="The frames with the reference warped on, for Face Swap Encode."),
+                io.Mask.Output("mask", tooltip="Where the reference lies, a mask for each frame."),
+                io.Int.Output("width", tooltip="Of the frames, in pixels."),
+                io.Int.Output("height", tooltip="Of the frames, in pixels."),
+                io.Int.Output("length", tooltip="Number of frames, 4k+1."),
+                io.String.Output("report", tooltip="In how many frames the face was found."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, face, face_box=None, face_mask=None, face_landmarks=None, **settings):
+        swap = prepare_swap(images, face, SwapSettings(**settings), face_box, face_mask, face_landmarks)
+        show_text(cls, swap.report)
+        length, height, width = swap.mask.shape
+        return io.NodeOutput(swap.frames, swap.mask, width, height, length, swap.report,
+                             ui={"text": (swap.report,)})
+
+
+class FaceSwapEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FaceSwapEncode",
+            display_name="Face Swap Encode",
+            category=CATEGORY,
+            description="Encodes the prepared video and brings the mask to latent frames, for a sampler at a denoise "
+                        "below 1 (the authors take 0.85).",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames from Face Swap Prepare."),
+                io.Mask.Input("mask", tooltip="The mask from Face Swap Prepare."),
+                io.Vae.Input("vae", tooltip="Wan 2.1's VAE."),
+                io.Combo.Input("background", options=list(SWAP_BACKGROUNDS), tooltip=(
+                    "locked puts the source back outside the mask after every step: nothing else changes, and a "
+                    "contour may show. free lets all of it change: a more natural face, and a background that "
+                    "drifts with a higher denoise (the authors' default).")),
+                io.Combo.Input("mask_edge", options=list(MASK_EDGES), tooltip=(
+                    "For locked: hard takes latent pixels that the mask covers by half, as the authors do; soft "
+                    "blends them by how much is covered, which hides the contour.")),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="For Stand-In Sampler or any other.")],
+        )
+
+    @classmethod
+    def execute(cls, images, mask, vae, background, mask_edge):
+        return io.NodeOutput(encode_swap(vae, images, mask, background, mask_edge))
+
+
+class FaceSwapComposite(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FaceSwapComposite",
+            display_name="Face Swap Composite",
+            category=CATEGORY,
+            description="Puts the swapped face back over the source video, whose size and background it keeps.",
+            inputs=[
+                io.Image.Input("source", tooltip="The frames that went into Face Swap Prepare."),
+                io.Image.Input("images", tooltip="The swapped video from VAE Decode."),
+                io.Mask.Input("mask", tooltip="The mask from Face Swap Prepare, or one mask for all frames."),
+                io.Int.Input("feather", default=12, min=0, max=256, tooltip=(
+                    "Pixels over which the edge fades to either side. Higher hides the seam and lets more of the "
+                    "swapped background in; 0 cuts along the mask.")),
+                io.Float.Input("color_match", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
+                    "How far the colours of the swapped video are brought to the source's. 0 leaves them.")),
+                io.Combo.Input("color_region", options=list(COLOR_REGIONS), tooltip=(
+                    "Where colours are compared: surroundings corrects a drift of the whole picture and leaves the new "
+                    "skin alone; face gives the new face the colours of the old one.")),
+            ],
+            outputs=[io.Image.Output("images", tooltip="As many frames as were swapped, in the source's size.")],
+        )
+
+    @classmethod
+    def execute(cls, source, images, mask, feather, color_match, color_region):
+        return io.NodeOutput(composite_swap(source, images, mask, feather, color_match, color_region))
 
 
 class ApplyIdentityBranch(io.ComfyNode):
@@ -180,6 +352,33 @@ class StandInSampler(io.ComfyNode):
         return io.NodeOutput(latent, as_json(reports), ui=ui.PreviewText(text))
 
 
+def _detector_input():
+    return io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
+        "auto takes RetinaFace where its file is, insightface where you installed it, and otherwise the built-in "
+        "cascade (frontal faces, no key points). A connected box, mask or landmarks take its place."))
+
+
+def _min_score_input():
+    return io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
+        "How sure the detector must be. Lower finds more faces and more that are none; the cascade has no score."))
+
+
+def _download_input():
+    return io.Boolean.Input("download_missing", default=False, tooltip=(
+        "On, missing face models come from facexlib's releases on GitHub (110 and 53 MB) into models/facexlib, checked "
+        "by their hash. Off, nothing is ever downloaded."))
+
+
+def _given_face_inputs(where: str):
+    return (
+        io.Custom("BOUNDING_BOX").Input("face_box", optional=True, tooltip=(
+            f"The face in {where} as a box, from any node that gives one.")),
+        io.Mask.Input("face_mask", optional=True, tooltip=f"The face in {where} as a mask; its bounds are the box."),
+        io.Custom("FACE_LANDMARKS").Input("face_landmarks", optional=True, tooltip=(
+            f"The face in {where} from ComfyUI's Detect Face Landmarks (MediaPipe), with key points.")),
+    )
+
+
 def show_text(cls, text: str) -> None:
     """Show a text on the node; the text among its outputs is kept with the prompt but not shown by the frontend."""
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
@@ -187,7 +386,8 @@ def show_text(cls, text: str) -> None:
 
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
-        return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler]
+        return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
+                FaceSwapComposite]
 
 
 async def comfy_entrypoint():

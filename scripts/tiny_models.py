@@ -90,8 +90,8 @@ def write_tiny_models(models: Path) -> None:
 
 
 def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 128, length: int = 17,
-                   steps: int = 4) -> dict:
-    """A bundled workflow (API format) with the tiny files, a small video and the uploaded photo.
+                   steps: int = 4, video: str = "") -> dict:
+    """A bundled workflow (API format) with the tiny files, a small video and the uploaded photo and video.
 
     The text encoder of Wan is umT5-XXL, of which there is no tiny form: core's LotusConditioning stands in for what it
     makes of the prompts, and the negative one is zeroed. Everything else stays as it is.
@@ -109,6 +109,8 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["adapter"] = ADAPTER
             case "LoadImage":
                 inputs["image"] = photo
+            case "LoadVideo":
+                inputs["file"] = video
             case "EmptyHunyuanLatentVideo":
                 inputs |= {"width": width, "height": height, "length": length}
             case "StandInSampler":

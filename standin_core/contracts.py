@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
@@ -56,14 +57,30 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class FaceCrop:
-    """One crop for each photo, and what was done, in words.
+    """The crops of one or several photos, and what was done, in words.
 
-    image: [B, S, S, 3] float32 in 0..1; mask: [B, S, S] float32, 1 where the subject is.
+    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background; rgba: [B, S, S, 4], the photo's own pixels
+    with the subject's mask as alpha; keypoints: for each crop left eye, right eye (of the viewer), nose and corners of
+    the mouth, [5, 2] float64 in its pixels, estimated from the box where the detector finds none, None without a face;
+    preview: [P, H, W, 3], the photos with all that drawn on.
     """
 
     image: torch.Tensor
-    mask: torch.Tensor
+    rgba: torch.Tensor
+    keypoints: tuple[np.ndarray | None, ...]
+    preview: torch.Tensor
     verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwapFrames:
+    """A video ready to be swapped. frames: [4k+1, H, W, 3] and mask: [4k+1, H, W], float32 in 0..1, H and W multiples
+    of 16; report: what was found in how many frames, in words.
+    """
+
+    frames: torch.Tensor
+    mask: torch.Tensor
+    report: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,15 +30,20 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     The authors encode 512x512 on a white background, which gives 1,024 identity tokens. Raises StandInError for an
     empty image, several images, or a VAE that is not Wan's.
     """
-    if not isinstance(vae.first_stage_model, comfy.ldm.wan.vae.WanVAE):
-        raise StandInError(f"the VAE is {type(vae.first_stage_model).__name__}, needed is Wan 2.1's, which the 14B "
-                           "models of Wan 2.1 and 2.2 use: load wan_2.1_vae.safetensors with Load VAE.")
+    check_wan_vae(vae)
     if image.shape[0] != 1:
         raise StandInError(f"{image.shape[0]} reference images came, one is needed: pick one with ImageFromBatch.")
     if min(image.shape[1:3]) < 16:
         raise StandInError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least 16x16 is needed: check "
                            "what feeds it, or put FacePreprocess before it.")
     return vae.encode(image[..., :3])
+
+
+def check_wan_vae(vae) -> None:
+    """Raises StandInError unless the VAE is Wan 2.1's."""
+    if not isinstance(vae.first_stage_model, comfy.ldm.wan.vae.WanVAE):
+        raise StandInError(f"the VAE is {type(vae.first_stage_model).__name__}, needed is Wan 2.1's, which the 14B "
+                           "models of Wan 2.1 and 2.2 use: load wan_2.1_vae.safetensors with Load VAE.")
 
 
 def _one_picture(latent: dict) -> torch.Tensor:

@@ -17,3 +17,12 @@ def as_comfyui_executes():
     """ComfyUI runs every node under inference mode."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def models_dir(tmp_path, monkeypatch):
+    """A models folder of our own, empty unless a test puts a file there."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    return tmp_path

@@ -1,4 +1,6 @@
 """Agreement with the authors' implementation, tensor by tensor."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -118,3 +120,16 @@ def test_sigmas(name):
     assert_close(sigmas, case.io["sigmas"])
     if "boundary" in case.settings:
         assert switch_step(sigmas, case.settings["boundary"]) == case.settings["switch_step"]
+
+
+@pytest.mark.parametrize("output, locked", [("sampled", False), ("sampled_background_locked", True)])
+def test_face_swap(output, locked):
+    """Partial denoising from a source, with the background free and put back after every step."""
+    case = load_case("faceswap_small")
+    model = case.identity(case.model())
+    settings = replace(settings_of(case), denoise=case.settings["denoise"])
+    sampled, _ = denoise(model, None, case.conditioning("positive"), case.conditioning("negative"),
+                         vae_space(model, case.io["source_latent"]), case.io["noise"],
+                         case.io["face_mask"] if locked else None, settings)
+    difference = largest_difference(model.model.process_latent_in(sampled), case.io[output])
+    assert difference < WHOLE_LOOP

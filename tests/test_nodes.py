@@ -12,7 +12,16 @@ from environment import PACK
 # node -> inputs and outputs, in the order that saved workflows rely on
 INTERFACE = {
     "LoadStandIn": (["adapter"], ["STAND_IN"]),
-    "FacePreprocess": (["image", "detector", "crop_scale", "size", "background"], ["IMAGE", "MASK"]),
+    "FacePreprocess": (
+        ["image", "preset", "detector", "which_face", "face_index", "no_face", "crop_scale", "size", "background",
+         "parser", "download_missing", "min_score", "border_rule", "keep", "normalization", "feather", "level_eyes",
+         "balance_colors", "face_box", "face_mask", "face_landmarks", "subject_mask"],
+        ["IMAGE", "MASK", "IMAGE", "IMAGE", "STRING", "FACE_CROP"]),
+    "FaceSwapPrepare": (
+        ["images", "face", "detector", "which_face", "face_index", "smoothing", "hold_frames", "download_missing",
+         "min_score", "face_box", "face_mask", "face_landmarks"], ["IMAGE", "MASK", "INT", "INT", "INT", "STRING"]),
+    "FaceSwapEncode": (["images", "mask", "vae", "background", "mask_edge"], ["LATENT"]),
+    "FaceSwapComposite": (["source", "images", "mask", "feather", "color_match", "color_region"], ["IMAGE"]),
     "ApplyIdentityBranch": (
         ["model", "stand_in", "vae", "reference_image", "reference_latent", "strength", "start_percent", "end_percent",
          "time_offset", "attention"], ["MODEL"]),
@@ -21,7 +30,12 @@ INTERFACE = {
          "scheduler", "shift", "denoise", "boundary"], ["LATENT", "STRING"]),
 }
 DEFAULTS = {
-    "FacePreprocess": {"detector": "auto", "crop_scale": 1.5, "size": 512, "background": "white"},
+    "FacePreprocess": {"face_index": 0, "crop_scale": 0.0, "size": 512, "background": "white",
+                       "download_missing": False, "min_score": 0.5, "feather": 0, "level_eyes": False,
+                       "balance_colors": False, "detector": "auto"},
+    "FaceSwapPrepare": {"face_index": 0, "smoothing": 0.5, "hold_frames": 8, "download_missing": False,
+                        "min_score": 0.5, "detector": "auto"},
+    "FaceSwapComposite": {"feather": 12, "color_match": 1.0},
     "ApplyIdentityBranch": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "time_offset": -1,
                             "attention": "auto"},
     "StandInSampler": {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
@@ -60,8 +74,23 @@ def test_defaults_are_the_engines():
     contracts, sampler = pack.module("standin_core.contracts"), pack.module("standin_core.sampler")
     branch = contracts.IdentityBranch.__dataclass_fields__
     assert {name: branch[name].default for name in DEFAULTS["ApplyIdentityBranch"]} == DEFAULTS["ApplyIdentityBranch"]
-    settings = sampler.SamplerSettings.__dataclass_fields__
-    assert {name: settings[name].default for name in DEFAULTS["StandInSampler"]} == DEFAULTS["StandInSampler"]
+    face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")
+    for node_id, settings in (("StandInSampler", sampler.SamplerSettings), ("FacePreprocess", face.FaceSettings),
+                              ("FaceSwapPrepare", swap.SwapSettings)):
+        fields = settings.__dataclass_fields__
+        assert {name: fields[name].default for name in DEFAULTS[node_id]} == DEFAULTS[node_id]
+
+
+@pytest.mark.parametrize("node_id, settings", [("FacePreprocess", "standin_core.face.FaceSettings"),
+                                               ("FaceSwapPrepare", "standin_core.face_swap.SwapSettings")])
+def test_first_choices_are_the_engines(node_id, settings):
+    """A combo box without a default shows its first option."""
+    module, _, name = settings.rpartition(".")
+    fields = getattr(pack.module(module), name).__dataclass_fields__
+    combos = {each.id: each for each in schema(node_id).inputs if each.io_type == "COMBO"}
+    assert combos
+    for combo in combos.values():
+        assert (combo.default or combo.options[0]) == fields[combo.id].default
 
 
 def execute(node_id, **inputs):

@@ -1,87 +1,166 @@
-"""Face detectors behind one interface: a photo in, boxes with scores out."""
+"""Face detectors behind one interface: a photo in, faces out."""
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
+import folder_paths
 import numpy as np
 import torch
 
 from ..contracts import StandInError
-from .models import ManagedNetwork, missing
+from .models import RETINAFACE, ManagedNetwork, missing
 
-# Both detectors find faces by scanning scales, so a large photo costs time and gains nothing.
+# All find faces by scanning scales, so a large photo costs time and gains nothing.
 LONGEST_SIDE_PX = 1024
-RETINAFACE_FILE = "detection_Resnet50_Final.pth"
+INSIGHTFACE_PX = 640  # what its detectors were exported for, and what the authors use
+
+# The cascade's square reaches from the brows to below the mouth; the boxes for which crop scales were chosen, from the
+# forehead to the chin. Left, top, right, bottom of such a box as shares of the square, read off a photograph.
+FACE_IN_SQUARE = np.array([0.05, 0.02, 0.95, 1.15])
+# Left eye, right eye (of the viewer), nose, left and right corner of the mouth as shares of a face box, likewise.
+POINTS_IN_BOX = np.array([[0.26, 0.31], [0.74, 0.31], [0.50, 0.54], [0.30, 0.66], [0.70, 0.66]])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """box: (left, top, right, bottom) in pixels of the photo; score: the detector's own, higher is surer."""
+    """box: (left, top, right, bottom) in pixels of the photo; score: the detector's own, higher is surer.
+
+    keypoints: [5, 2] float, x and y in pixels of the photo, in the order of POINTS_IN_BOX, or None where the detector
+    finds none.
+    """
 
     box: tuple[int, int, int, int]
-    score: float
+    score: float = 1.0
+    keypoints: np.ndarray | None = None
 
     @property
     def area(self) -> int:
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        left, top, right, bottom = self.box
+        return (left + right) / 2, (top + bottom) / 2
+
+    @property
+    def points(self) -> np.ndarray:
+        """The key points, or where they would lie in an upright, frontal face of this box."""
+        if self.keypoints is not None:
+            return self.keypoints
+        left, top, right, bottom = self.box
+        return (left, top) + POINTS_IN_BOX * (right - left, bottom - top)
+
+    def scaled(self, factor: float) -> Face:
+        return Face(tuple(int(edge * factor) for edge in self.box), self.score,
+                    None if self.keypoints is None else self.keypoints * factor)
+
+    def moved(self, x: int, y: int) -> Face:
+        left, top, right, bottom = self.box
+        return Face((left + x, top + y, right + x, bottom + y), self.score,
+                    None if self.keypoints is None else self.keypoints + np.array((x, y)))
+
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A detector that is ready. notes: what "auto" passed over and why, a sentence each."""
+    """A detector that is ready.
+
+    find: photo [H, W, 3] uint8 RGB and its index in the batch -> its faces. has_keypoints: whether they come with
+    points. notes: what "auto" passed over and why, a sentence each.
+    """
 
     name: str
-    scan: Callable[[np.ndarray], list[Face]]
+    find: Callable[[np.ndarray, int], list[Face]]
+    has_keypoints: bool
     notes: tuple[str, ...] = ()
 
-    def find(self, photo: np.ndarray) -> list[Face]:
-        """photo: [H, W, 3] uint8 RGB."""
-        scale = min(1.0, LONGEST_SIDE_PX / max(photo.shape[:2]))
-        small = photo if scale == 1 else cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return [Face(tuple(int(edge / scale) for edge in face.box), face.score) for face in self.scan(small)]
 
-
-def load_detector(name: str) -> Detector:
+def load_detector(name: str, min_score: float) -> Detector:
     """name: one of DETECTORS. "auto" takes the first that can run here and says why others cannot.
 
-    Raises StandInError if a detector was chosen by name and cannot run.
+    Faces below min_score, 0 to 1, are left out. Raises StandInError if a detector was chosen by name and cannot run.
     """
     if name != "auto":
         load, why_not = BY_NAME[name]
         reason = why_not()
         if reason is not None:
             raise StandInError(f"{name} cannot run: {reason}; mend that, or set detector to auto.")
-        return Detector(name, load())
+        return load(min_score)
     notes = []
     for candidate, (load, why_not) in BY_NAME.items():
         reason = why_not()
         if reason is None:
-            return Detector(candidate, load(), tuple(notes))
+            return replace(load(min_score), notes=tuple(notes))
         notes.append(f"{candidate} not used: {reason}")
     raise AssertionError("none can always run")
 
 
-def _retinaface() -> Callable[[np.ndarray], list[Face]]:
+def choose(faces: list[Face], which: str, index: int) -> list[Face]:
+    """which: one of WHICH; index: counted from 0 at the left, for "from left". Several faces come from left to right.
+
+    Raises StandInError if there are faces, but not as many as the index asks for.
+    """
+    from_left = sorted(faces, key=lambda face: face.centre[0])
+    if which == "all" or not faces:
+        return from_left
+    if which == "largest":
+        return [max(faces, key=lambda face: face.area)]
+    if index >= len(faces):
+        raise StandInError(f"face_index is {index}, but {len(faces)} faces were found, counted from 0: lower it, or "
+                           "lower min_score to find more.")
+    return [from_left[index]]
+
+
+def _retinaface(min_score: float) -> Detector:
     from facexlib.detection.retinaface import RetinaFace  # imports half of scipy and numba: 2 s
 
-    managed = ManagedNetwork(RetinaFace(network_name="resnet50", device=torch.device("cpu")), RETINAFACE_FILE)
+    managed = ManagedNetwork(RetinaFace(network_name="resnet50", device=torch.device("cpu")), RETINAFACE)
     network = managed.network
 
     def scan(photo: np.ndarray) -> list[Face]:
         managed.load()
         network.device, network.mean_tensor = managed.device, network.mean_tensor.to(managed.device)
-        rows = network.detect_faces(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
-        return [Face(tuple(int(edge) for edge in row[:4]), float(row[4])) for row in rows]
+        rows = network.detect_faces(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), conf_threshold=min_score)
+        return [Face(_edges(row[:4]), float(row[4]), row[5:].reshape(5, 2).astype(np.float64)) for row in rows]
 
-    return scan
+    return Detector("retinaface", _on_small_copy(scan, LONGEST_SIDE_PX), has_keypoints=True)
 
 
-def _cascade() -> Callable[[np.ndarray], list[Face]]:
-    """The local-binary-pattern cascade of OpenCV that ships with scikit-image; frontal faces only."""
+def _insightface(min_score: float) -> Detector:
+    """SCRFD of the first model pack found, on the CPU: onnxruntime's memory is not ComfyUI's to manage."""
+    from insightface.model_zoo import get_model
+
+    model = get_model(str(_insightface_file()), providers=["CPUExecutionProvider"])
+    model.prepare(ctx_id=-1, input_size=(INSIGHTFACE_PX, INSIGHTFACE_PX), det_thresh=min_score)
+
+    def scan(photo: np.ndarray) -> list[Face]:
+        rows, points = model.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+        return [Face(_edges(row[:4]), float(row[4]), five.astype(np.float64)) for row, five in zip(rows, points)]
+
+    return Detector("insightface", _on_small_copy(scan, INSIGHTFACE_PX), has_keypoints=True)
+
+
+def _insightface_file() -> Path | None:
+    packs = Path(folder_paths.models_dir) / "insightface" / "models"
+    found = [path for pattern in ("det_*.onnx", "scrfd_*.onnx") for path in sorted(packs.rglob(pattern))]
+    return found[0] if found else None
+
+
+def _insightface_missing() -> str | None:
+    for package in ("insightface", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed (optional: pip install insightface onnxruntime)"
+    if _insightface_file() is None:
+        return "no model pack with a detector (det_*.onnx or scrfd_*.onnx) is in models/insightface/models"
+    return None
+
+
+def _cascade(min_score: float) -> Detector:
+    """The local-binary-pattern cascade of OpenCV that ships with scikit-image: frontal faces, no points, no score."""
     from skimage.data import lbp_frontal_face_cascade_filename  # 0.5 s
     from skimage.feature import Cascade
 
@@ -90,11 +169,15 @@ def _cascade() -> Callable[[np.ndarray], list[Face]]:
     def scan(photo: np.ndarray) -> list[Face]:
         shortest = min(photo.shape[:2])
         smallest = max(24, shortest // 12)  # 24 px is the size the cascade was trained at
-        found = cascade.detect_multi_scale(img=photo, scale_factor=1.2, step_ratio=1, min_size=(smallest, smallest),
-                                           max_size=(shortest, shortest))
-        return [Face((box["c"], box["r"], box["c"] + box["width"], box["r"] + box["height"]), 1.0) for box in found]
+        if shortest < smallest:
+            return []
+        # With 10 neighbours scikit-image's photographs, at several sizes, gave every face and nothing else; with its
+        # default of 4, or steps of 1.2 in scale, false ones came, and at 1.2 with 12 some faces were lost.
+        found = cascade.detect_multi_scale(img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest),
+                                           max_size=(shortest, shortest), min_neighbor_number=10)
+        return [Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"])) for box in found]
 
-    return scan
+    return Detector("cascade", _on_small_copy(scan, LONGEST_SIDE_PX), has_keypoints=False)
 
 
 def _cascade_missing() -> str | None:
@@ -103,10 +186,37 @@ def _cascade_missing() -> str | None:
     return None
 
 
+def _none(min_score: float) -> Detector:
+    return Detector("none", lambda photo, index: [], has_keypoints=False)
+
+
+def _on_small_copy(scan: Callable[[np.ndarray], list[Face]],
+                   longest_side: int) -> Callable[[np.ndarray, int], list[Face]]:
+    def find(photo: np.ndarray, index: int) -> list[Face]:
+        height, width = photo.shape[:2]
+        scale = min(1.0, longest_side / max(height, width))
+        if scale == 1:
+            faces = scan(photo)
+        else:
+            small = cv2.resize(photo, (max(round(width * scale), 1), max(round(height * scale), 1)),
+                               interpolation=cv2.INTER_AREA)
+            faces = [face.scaled(1 / scale) for face in scan(small)]
+        # a box may reach out of the photo, but a face whose centre does is not in it
+        return [face for face in faces if 0 <= face.centre[0] < width and 0 <= face.centre[1] < height]
+
+    return find
+
+
+def _edges(row: np.ndarray) -> tuple[int, int, int, int]:
+    return tuple(int(edge) for edge in row)
+
+
 # in the order in which "auto" tries them: name -> how to get it ready, and why it cannot run here
 BY_NAME = {
-    "retinaface": (_retinaface, lambda: missing(RETINAFACE_FILE)),
+    "retinaface": (_retinaface, lambda: missing(RETINAFACE)),
+    "insightface": (_insightface, _insightface_missing),
     "cascade": (_cascade, _cascade_missing),
-    "none": (lambda: lambda photo: [], lambda: None),
+    "none": (_none, lambda: None),
 }
 DETECTORS = ("auto", *BY_NAME)
+WHICH = ("largest", "from left", "all")

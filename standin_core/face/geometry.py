@@ -1,43 +1,123 @@
-"""The authors' crop: a square around the face, padded where it leaves the photo, resized by area."""
+"""Where the crop lies: the authors' square around a face, padded where it leaves the photo."""
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 Box = tuple[int, int, int, int]
 
-# A face this near to all four borders, in pixels, fills the photo: there is nothing to crop.
+# A face this near to the borders of the photo, in pixels, fills it: there is nothing to crop.
 BORDER_PX = 10
+# near all four borders in the authors' inference code, near any one of them in their ComfyUI preprocessor
+BORDER_RULES = {"all sides": all, "any side": any}
 
 
-def square_crop(photo: np.ndarray, box: Box | None, scale: float, size: int,
-                fill: int = 255) -> tuple[np.ndarray, np.ndarray]:
-    """photo: [H, W, 3] uint8; box: (left, top, right, bottom) in pixels, or None for the whole photo.
+@dataclass(frozen=True, slots=True)
+class Square:
+    """A region of a photo, (left, top, right, bottom) in its pixels, to be padded to a square around its centre."""
 
-    -> crop [size, size, 3] uint8 and mask [size, size] bool, False where the crop was padded. Integer halves, clipping
-    before padding, centred padding and INTER_AREA are the authors', bit for bit.
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def side(self) -> int:
+        return max(self.right - self.left, self.bottom - self.top)
+
+    @property
+    def _padding(self) -> tuple[int, int]:
+        return (self.side - (self.right - self.left)) // 2, (self.side - (self.bottom - self.top)) // 2
+
+    def cut(self, image: np.ndarray, size: int, fill) -> np.ndarray:
+        """image: [H, W] or [H, W, C], of the photo's size -> [size, size(, C)]; fill: value of the padding.
+
+        Centred padding and INTER_AREA are the authors', bit for bit.
+        """
+        region = image[self.top:self.bottom, self.left:self.right]
+        height, width = region.shape[:2]
+        left, top = self._padding
+        padded = cv2.copyMakeBorder(region, top, self.side - height - top, left, self.side - width - left,
+                                    cv2.BORDER_CONSTANT, value=fill)
+        return cv2.resize(padded, (size, size), interpolation=cv2.INTER_AREA)
+
+    def to_crop(self, points: np.ndarray, size: int) -> np.ndarray:
+        """points: [n, 2], x and y in pixels of the photo -> the same in the crop of this size."""
+        left, top = self._padding
+        in_square = np.asarray(points, np.float64) - (self.left - left, self.top - top)
+        return (in_square + 0.5) * (size / self.side) - 0.5  # pixels have their centre at one half
+
+    def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
+        """crop: [S, S] -> [height, width] of the photo, 0 outside the square."""
+        whole = np.zeros((height, width), crop.dtype)
+        left, top = self._padding
+        square = cv2.resize(crop, (self.side, self.side), interpolation=cv2.INTER_NEAREST)
+        whole[self.top:self.bottom, self.left:self.right] = square[
+            top:top + self.bottom - self.top, left:left + self.right - self.left]
+        return whole
+
+
+def square_around(box: Box | None, height: int, width: int, scale: float, border_rule: str = "all sides") -> Square:
+    """box: a face in pixels, or None for the whole photo of height x width; scale: side of the square to the box's
+    longer side; border_rule: one of BORDER_RULES.
+
+    Integer halves and clipping before padding are the authors', bit for bit.
     """
-    height, width = photo.shape[:2]
-    if box is not None and not _fills(box, width, height):
-        left, top, right, bottom = box
-        centre_x, centre_y = (left + right) // 2, (top + bottom) // 2
-        half = int(max(right - left, bottom - top) * scale) // 2
-        photo = photo[max(centre_y - half, 0):min(centre_y + half, height),
-                      max(centre_x - half, 0):min(centre_x + half, width)]
-    inside = np.full(photo.shape[:2], 255, np.uint8)
-    return _pad_and_resize(photo, size, (fill,) * 3), _pad_and_resize(inside, size, 0) > 127
-
-
-def _fills(box: Box, width: int, height: int) -> bool:
+    if box is None or _fills(box, height, width, border_rule):
+        return Square(0, 0, width, height)
     left, top, right, bottom = box
-    return (left < BORDER_PX and top < BORDER_PX
-            and right > width - BORDER_PX and bottom > height - BORDER_PX)
+    centre_x, centre_y = (left + right) // 2, (top + bottom) // 2
+    half = max(int(max(right - left, bottom - top) * scale) // 2, 1)
+    return Square(max(centre_x - half, 0), max(centre_y - half, 0),
+                  min(centre_x + half, width), min(centre_y + half, height))
 
 
-def _pad_and_resize(image: np.ndarray, size: int, fill) -> np.ndarray:
-    height, width = image.shape[:2]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = cv2.copyMakeBorder(image, top, side - height - top, left, side - width - left, cv2.BORDER_CONSTANT,
-                                value=fill)
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+def _fills(box: Box, height: int, width: int, border_rule: str) -> bool:
+    left, top, right, bottom = box
+    return BORDER_RULES[border_rule]((left < BORDER_PX, top < BORDER_PX,
+                                      right > width - BORDER_PX, bottom > height - BORDER_PX))
+
+
+def levelling(centre: tuple[float, float], roll: float) -> np.ndarray:
+    """[2, 3], the rotation about centre that makes a line horizontal which falls to the right by roll degrees."""
+    return cv2.getRotationMatrix2D(centre, roll, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A square in the photo, after the photo was moved by matrix ([2, 3], or None) within its frame."""
+
+    square: Square
+    matrix: np.ndarray | None = None
+
+    def cut(self, photo: np.ndarray, size: int, fill) -> np.ndarray:
+        """As ``Square.cut``."""
+        if self.matrix is not None:
+            photo = cv2.warpAffine(photo, self.matrix, photo.shape[1::-1], flags=cv2.INTER_LINEAR,
+                                   borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
+        return self.square.cut(photo, size, fill)
+
+    def to_crop(self, points: np.ndarray, size: int) -> np.ndarray:
+        """As ``Square.to_crop``."""
+        if self.matrix is not None:
+            points = points @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return self.square.to_crop(points, size)
+
+    def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
+        """As ``Square.put_back``."""
+        whole = self.square.put_back(crop, height, width)
+        if self.matrix is not None:
+            whole = cv2.warpAffine(whole, self.matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        return whole
+
+    def corners(self) -> np.ndarray:
+        """[4, 2], x and y of the square's region in the photo, in turn."""
+        square = self.square
+        corners = np.array([[square.left, square.top], [square.right, square.top], [square.right, square.bottom],
+                            [square.left, square.bottom]], np.float64)
+        if self.matrix is None:
+            return corners
+        back = cv2.invertAffineTransform(self.matrix)
+        return corners @ back[:, :2].T + back[:, 2]

@@ -1,7 +1,8 @@
-"""Face networks as ComfyUI's citizens: found in its model folders, moved by its memory manager, never downloaded."""
+"""Face networks as ComfyUI's citizens: found in its model folders and moved by its memory manager."""
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
@@ -9,38 +10,60 @@ import comfy.model_patcher
 import folder_paths
 import torch
 
-# where facexlib's files lie in the packs that use them
-FOLDERS = ("facexlib", "facedetection", "face_parsing")
+# models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the authors' preprocessor
+# put the same files
+FOLDERS = ("facexlib", "facedetection", "face_parsing", "facerestore_models", "gfpgan")
+RELEASES = "https://github.com/xinntao/facexlib/releases/download"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A file of facexlib's releases. size: in bytes; sha256: of the file, the same wherever copies are published."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+    def __str__(self):
+        page = self.url.rpartition("/")[0].replace("/download/", "/tag/")
+        return f"{self.name} ({self.size / 1e6:.1f} MB, SHA-256 {self.sha256}, from {page}, into models/{FOLDERS[0]})"
+
+
+RETINAFACE = ModelFile("detection_Resnet50_Final.pth", f"{RELEASES}/v0.1.0/detection_Resnet50_Final.pth", 109_497_761,
+                       "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d")
+BISENET = ModelFile("parsing_bisenet.pth", f"{RELEASES}/v0.2.0/parsing_bisenet.pth", 53_289_463,
+                    "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567")
 
 
 def find_model(file_name: str) -> Path | None:
-    """The file in the first of FOLDERS that has it, or None."""
+    """The file in the first of FOLDERS that has it, at any depth, or None."""
     for folder in FOLDERS:
         registered = folder_paths.folder_names_and_paths.get(folder, ([], set()))[0]
         for place in (*registered, Path(folder_paths.models_dir) / folder):
-            path = Path(place) / file_name
-            if path.is_file():
-                return path
+            for path in Path(place).rglob(file_name):
+                if path.is_file():
+                    return path
     return None
 
 
-def missing(file_name: str) -> str | None:
+def missing(model_file: ModelFile) -> str | None:
     """Why the facexlib network of this file cannot run here, or None if it can."""
     if importlib.util.find_spec("facexlib") is None:
         return "facexlib is not installed (the pack's requirements.txt has it)"
-    if find_model(file_name) is None:
-        return f"no {file_name} (facexlib's releases) in models/facexlib"
+    if find_model(model_file.name) is None:
+        return f"there is no {model_file}"
     return None
 
 
 class ManagedNetwork:
     """A network with the weights of a file (nothing in it is run), under ComfyUI's memory manager while it is held.
 
-    ``missing(file_name)`` must have no reason.
+    ``missing(model_file)`` must have no reason.
     """
 
-    def __init__(self, network: torch.nn.Module, file_name: str):
-        weights = torch.load(find_model(file_name), map_location="cpu", weights_only=True)
+    def __init__(self, network: torch.nn.Module, model_file: ModelFile):
+        weights = torch.load(find_model(model_file.name), map_location="cpu", weights_only=True)
         network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
         self.network = network.eval()
         self.device = comfy.model_management.get_torch_device()

@@ -1,4 +1,4 @@
-"""Face parsing: which pixels of a crop are the person."""
+"""Face parsing: which pixels of a crop belong to the person, and to which part."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,29 +7,45 @@ import cv2
 import numpy as np
 import torch
 
-from .models import ManagedNetwork
+from .models import BISENET, ManagedNetwork
 
-BISENET_FILE = "parsing_bisenet.pth"
 PARSED_PX = 512  # what BiSeNet was trained at
-BACKGROUND = 0
+
+# BiSeNet's labels (CelebAMask-HQ): 0 background, 1-13 face with ears, glasses and earrings, 14 neck, 15 necklace,
+# 16 cloth, 17 hair, 18 hat
+FACE, HAIR, HAT = tuple(range(1, 14)), 17, 18
+ALL_BUT_BACKGROUND = "all but background"
+KEPT_LABELS = {
+    ALL_BUT_BACKGROUND: (*FACE, 14, 15, 16, HAIR, HAT),
+    "head with hat": (*FACE, HAIR, HAT),
+    "face and hair": (*FACE, HAIR),
+    "face": FACE,
+}
+
+# scale and shift of pixels in 0..1, per channel
+NORMALIZATIONS = {
+    "0.5": (np.full(3, 0.5, np.float32), np.full(3, 0.5, np.float32)),
+    "imagenet": (np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)),
+}
 
 
-def load_parser() -> Callable[[np.ndarray], np.ndarray]:
-    """facexlib's BiSeNet, ready: crop [S, S, 3] uint8 RGB -> [S, S] bool, all labels but background.
+def load_parser(normalization: str) -> Callable[[np.ndarray], np.ndarray]:
+    """facexlib's BiSeNet, ready: crop [S, S, 3] uint8 RGB -> labels [S, S] uint8.
 
-    ``models.missing(BISENET_FILE)`` must have no reason. Input scaled to -1..1, as the authors' inference code does
-    (their ComfyUI preprocessor uses ImageNet's statistics).
+    normalization: one of NORMALIZATIONS. ``models.missing(BISENET)`` must have no reason.
     """
     from facexlib.parsing.bisenet import BiSeNet  # imports half of scipy and numba: 2 s
 
-    managed = ManagedNetwork(BiSeNet(num_class=19), BISENET_FILE)
+    managed = ManagedNetwork(BiSeNet(num_class=19), BISENET)
+    mean, deviation = NORMALIZATIONS[normalization]
 
-    def subject_mask(crop: np.ndarray) -> np.ndarray:
+    def labels(crop: np.ndarray) -> np.ndarray:
         managed.load()
         size = crop.shape[0]
         parsed = cv2.resize(crop, (PARSED_PX, PARSED_PX), interpolation=cv2.INTER_LINEAR)
-        pixels = torch.from_numpy(parsed).to(managed.device).permute(2, 0, 1).float()[None] / 127.5 - 1
-        labels = managed.network(pixels)[0].argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-        return cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST) != BACKGROUND
+        pixels = torch.from_numpy((parsed.astype(np.float32) / 255 - mean) / deviation)
+        scores = managed.network(pixels.permute(2, 0, 1)[None].to(managed.device))[0]
+        found = scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        return cv2.resize(found, (size, size), interpolation=cv2.INTER_NEAREST)
 
-    return subject_mask
+    return labels

@@ -1,0 +1,68 @@
+"""Fetching a face model, only ever because the user switched it on in a node."""
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+
+from ..contracts import StandInError
+from .models import FOLDERS, ModelFile, find_model
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30
+
+
+def download_if_missing(model_file: ModelFile) -> None:
+    """Fetch the file into models/facexlib unless some folder has it.
+
+    It grows under a temporary name, which a later call continues after an interruption, and gets its own name only
+    when size and hash are right. Raises StandInError when the source cannot be reached or sends something else.
+    """
+    if find_model(model_file.name) is not None:
+        return
+    folder = Path(folder_paths.models_dir) / FOLDERS[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{model_file.name}.part"
+    try:
+        _continue(partial, model_file)
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        raise StandInError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
+                           f"stopped, or get by hand {model_file}.") from error
+    _check(partial, model_file)
+    partial.rename(folder / model_file.name)
+
+
+def _continue(partial: Path, model_file: ModelFile) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    if have >= model_file.size:
+        return
+    request = urllib.request.Request(model_file.url, headers={"Range": f"bytes={have}-"})
+    progress = comfy.utils.ProgressBar(model_file.size)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        if response.status != 206:  # the server sends the whole file again
+            have = 0
+        with partial.open("ab" if have else "wb") as file:
+            while chunk := response.read(CHUNK_BYTES):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                file.write(chunk)
+                have += len(chunk)
+                progress.update_absolute(min(have, model_file.size))
+                if have > model_file.size:
+                    break
+    if have < model_file.size:
+        raise ConnectionError(f"the connection ended after {have} of {model_file.size} bytes")
+
+
+def _check(partial: Path, model_file: ModelFile) -> None:
+    with partial.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model_file.sha256:
+        size = partial.stat().st_size
+        partial.unlink()
+        raise StandInError(f"{model_file.url} sent another file than expected ({size} bytes, SHA-256 {found}); it was "
+                           f"deleted: try again, or get by hand {model_file}.")

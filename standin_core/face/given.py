@@ -1,0 +1,90 @@
+"""Faces that other nodes found, as a detector: boxes, a mask, or MediaPipe's landmarks (ComfyUI's own node)."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..contracts import StandInError
+from .detectors import Detector, Face
+
+# MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
+MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
+
+
+def given_detector(boxes, mask: torch.Tensor | None, landmarks: dict | None) -> Detector | None:
+    """A detector that answers with what is connected, at most one of the three, or None if nothing is.
+
+    boxes: ComfyUI's BOUNDING_BOX, one for all photos or a list for each; mask: [B or 1, H, W], the face is where it is
+    above one half; landmarks: ComfyUI's FACE_LANDMARKS. All in pixels of the photos.
+    """
+    given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
+             if value is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise StandInError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
+    if boxes is not None:
+        return _from_boxes(boxes)
+    return _from_mask(mask) if mask is not None else _from_landmarks(landmarks)
+
+
+def _from_boxes(boxes) -> Detector:
+    """A box, the boxes of every photo, or a list of them for each photo."""
+    if isinstance(boxes, dict):
+        boxes = [boxes]
+    for_each = boxes if boxes and isinstance(boxes[0], list) else [boxes]
+
+    def find(photo: np.ndarray, index: int) -> list[Face]:
+        faces = [_boxed(box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"], photo,
+                        box.get("score", 1.0)) for box in _of_photo(for_each, index, "face_box")]
+        return [face for face in faces if face is not None]
+
+    return Detector("the connected box", find, has_keypoints=False)
+
+
+def _from_mask(mask: torch.Tensor) -> Detector:
+    masks = (mask if mask.ndim == 3 else mask[None]).cpu().numpy() > 0.5
+
+    def find(photo: np.ndarray, index: int) -> list[Face]:
+        inside = _of_photo(masks, index, "face_mask")
+        if inside.shape != photo.shape[:2]:
+            raise StandInError(f"face_mask is {inside.shape[1]}x{inside.shape[0]} and the photo {photo.shape[1]}x"
+                               f"{photo.shape[0]}, the same size is needed: make the mask from this photo.")
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        if not rows.size:
+            return []
+        return [Face((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))]
+
+    return Detector("the connected mask", find, has_keypoints=False)
+
+
+def _from_landmarks(landmarks: dict) -> Detector:
+    def find(photo: np.ndarray, index: int) -> list[Face]:
+        faces = []
+        for found in _of_photo(landmarks["frames"], index, "face_landmarks"):
+            mesh = np.asarray(found["landmarks_xy"], np.float64)
+            face = _boxed(*found["bbox_xyxy"], photo, float(found["score"]))
+            if face is not None:
+                points = np.stack([mesh[list(corners)].mean(axis=0) for corners in MESH_POINTS])
+                faces.append(Face(face.box, face.score, points))
+        return faces
+
+    return Detector("the connected landmarks", find, has_keypoints=True)
+
+
+def _of_photo(for_each, index: int, name: str):
+    """The entry of a photo; a single entry serves all."""
+    if len(for_each) == 1:
+        return for_each[0]
+    if index >= len(for_each):
+        raise StandInError(f"{name} has {len(for_each)} entries and there are more photos: connect one for each, or "
+                           "one for all.")
+    return for_each[index]
+
+
+def _boxed(left: float, top: float, right: float, bottom: float, photo: np.ndarray, score: float) -> Face | None:
+    """The part of a box that lies in the photo, or None if no pixel does."""
+    height, width = photo.shape[:2]
+    left, top = max(int(left), 0), max(int(top), 0)
+    right, bottom = min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
+    return Face((left, top, right, bottom), score) if left < right and top < bottom else None

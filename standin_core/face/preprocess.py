@@ -1,0 +1,226 @@
+"""A photo in, a square face crop on a plain background out: detect, choose, crop, parse."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import PIL.ImageColor
+import torch
+
+from ..contracts import FaceCrop, StandInError
+from .colour import balanced
+from .detectors import Detector, Face, choose, load_detector
+from .download import download_if_missing
+from .geometry import Place, levelling, square_around
+from .given import given_detector
+from .models import BISENET, RETINAFACE, missing
+from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, load_parser
+from .pixels import to_uint8
+from .presets import PRESETS, Preset
+from .preview import Preview
+from .quality import assess, pose
+
+NO_FACE = ("whole image", "error")
+PARSERS = ("auto", "bisenet", "none")
+FROM_PRESET = "preset"
+
+
+@dataclass(frozen=True, slots=True)
+class FaceSettings:
+    """How a face is found and cropped; the fields that the preset sets do so when left at 0 or "preset".
+
+    preset: one of PRESETS. detector: one of DETECTORS, with min_score, 0 to 1. which_face: one of WHICH, face_index
+    counts from the left. no_face: one of NO_FACE. crop_scale, border_rule, keep, normalization: see Preset. size: of
+    the crop in pixels. background: a colour by name or #rrggbb. parser: one of PARSERS. feather: width in pixels, at
+    the crop's size, over which the mask fades inwards; 0 is the authors' hard mask. level_eyes: turn the photo until
+    the eyes are level. balance_colors: see ``colour.balanced``. download_missing: fetch the face models.
+    """
+
+    preset: str = next(iter(PRESETS))
+    detector: str = "auto"
+    which_face: str = "largest"
+    face_index: int = 0
+    min_score: float = 0.5
+    no_face: str = "whole image"
+    crop_scale: float = 0.0
+    size: int = 512
+    background: str = "white"
+    border_rule: str = FROM_PRESET
+    keep: str = FROM_PRESET
+    parser: str = "auto"
+    normalization: str = FROM_PRESET
+    feather: int = 0
+    level_eyes: bool = False
+    balance_colors: bool = False
+    download_missing: bool = False
+
+    def resolved(self) -> Preset:
+        """The preset with every value that was set in its place."""
+        base = PRESETS[self.preset]
+        given = {name: getattr(self, name) for name in ("border_rule", "keep", "normalization")}
+        values = {name: getattr(base, name) if value == FROM_PRESET else value for name, value in given.items()}
+        return Preset(crop_scale=self.crop_scale or base.crop_scale, **values)
+
+
+def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_mask: torch.Tensor | None = None,
+               face_landmarks: dict | None = None, subject_mask: torch.Tensor | None = None) -> FaceCrop:
+    """image: [B, H, W, 1, 3 or 4] float in 0..1, alpha being the subject's mask -> the crops of all photos in turn.
+
+    face_box, face_mask or face_landmarks (see ``given_detector``) take the place of the detector, subject_mask ([B or
+    1, H, W], 1 is kept) that of the parser, and so does alpha. Raises StandInError for input that is empty or not
+    finite, for a choice that cannot run here, and where no_face says so.
+    """
+    photos, alpha = _checked(image)
+    rules = settings.resolved()
+    fill = _rgb(settings.background)
+    if settings.download_missing:
+        _download(settings, face_box is None and face_mask is None and face_landmarks is None)
+    detector = given_detector(face_box, face_mask, face_landmarks) or load_detector(settings.detector,
+                                                                                   settings.min_score)
+    if subject_mask is not None:
+        alpha = _masks_of(subject_mask, photos)
+    cut_out = _cut_out_by_masks(alpha) if alpha is not None else _cut_out_by_parser(settings, rules)
+    crops, keypoints, previews, lines = [], [], [], []
+    for index, photo in enumerate(photos):
+        preview = Preview(photo)
+        faces = choose(detector.find(photo, index), settings.which_face, settings.face_index)
+        if not faces and settings.no_face == "error":
+            raise StandInError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: lower "
+                               "min_score, choose another detector, connect a box or mask, or set no_face to whole "
+                               "image.")
+        for face in faces or [None]:
+            place, done = _place(photo, face, rules, settings)
+            crop = _crop(photo, index, place, settings, fill, cut_out.mask)
+            crops.append(crop)
+            keypoints.append(None if face is None else place.to_crop(face.points, settings.size))
+            preview.add(face, place, crop[..., 3])
+            if settings.balance_colors:
+                done.append("colours balanced")
+            lines += _lines(photo, face, detector, [*done, cut_out.words])
+        previews.append(preview.drawn())
+    lines += [*detector.notes, *cut_out.notes]
+    rgba = np.stack(crops)
+    return FaceCrop(torch.from_numpy(_flattened(rgba, fill)).float() / 255, torch.from_numpy(rgba).float() / 255,
+                    tuple(keypoints), torch.from_numpy(np.stack(previews)).float() / 255, "\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class _CutOut:
+    """mask: crop [S, S, 3], where it was cut and index of the photo -> [S, S] float, 1 where the subject is."""
+
+    mask: Callable[[np.ndarray, Place, int], np.ndarray]
+    words: str
+    notes: tuple[str, ...] = ()
+
+
+def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSettings) -> tuple[Place, list[str]]:
+    """Where to cut, and what that does, in words."""
+    height, width = photo.shape[:2]
+    square = square_around(None if face is None else face.box, height, width, rules.crop_scale, rules.border_rule)
+    whole = (square.right - square.left, square.bottom - square.top) == (width, height)
+    done = ["the whole image, padded to a square" if whole else f"cropped {rules.crop_scale:g}x"]
+    if face is None or not settings.level_eyes:
+        return Place(square), done
+    if face.keypoints is None:
+        raise StandInError("level_eyes needs key points, and this face was found without them: take retinaface, "
+                           "connect face_landmarks, or switch level_eyes off.")
+    roll, _ = pose(face.keypoints)
+    return Place(square, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
+
+
+def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, fill, subject) -> np.ndarray:
+    """-> [S, S, 4] uint8"""
+    crop = place.cut(balanced(photo) if settings.balance_colors else photo, settings.size, fill)
+    inside = place.cut(np.full(photo.shape[:2], 255, np.uint8), settings.size, 0)
+    mask = np.where(inside > 127, subject(crop, place, index), 0)
+    if settings.feather:
+        mask = _feathered(mask, settings.feather)
+    return np.dstack((crop, np.rint(255 * mask).astype(np.uint8)))
+
+
+def _cut_out_by_masks(masks: np.ndarray) -> _CutOut:
+    """masks: [B or 1, H, W] float"""
+    def mask(crop, place, index):
+        return place.cut(masks[index if len(masks) > 1 else 0], crop.shape[0], 0)
+
+    return _CutOut(mask, "background removed by the given mask")
+
+
+def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
+    reason = missing(BISENET)
+    removes_parts = rules.keep != ALL_BUT_BACKGROUND
+    if settings.parser == "none":
+        return _CutOut(_everything, "background kept")
+    if reason is not None and (settings.parser == "bisenet" or removes_parts):
+        raise StandInError(f"bisenet cannot run, and to keep {rules.keep} needs it: {reason}; get that file (or switch "
+                           "download_missing on), connect subject_mask, or set parser to none.")
+    if reason is not None:
+        return _CutOut(_everything, "background kept", (f"bisenet not used: {reason}",))
+    parse, kept = load_parser(rules.normalization), KEPT_LABELS[rules.keep]
+
+    def mask(crop, place, index):
+        return np.isin(parse(crop), kept).astype(np.float32)
+
+    return _CutOut(mask, f"{rules.keep} kept by bisenet")
+
+
+def _everything(crop, place, index) -> np.ndarray:
+    return np.ones(crop.shape[:2], np.float32)
+
+
+def _feathered(mask: np.ndarray, width: int) -> np.ndarray:
+    """Faded from 1 to 0 inwards over about this many pixels, so that no background comes in at the edge."""
+    return np.clip(2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), width / 2) - 1, 0, None) * mask
+
+
+def _flattened(rgba: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+    """[B, S, S, 4] uint8 over a plain colour -> [B, S, S, 3] uint8"""
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    return np.rint(rgba[..., :3] * alpha + np.array(fill, np.float32) * (1 - alpha)).astype(np.uint8)
+
+
+def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[str]) -> list[str]:
+    """One line of verdict, and one for each warning."""
+    if face is None:
+        found = "no detector" if detector.name == "none" else f"no face found by {detector.name}"
+        return [f"{found}: {', '.join(done)}"]
+    quality = assess(photo, face)
+    return [f"{quality}, by {detector.name}: {', '.join(done)}",
+            *(f"warning: {warning}" for warning in quality.warnings())]
+
+
+def _checked(image: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    """-> photos [B, H, W, 3] uint8, and [B, H, W] float32 where an alpha channel says more than "all of it"."""
+    if image.ndim != 4 or image.numel() == 0:
+        raise StandInError(f"the image is empty, its shape is {list(image.shape)}: connect a photo.")
+    if image.shape[-1] not in (1, 3, 4):
+        raise StandInError(f"the image has {image.shape[-1]} channels, needed are 1, 3 or 4: connect a photo.")
+    photos, alpha = to_uint8(image[..., :3]), None
+    if image.shape[-1] == 4 and bool((image[..., 3] < 1).any()):
+        alpha = image[..., 3].float().clamp(0, 1).cpu().numpy()
+    return np.repeat(photos, 3, axis=-1) if image.shape[-1] == 1 else photos, alpha
+
+
+def _masks_of(mask: torch.Tensor, photos: np.ndarray) -> np.ndarray:
+    masks = (mask if mask.ndim == 3 else mask[None]).float().clamp(0, 1).cpu().numpy()
+    if masks.shape[0] not in (1, len(photos)) or masks.shape[1:] != photos.shape[1:3]:
+        raise StandInError(f"subject_mask is {list(masks.shape)} and the photos {list(photos.shape[:3])}, the same "
+                           "size is needed: make the mask from these photos.")
+    return masks
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    try:
+        return PIL.ImageColor.getrgb(colour.strip())[:3]
+    except ValueError as error:
+        raise StandInError(f"background is {colour!r}, needed is the name of a colour (white, grey, ...) or #rrggbb."
+                           ) from error
+
+
+def _download(settings: FaceSettings, detects: bool) -> None:
+    if detects and settings.detector in ("auto", "retinaface"):
+        download_if_missing(RETINAFACE)
+    if settings.parser in ("auto", "bisenet"):
+        download_if_missing(BISENET)

@@ -1,0 +1,50 @@
+"""The photo with what was found and kept drawn on it."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from .detectors import Face
+from .geometry import Place
+
+LONGEST_SIDE_PX = 1024
+GREEN, BLUE, RED = (60, 200, 90), (70, 140, 255), (230, 60, 60)
+DROPPED_BRIGHTNESS = 0.35
+
+
+class Preview:
+    """A small copy of the photo, [H, W, 3] uint8, on which each face is drawn in turn."""
+
+    def __init__(self, photo: np.ndarray):
+        self._shape = photo.shape[:2]
+        height, width = self._shape
+        self.scale = min(1.0, LONGEST_SIDE_PX / max(height, width))
+        self._size = max(round(width * self.scale), 1), max(round(height * self.scale), 1)
+        self._picture = cv2.resize(photo, self._size, interpolation=cv2.INTER_AREA)
+        self._kept = np.zeros(self._picture.shape[:2], np.uint8)
+        self._faces = []
+
+    def add(self, face: Face | None, place: Place, mask: np.ndarray) -> None:
+        """mask: [S, S] uint8 of the crop."""
+        kept = cv2.resize(place.put_back(mask, *self._shape), self._size, interpolation=cv2.INTER_AREA)
+        self._kept = np.maximum(self._kept, kept)
+        self._faces.append((face, place))
+
+    def drawn(self) -> np.ndarray:
+        """What is kept stays bright; the crop is blue, the box green, key points red."""
+        shade = DROPPED_BRIGHTNESS + (1 - DROPPED_BRIGHTNESS) / 255 * self._kept[..., None]
+        picture = (self._picture * shade).astype(np.uint8)
+        thick = max(1, round(max(picture.shape[:2]) / 300))
+        for face, place in self._faces:
+            self._outline(picture, place.corners(), BLUE, thick)
+            if face is None:
+                continue
+            left, top, right, bottom = face.box
+            self._outline(picture, np.array([[left, top], [right, top], [right, bottom], [left, bottom]]), GREEN, thick)
+            if face.keypoints is not None:
+                for x, y in face.keypoints * self.scale:
+                    cv2.circle(picture, (round(x), round(y)), 2 * thick, RED, -1, cv2.LINE_AA)
+        return picture
+
+    def _outline(self, picture: np.ndarray, corners: np.ndarray, colour, thick: int) -> None:
+        cv2.polylines(picture, [np.rint(corners * self.scale).astype(np.int32)], True, colour, thick, cv2.LINE_AA)

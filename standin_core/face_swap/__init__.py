@@ -1,0 +1,10 @@
+"""The authors' face swap: paste the reference over every frame, denoise from there, composite over the source.
+
+WeChatCV/Stand-In, ``infer_face_swap.py`` and ``preprocessor/videomask_generator.py``; they call it experimental.
+"""
+from .composite import COLOR_REGIONS, composite_swap
+from .encode import MASK_EDGES, SWAP_BACKGROUNDS, encode_swap
+from .prepare import SwapSettings, prepare_swap
+
+__all__ = ["COLOR_REGIONS", "MASK_EDGES", "SWAP_BACKGROUNDS", "SwapSettings", "composite_swap", "encode_swap",
+           "prepare_swap"]

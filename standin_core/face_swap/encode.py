@@ -1,0 +1,50 @@
+"""The prepared video as a latent to denoise, with the mask on latent frames."""
+from __future__ import annotations
+
+import torch
+
+from ..contracts import StandInError
+from ..reference import check_wan_vae
+
+SWAP_BACKGROUNDS = ("locked", "free")
+MASK_EDGES = ("hard", "soft")
+FRAMES_PER_LATENT = 4  # after the first, which stands alone
+
+
+def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, mask_edge: str) -> dict:
+    """images: [4k+1, H, W, 3], mask: [4k+1 or 1, H, W] -> a LATENT, samples [1, 16, k+1, H/8, W/8] in VAE space.
+
+    background: "locked" adds a noise_mask, with which every sampler of ComfyUI puts the source back outside it after
+    each step, at that step's noise; "free" lets all of it change. Raises StandInError for another VAE than Wan 2.1's,
+    another number of frames, or a mask that does not fit or is empty.
+    """
+    check_wan_vae(vae)
+    count = len(images)
+    if count % FRAMES_PER_LATENT != 1:
+        raise StandInError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
+                           "node, it trims them.")
+    masks = mask if mask.ndim == 3 else mask[None]
+    if masks.shape[0] not in (1, count) or masks.shape[1:] != images.shape[1:3]:
+        raise StandInError(f"the mask is {list(masks.shape)} and the video {list(images.shape[:3])}, the same size is "
+                           "needed: connect both from Face Swap Prepare.")
+    if not bool((masks > 0.5).any()):
+        raise StandInError("the mask is empty in every frame, so nothing would be swapped: connect the mask of Face "
+                           "Swap Prepare.")
+    samples = vae.encode(images[..., :3])
+    if background == "free":
+        return {"samples": samples}
+    masks = masks.expand(count, -1, -1)
+    return {"samples": samples, "noise_mask": latent_mask(masks, tuple(samples.shape[-2:]), mask_edge)}
+
+
+def latent_mask(mask: torch.Tensor, size: tuple[int, int], edge: str) -> torch.Tensor:
+    """mask: [4k+1, H, W] in 0..1; size: (h, w) of the latent -> [1, 1, k+1, h, w].
+
+    The first latent frame is the first frame, each other the next four: there the largest value in time counts, since
+    a face in any of the four must be denoised. In space it is the covered share of a latent pixel; "hard" takes those
+    covered by more than half. (ComfyUI would interpolate in time as if every latent frame held as many frames.)
+    """
+    first, rest = mask[:1], mask[1:]
+    groups = torch.cat((first, rest.unflatten(0, (-1, FRAMES_PER_LATENT)).amax(dim=1))) if len(rest) else first
+    shares = torch.nn.functional.adaptive_avg_pool2d(groups.float(), size)
+    return ((shares > 0.5).float() if edge == "hard" else shares)[None, None]

@@ -1,0 +1,137 @@
+"""Video frames in, the same with the reference's face warped on and the mask of it out."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.utils
+import cv2
+import numpy as np
+import torch
+
+from ..contracts import FaceCrop, StandInError, SwapFrames
+from ..face import RETINAFACE, Detector, download_if_missing, given_detector, load_detector, to_uint8
+from .follow import Follower, OneEuro
+
+SIZE_MULTIPLE = 16  # Wan's VAE takes 8 pixels for one, its patches 2 of those
+
+
+@dataclass(frozen=True, slots=True)
+class SwapSettings:
+    """detector, min_score, download_missing: as in FaceSettings.
+
+    which_face ("largest" or "from left"), face_index: the person to follow. smoothing: 0 to 1, see OneEuro; the
+    authors have none. hold_frames: for how many frames without the face its last mask stays.
+    """
+
+    detector: str = "auto"
+    which_face: str = "largest"
+    face_index: int = 0
+    min_score: float = 0.5
+    smoothing: float = 0.5
+    hold_frames: int = 8
+    download_missing: bool = False
+
+
+def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, face_box=None,
+                 face_mask: torch.Tensor | None = None, face_landmarks: dict | None = None) -> SwapFrames:
+    """images: [F, H, W, 3] float in 0..1 -> the first 4k+1 frames, centre-cropped to multiples of 16.
+
+    The reference's five points are brought to those of the frame by rotation, scale and shift (least median of
+    squares) and its pixels are blended by its mask, as the authors do, bit for bit. Pixels without mask stay as they
+    came. Needs one frame's memory beside what it returns. face_box, face_mask, face_landmarks: of these frames, in
+    place of the detector. Raises StandInError for a reference without a face or without a cut-out, and for a video
+    that is too small or shows no face at all.
+    """
+    reference, reference_points = _checked_reference(face)
+    length, top, left, height, width = _trim(images)
+    if settings.download_missing and settings.detector in ("auto", "retinaface"):
+        download_if_missing(RETINAFACE)
+    detector = given_detector(face_box, face_mask, face_landmarks) or load_detector(settings.detector,
+                                                                                   settings.min_score)
+    follower, steady = Follower(settings.which_face, settings.face_index), OneEuro(settings.smoothing)
+    frames, masks = torch.empty(length, height, width, 3), torch.zeros(length, height, width)
+    found = held = 0
+    progress = comfy.utils.ProgressBar(length)
+    for i in range(length):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        frames[i] = images[i, top:top + height, left:left + width, :3]
+        whole = to_uint8(images[i, ..., :3])
+        seen = follower.pick(detector.find(whole, i))
+        if seen is not None:
+            points = steady(seen.moved(-left, -top).points)
+            frame = whole[top:top + height, left:left + width]
+            pasted, alpha = paste(frame, reference, reference_points, points)
+            changed = torch.from_numpy(alpha > 0)
+            frames[i][changed] = torch.from_numpy(pasted[alpha > 0]).float() / 255
+            masks[i] = torch.from_numpy(alpha).float() / 255
+            found += 1
+        elif found and follower.missed <= settings.hold_frames:
+            masks[i] = masks[i - 1]
+            held += 1
+        else:
+            steady.forget()
+        progress.update(1)
+    if not found:
+        raise StandInError(f"{detector.name} found no face{_which(settings)} in {length} frames: lower min_score, "
+                           "choose another detector, or connect face_box, face_mask or face_landmarks.")
+    return SwapFrames(frames, masks, _report(images, frames, found, held, detector))
+
+
+def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray,
+          points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """frame: [H, W, 3], reference: [S, S, 4], points: [5, 2] in each -> pasted [H, W, 3] and mask [H, W], all uint8.
+
+    Where the points allow no transform (all in one place) nothing is pasted. Rounding down is the authors'.
+    """
+    matrix, _ = cv2.estimateAffinePartial2D(reference_points.astype(np.float32), points.astype(np.float32),
+                                            method=cv2.LMEDS)
+    if matrix is None:
+        return frame, np.zeros(frame.shape[:2], np.uint8)
+    warped = cv2.warpAffine(reference, matrix, frame.shape[1::-1])
+    alpha = warped[..., 3:].astype(np.float32) / 255
+    return (frame * (1 - alpha) + warped[..., :3] * alpha).astype(np.uint8), warped[..., 3]
+
+
+def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, np.ndarray]:
+    if len(face.rgba) != 1:
+        raise StandInError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
+                           "FacePreprocess and give it one photo.")
+    (points,) = face.keypoints
+    if points is None:
+        raise StandInError("the reference has no face to put on the video's: choose another photo or detector in "
+                           "FacePreprocess, or connect face_box there.")
+    reference = to_uint8(face.rgba[0])
+    if reference[..., 3].min() == 255:
+        raise StandInError("the reference is not cut out, so its background would be pasted too: put "
+                           "parsing_bisenet.pth into models/facexlib (download_missing does), or connect subject_mask "
+                           "to FacePreprocess.")
+    return reference, points
+
+
+def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
+    """-> length, and top, left, height, width of the centre crop."""
+    if images.ndim != 4 or images.numel() == 0:
+        raise StandInError(f"the video is empty, its shape is {list(images.shape)}: connect the frames of a video.")
+    count, full_height, full_width = images.shape[:3]
+    # the authors' (n // 4) * 4 + 1 asks for one frame too many when n is a multiple of 4
+    length = (count - 1) // 4 * 4 + 1
+    height, width = (side // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (full_height, full_width))
+    if not height or not width:
+        raise StandInError(f"the video is {full_width}x{full_height}, at least {SIZE_MULTIPLE}x{SIZE_MULTIPLE} is "
+                           "needed: resize it first.")
+    return length, (full_height - height) // 2, (full_width - width) // 2, height, width
+
+
+def _which(settings: SwapSettings) -> str:
+    return f" number {settings.face_index} from the left" if settings.which_face == "from left" else ""
+
+
+def _report(images: torch.Tensor, frames: torch.Tensor, found: int, held: int, detector: Detector) -> str:
+    length, height, width = frames.shape[:3]
+    lines = [f"{length} of {len(images)} frames, {width}x{height} of {images.shape[2]}x{images.shape[1]}: face in "
+             f"{found} by {detector.name}, its last mask in {held}, none in {length - found - held}"]
+    if not detector.has_keypoints:
+        lines.append(f"{detector.name} gives no key points: the paste follows place and size of the box, and does not "
+                     "turn with the head")
+    return "\n".join((*lines, *detector.notes))

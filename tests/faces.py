@@ -1,0 +1,76 @@
+"""Real photographs as ComfyUI's pictures, and facexlib's networks with random weights in the files they come in."""
+import functools
+
+import cv2
+import numpy as np
+import skimage.data
+import torch
+
+from standin_core.face import FaceSettings, crop_faces
+
+
+def astronaut() -> np.ndarray:
+    """[512, 512, 3] uint8"""
+    return skimage.data.astronaut()
+
+
+# of the astronaut's photo, by eye: the face from hairline to chin, and eyes, nose, corners of the mouth
+FACE_BOX = (182, 77, 271, 179)
+KEYPOINTS = np.array([[203, 101], [247, 103], [225, 127], [205, 140], [242, 140]], np.float64)
+
+
+def as_image(*photos: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.stack(photos)).float() / 255
+
+
+def as_uint8(image: torch.Tensor) -> np.ndarray:
+    return (image * 255).round().to(torch.uint8).numpy()
+
+
+def crop(*photos: np.ndarray, given=None, **settings):
+    """The photos through the whole stage; given: what other nodes would connect."""
+    return crop_faces(as_image(*photos), FaceSettings(**settings), **(given or {}))
+
+
+def landmarks(*frames: list[tuple[np.ndarray, float]]) -> dict:
+    """What ComfyUI's MediaPipe node gives: for each frame the key points of its faces, with their scores."""
+    return {"frames": [[_face(points, score) for points, score in frame] for frame in frames]}
+
+
+def _face(points: np.ndarray, score: float) -> dict:
+    mesh = np.zeros((478, 2))
+    # corner of each eye, tip of the nose, corners of the mouth: the numbering of MediaPipe's face mesh
+    for vertices, point in zip(((33, 133), (362, 263), (1,), (61,), (291,)), points):
+        mesh[list(vertices)] = point
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    width, height = right - left, bottom - top
+    return {"landmarks_xy": mesh, "score": score,
+            "bbox_xyxy": np.array([left - width / 2, top - height / 2, right + width / 2, bottom + height / 2])}
+
+
+def turned(photo: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """The astronaut tilted to the right about the nose, and the key points of that."""
+    matrix = cv2.getRotationMatrix2D(tuple(KEYPOINTS[2]), -degrees, 1.0)
+    points = KEYPOINTS @ matrix[:, :2].T + matrix[:, 2]
+    return cv2.warpAffine(photo, matrix, photo.shape[1::-1], borderMode=cv2.BORDER_REPLICATE), points
+
+
+@functools.cache
+def bisenet_weights() -> dict[str, torch.Tensor]:
+    from facexlib.parsing.bisenet import BiSeNet
+
+    torch.manual_seed(0)
+    return BiSeNet(num_class=19).state_dict()
+
+
+@functools.cache
+def retinaface_weights() -> dict[str, torch.Tensor]:
+    """Random, but for a head that is sure of a face everywhere."""
+    from facexlib.detection.retinaface import RetinaFace
+
+    torch.manual_seed(0)
+    network = RetinaFace(network_name="resnet50", device=torch.device("cpu"))
+    for head in network.ClassHead:
+        torch.nn.init.zeros_(head.conv1x1.weight)
+        head.conv1x1.bias.data.copy_(torch.tensor([-5.0, 5.0]).repeat(head.num_anchors))
+    return network.state_dict()

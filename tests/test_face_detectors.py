@@ -1,0 +1,242 @@
+"""Who finds a face: real photographs, facexlib's RetinaFace, insightface where it is, and what other nodes found."""
+import importlib.util
+
+import cv2
+import faces
+import numpy as np
+import pytest
+import torch
+
+from standin_core.contracts import StandInError
+from standin_core.face import choose, given_detector, load_detector
+from standin_core.face.detectors import Face
+
+pytestmark = pytest.mark.usefixtures("models_dir")
+
+
+def find(photo, name="cascade", min_score=0.5):
+    return load_detector(name, min_score).find(photo, 0)
+
+
+def largest(photo, name="cascade"):
+    return choose(find(photo, name), "largest", 0)[0]
+
+
+def assert_box(found, expected, tolerance):
+    """Every edge within a share of the box's side."""
+    side = max(expected[2] - expected[0], expected[3] - expected[1])
+    assert max(abs(a - b) for a, b in zip(found, expected)) <= tolerance * side, (found, expected)
+
+
+# the cascade scans in steps of a fifth in size and of pixels in place, and its box is a mean of several
+BY_EYE = 0.15
+
+
+def test_cascade_finds_the_astronaut():
+    assert_box(largest(faces.astronaut()).box, faces.FACE_BOX, BY_EYE)
+
+
+def test_points_of_a_box_lie_on_the_face():
+    """The cascade has none; those estimated from its box are near those read off the photo."""
+    face = largest(faces.astronaut())
+    assert face.keypoints is None
+    eye_distance = np.linalg.norm(faces.KEYPOINTS[1] - faces.KEYPOINTS[0])
+    assert np.abs(face.points - faces.KEYPOINTS).max() < 0.35 * eye_distance
+
+
+@pytest.mark.parametrize("scale", [0.5, 2, 16])
+def test_the_size_of_the_photo_does_not_matter(scale):
+    """Up to 8k; a large photo is searched on a small copy and the box is in its own pixels."""
+    photo = cv2.resize(faces.astronaut(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    assert_box([edge / scale for edge in largest(photo).box], faces.FACE_BOX, BY_EYE)
+
+
+def test_a_grey_photo():
+    grey = cv2.cvtColor(faces.astronaut(), cv2.COLOR_RGB2GRAY)
+    assert_box(largest(np.repeat(grey[..., None], 3, axis=-1)).box, faces.FACE_BOX, BY_EYE)
+
+
+def test_two_faces():
+    """Side by side, the right one smaller."""
+    photo = faces.astronaut()
+    small = cv2.resize(photo, (400, 400), interpolation=cv2.INTER_AREA)
+    both = np.full((512, 912, 3), 255, np.uint8)
+    both[:, :512], both[:400, 512:] = photo, small
+    right = [edge * 400 / 512 + shift for edge, shift in zip(faces.FACE_BOX, (512, 0, 512, 0))]
+    found = find(both)
+    assert_box(choose(found, "largest", 0)[0].box, faces.FACE_BOX, BY_EYE)
+    first, second = choose(found, "all", 0)
+    assert_box(first.box, faces.FACE_BOX, BY_EYE)
+    assert_box(second.box, right, BY_EYE)
+    assert choose(found, "from left", 1) == [second]
+    with pytest.raises(StandInError, match="face_index is 2, but 2 faces were found"):
+        choose(found, "from left", 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (23, 23), (40, 2000)])
+def test_a_photo_too_small_for_a_face(shape):
+    assert find(np.zeros((*shape, 3), np.uint8)) == []
+
+
+def not_installed(monkeypatch, *names):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else find_spec(name))
+
+
+def test_auto_goes_on_without_optional_packages(monkeypatch):
+    """A broken install costs the detector, not the node."""
+    not_installed(monkeypatch, "facexlib", "skimage", "insightface")
+    detector = load_detector("auto", 0.5)
+    assert detector.name == "none" and detector.find(faces.astronaut(), 0) == []
+    assert [note.partition(" not used: ")[0] for note in detector.notes] == ["retinaface", "insightface", "cascade"]
+    with pytest.raises(StandInError, match="cascade cannot run: scikit-image is not installed"):
+        load_detector("cascade", 0.5)
+    with pytest.raises(StandInError, match="insightface cannot run: insightface is not installed"):
+        load_detector("insightface", 0.5)
+
+
+def put_retinaface(models_dir, folder="facexlib"):
+    (models_dir / folder).mkdir(parents=True)
+    weights = {f"module.{key}": value for key, value in faces.retinaface_weights().items()}
+    torch.save(weights, models_dir / folder / "detection_Resnet50_Final.pth")
+
+
+def test_retinaface_is_taken_where_its_file_is(models_dir):
+    put_retinaface(models_dir)
+    photo = cv2.resize(faces.astronaut(), (96, 96), interpolation=cv2.INTER_AREA)
+    detector = load_detector("auto", 0.5)
+    assert (detector.name, detector.notes, detector.has_keypoints) == ("retinaface", (), True)
+    found = detector.find(photo, 0)
+    assert found and all(face.score > 0.99 and face.keypoints.shape == (5, 2) for face in found)
+    assert all(0 <= x < 96 and 0 <= y < 96 for x, y in (face.centre for face in found))
+
+
+def test_retinaface_is_facexlibs(models_dir):
+    """Box, score and points are what the library itself returns for the picture, as OpenCV has it."""
+    from facexlib.detection.retinaface import RetinaFace
+
+    put_retinaface(models_dir)
+    photo = cv2.resize(faces.astronaut(), (96, 96), interpolation=cv2.INTER_AREA)
+    network = RetinaFace(network_name="resnet50", device=torch.device("cpu"))
+    network.load_state_dict(faces.retinaface_weights())
+    rows = network.eval().detect_faces(photo[..., ::-1].copy(), conf_threshold=0.5)
+    expected = {tuple(int(edge) for edge in row[:4]): row for row in rows}
+    for face in find(photo, "retinaface"):
+        row = expected[face.box]
+        assert face.score == float(row[4])
+        assert np.array_equal(face.keypoints.ravel(), row[5:].astype(np.float64))
+
+
+def test_min_score(models_dir):
+    put_retinaface(models_dir)
+    photo = cv2.resize(faces.astronaut(), (96, 96), interpolation=cv2.INTER_AREA)
+    assert find(photo, "retinaface", 0.99)
+    assert find(photo, "retinaface", 0.99999) == []  # the heads say softmax(-5, 5) = 0.99995
+
+
+def test_insightface(models_dir):
+    """SCRFD's outputs, from a network made here that sees one face of 80 px around the middle of the picture."""
+    pytest.importorskip("insightface")
+    onnx = pytest.importorskip("onnx")
+    (models_dir / "insightface" / "models" / "tiny").mkdir(parents=True)
+    _write_scrfd(onnx, models_dir / "insightface" / "models" / "tiny" / "det_tiny.onnx")
+    photo = np.zeros((640, 640, 3), np.uint8)
+    detector = load_detector("insightface", 0.5)
+    (face,) = detector.find(photo, 0)
+    assert face.box == (320 - 40, 320 - 40, 320 + 40, 320 + 40)
+    assert np.allclose(face.keypoints, [[300, 300], [340, 300], [320, 320], [305, 340], [335, 340]])
+    assert face.score > 0.9 and detector.has_keypoints
+
+
+def _write_scrfd(onnx, path):
+    """Nine outputs (score, distances to the box, offsets of points, for strides 8, 16, 32), constant; input 640."""
+    nodes, outputs = [], []
+    cell = 40 * 80 + 40  # stride 8: the anchor at (320, 320), two for each place
+    for kind, width in (("score", 1), ("box", 4), ("points", 10)):
+        for stride in (8, 16, 32):
+            values = np.zeros(((640 // stride)**2 * 2, width), np.float32)
+            if stride == 8:
+                points = np.array([[-20, -20], [20, -20], [0, 0], [-15, 20], [15, 20]], np.float32)
+                values[2 * cell] = {"score": 0.95, "box": 5.0, "points": points.ravel() / 8}[kind]
+            name = f"{kind}_{stride}"
+            constant = onnx.numpy_helper.from_array(values, f"{name}_value")
+            nodes.append(onnx.helper.make_node("Constant", [], [f"{name}_constant"], value=constant))
+            # the graph must read its input
+            nodes.append(onnx.helper.make_node("Add", [f"{name}_constant", "nothing"], [name]))
+            outputs.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(values.shape)))
+    zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero")
+    head = [onnx.helper.make_node("Constant", [], ["zero"], value=zero),
+            onnx.helper.make_node("ReduceMean", ["input"], ["mean"], keepdims=0),
+            onnx.helper.make_node("Mul", ["mean", "zero"], ["nothing"])]
+    picture = onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [1, 3, "height", "width"])
+    graph = onnx.helper.make_graph(head + nodes, "scrfd", [picture], outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    onnx.save(model, path)
+
+
+def given(photo=None, index=0, boxes=None, mask=None, landmarks=None):
+    photo = np.zeros((100, 200, 3), np.uint8) if photo is None else photo
+    return given_detector(boxes, mask, landmarks).find(photo, index)
+
+
+def box(x, y, width, height, **more):
+    return {"x": x, "y": y, "width": width, "height": height, **more}
+
+
+def test_boxes_as_comfyui_has_them():
+    """One box, the boxes of one picture, or a list for each picture (DrawBBoxes reads the same three)."""
+    assert given(boxes=box(10, 20, 30, 40))[0].box == (10, 20, 40, 60)
+    assert [face.box for face in given(boxes=[box(0, 0, 9, 9), box(5, 5, 9, 9)])] == [(0, 0, 9, 9), (5, 5, 14, 14)]
+    each = [[box(0, 0, 9, 9, score=0.7)], [], [box(5, 5, 9, 9)]]
+    assert given(boxes=each)[0].score == 0.7
+    assert given(boxes=each, index=1) == []
+    assert given(boxes=each, index=2)[0].box == (5, 5, 14, 14)
+    assert given(boxes=[]) == []
+    with pytest.raises(StandInError, match="face_box has 3 entries and there are more photos"):
+        given(boxes=each, index=3)
+
+
+def test_a_box_out_of_the_photo_is_cut_to_it():
+    assert given(boxes=box(-10, 90, 30.5, 40))[0].box == (0, 90, 21, 100)
+    assert given(boxes=box(300, 300, 30, 40)) == []
+    assert given(boxes=box(10, 10, 0, 5)) == []
+
+
+def test_a_mask_gives_its_bounds():
+    mask = torch.zeros(100, 200)
+    mask[20:61, 30:50] = 1
+    mask[0, 0] = 0.4
+    assert given(mask=mask)[0].box == (30, 20, 50, 61)
+    assert given(mask=torch.zeros(1, 100, 200)) == []
+    with pytest.raises(StandInError, match="face_mask is 50x50 and the photo 200x100"):
+        given(mask=torch.ones(1, 50, 50))
+
+
+def test_mediapipes_landmarks():
+    points = np.array([[90, 40], [110, 42], [100, 52], [93, 60], [107, 61]], np.float64)
+    (face,) = given(landmarks=faces.landmarks([(points, 0.8)]))
+    assert np.allclose(face.keypoints, points) and face.score == 0.8
+    assert given(landmarks=faces.landmarks([(points, 0.8)], []), index=1) == []
+
+
+def test_comfyuis_own_landmarker_speaks_this_format():
+    """The numbers of the vertices and the names of the fields, where ComfyUI uses them itself."""
+    media = pytest.importorskip("comfy_extras.nodes_mediapipe")
+    points = np.array([[90, 40], [110, 42], [100, 52], [93, 60], [107, 61]], np.float64)
+    (face,) = faces.landmarks([(points, 0.8)])["frames"][0]
+    copied = media._copy_face({**face, "blendshapes": {}, "landmarks_3d": np.zeros((478, 3)), "presence": 1.0})
+    assert set(face) <= set(copied)
+
+
+def test_only_one_thing_is_given():
+    with pytest.raises(StandInError, match="face_box and face_mask are connected"):
+        given(boxes=box(0, 0, 9, 9), mask=torch.ones(100, 200))
+    assert given_detector(None, None, None) is None
+
+
+def test_a_face_moves_and_scales_with_its_points():
+    face = Face((10, 20, 30, 60), 0.9, np.full((5, 2), 20.0))
+    moved, scaled = face.moved(-5, 10), face.scaled(2)
+    assert (moved.box, moved.score) == ((5, 30, 25, 70), 0.9) and (moved.keypoints == (15, 30)).all()
+    assert scaled.box == (20, 40, 60, 120) and (scaled.keypoints == 40).all()
