@@ -371,7 +371,8 @@ def _download_input():
 
 def _given_face_inputs(where: str):
     return (
-        io.Custom("BOUNDING_BOX").Input("face_box", optional=True, tooltip=(
+        # forced to be an input, or it is a widget with a box of its own
+        io.Custom("BOUNDING_BOX").Input("face_box", optional=True, extra_dict={"forceInput": True}, tooltip=(
             f"The face in {where} as a box, from any node that gives one.")),
         io.Mask.Input("face_mask", optional=True, tooltip=f"The face in {where} as a mask; its bounds are the box."),
         io.Custom("FACE_LANDMARKS").Input("face_landmarks", optional=True, tooltip=(

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -30,8 +28,8 @@ import torch
 import comfy.model_management
 import comfy.sample
 import comfy.sd
-import comfyui_version
 from comfy.ldm.modules.attention import optimized_attention
+from machine import machine
 from standin_core.attention import choose_attention, restricted_attention
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
@@ -60,8 +58,7 @@ def main() -> None:
         parser.error("--rounds: at least 2 are needed to tell the noise")
     with torch.inference_mode():
         result = {
-            "machine": machine(), "torch": torch.__version__, "comfyui": comfyui_version.__version__,
-            "threads": torch.get_num_threads(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
+            **machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
             "model": whole_model(options), "attention": attention_alone(options),
         }
     path = PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
@@ -162,17 +159,6 @@ def in_turns(variants: dict, seconds, rounds: int) -> dict:
         low, median, high = statistics.quantiles(ratios[name], n=4, method="inclusive")
         summary[name] = {"ms": 1000 * statistics.median(times[name]), "ratio": median, "noise": (high - low) / 2}
     return summary
-
-
-def machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def as_markdown(result: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import mimetypes
 import os
 import socket
 import subprocess
@@ -101,11 +102,12 @@ class Server:
                 return await response.json()
         return asyncio.run(fetch())
 
-    def upload(self, image: Path) -> str:
-        """Upload a picture as the browser does; returns the name LoadImage knows it by."""
+    def upload(self, file: Path) -> str:
+        """Upload a picture or a video as the browser does; returns the name that LoadImage or LoadVideo knows it by."""
         async def send():
             form = aiohttp.FormData()
-            form.add_field("image", image.read_bytes(), filename=image.name, content_type="image/png")
+            form.add_field("image", file.read_bytes(), filename=file.name,
+                           content_type=mimetypes.guess_type(file.name)[0])
             url = f"{self.url}/upload/image"
             async with aiohttp.ClientSession() as session, session.post(url, data=form) as response:
                 return (await response.json())["name"]

@@ -24,6 +24,8 @@ DIFFUSION_MODEL = "tiny_wan_t2v.safetensors"
 VAE = "tiny_wan_vae.safetensors"
 ADAPTER = "tiny_stand_in.safetensors"
 
+VAE_FILE = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny_wan_vae.safetensors"
+
 
 @dataclass(frozen=True)
 class TinyWan:
@@ -74,8 +76,13 @@ def adapter_weights(dim: int = DIM, blocks: int = BLOCKS, rank: int = RANK, seed
     return weights
 
 
-def vae_weights(dim: int = 8, seed: int = 3) -> dict[str, torch.Tensor]:
-    return random_weights(comfy.ldm.wan.vae.WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), seed)
+def tiny_vae() -> torch.nn.Module:
+    return comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True])
+
+
+def vae_weights() -> dict[str, torch.Tensor]:
+    """Trained by scripts/train_tiny_vae.py: a picture comes back coarse, but it comes back."""
+    return {key: value.float() for key, value in safetensors.torch.load_file(VAE_FILE).items()}
 
 
 def write_tiny_models(models: Path) -> None:

@@ -19,6 +19,22 @@ def as_comfyui_executes():
         yield
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real ComfyUI with the pack and tiny models, and an adapter that fits none of them."""
+    import safetensors.torch
+
+    import pack
+    from comfyui_server import running_server
+    from tiny_models import adapter_weights, write_tiny_models
+
+    base = tmp_path_factory.mktemp("comfyui")
+    write_tiny_models(base / "models")
+    safetensors.torch.save_file(adapter_weights(dim=128), base / "models" / "stand_in" / "wide_stand_in.safetensors")
+    with running_server(pack.COMFYUI, base, base / "log.txt", "--preview-method", "latent2rgb") as server:
+        yield server
+
+
 @pytest.fixture
 def models_dir(tmp_path, monkeypatch):
     """A models folder of our own, empty unless a test puts a file there."""

@@ -2,11 +2,11 @@
 import importlib.util
 
 import cv2
-import faces
 import numpy as np
 import pytest
 import torch
 
+import faces
 from standin_core.contracts import StandInError
 from standin_core.face import choose, given_detector, load_detector
 from standin_core.face.detectors import Face
@@ -49,6 +49,18 @@ def test_the_size_of_the_photo_does_not_matter(scale):
     """Up to 8k; a large photo is searched on a small copy and the box is in its own pixels."""
     photo = cv2.resize(faces.astronaut(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     assert_box([edge / scale for edge in largest(photo).box], faces.FACE_BOX, BY_EYE)
+
+
+@pytest.mark.parametrize("degrees", [-8, 8])
+def test_a_tilted_head(degrees):
+    photo, points = faces.turned(faces.astronaut(), degrees)
+    left, top, right, bottom = largest(photo).box
+    assert all(left < x < right and top < y < bottom for x, y in points)
+
+
+def test_a_photo_on_its_side():
+    """The cascade knows upright faces only; a wrong box would be worse than none."""
+    assert find(np.ascontiguousarray(np.rot90(faces.astronaut()))) == []
 
 
 def test_a_grey_photo():

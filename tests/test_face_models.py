@@ -6,11 +6,11 @@ import threading
 from dataclasses import replace
 
 import comfy.model_management
-import faces
 import pytest
 import torch
 import torchvision
 
+import faces
 from standin_core.contracts import StandInError
 from standin_core.face import load_detector
 from standin_core.face.download import download_if_missing

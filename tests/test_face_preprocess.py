@@ -1,6 +1,5 @@
 """A photo through the whole face stage: what comes out for good photos, for odd ones, and for each setting."""
 import cv2
-import faces
 import numpy as np
 import pytest
 import skimage.data
@@ -8,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import faces
 from standin_core.contracts import StandInError
 from standin_core.face import PRESETS, FaceSettings, crop_faces
 from standin_core.face.detectors import Face

@@ -4,8 +4,6 @@ import tracemalloc
 from pathlib import Path
 
 import cv2
-import faces
-import moving_photo
 import numpy as np
 import pytest
 import skimage.color
@@ -13,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import faces
+import moving_photo
 import tiny_models
 from standin_core.contracts import FaceCrop, StandInError
 from standin_core.face import FaceSettings, crop_faces

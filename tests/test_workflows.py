@@ -38,7 +38,10 @@ def prompt_of(graph: dict) -> dict:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_graph_and_prompt_agree(path):
     prompt = load(path.parent / "api" / path.name)
-    expected = {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
+    expected = {key: {"class_type": node["class_type"], "inputs": {
+        # the player of LoadVideo is a widget to the export and none to the graph
+        name: value for name, value in node["inputs"].items() if name != "video-preview"}}
+        for key, node in prompt.items()}
     assert prompt_of(load(path)) == expected
 
 

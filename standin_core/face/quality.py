@@ -11,7 +11,7 @@ from .detectors import Face
 
 SMALL_SHARE = 0.10  # of the photo's height; the adapter was trained on mid and close shots
 MEASURED_PX = 128  # sharpness is compared at one size
-BLURRED = 20.0  # skimage's astronaut, a face of 110 px, has 267; blurred by 1 px 34, by 2 px 8
+BLURRED = 20.0  # skimage's astronaut, a face of 102 px, has 182; blurred by 1 px 28, by 2 px 10
 TURNED_DEGREES = 35.0  # the far cheek is hidden from about here
 # Of the nose before the eyes, in half eye distances: MediaPipe's canonical face model has the tip at z = 7.48, the
 # corners of an eye at x = 4.45 and 1.86, z = 3.17 and 3.76.

@@ -1,0 +1,148 @@
+"""A whole face swap through a real ComfyUI server: a real video in, the bundled workflow, an MP4 out."""
+import copy
+import json
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+import moving_photo
+from comfyui_server import PromptFailed, node_id
+from environment import PACK
+from tiny_models import DIFFUSION_MODEL, on_tiny_models
+
+WORKFLOW = PACK / "workflows" / "api" / "face_swap.json"
+WIDTH, HEIGHT, LENGTH, STEPS = 170, 130, 10, 3
+SWAPPED = (9, 128, 160)  # 4k+1 frames, multiples of 16
+
+
+@pytest.fixture(scope="module")
+def video():
+    return moving_photo.video(LENGTH, WIDTH, HEIGHT)
+
+
+@pytest.fixture(scope="module")
+def prompt(server, video, tmp_path_factory):
+    """The bundled workflow; the photo's alpha cuts the reference out, as there is no BiSeNet; frames also as PNG."""
+    folder = tmp_path_factory.mktemp("input")
+    PIL.Image.fromarray(moving_photo.cut_out()).save(folder / "person.png")
+    moving_photo.write_video(folder / "video.mp4", video)
+    prompt = on_tiny_models(WORKFLOW, server.upload(folder / "person.png"), steps=STEPS,
+                            video=server.upload(folder / "video.mp4"))
+    photo, face, source = (node_id(prompt, name) for name in ("LoadImage", "FacePreprocess", "GetVideoComponents"))
+    prompt["subject"] = {"class_type": "InvertMask", "inputs": {"mask": [photo, 1]}}  # ComfyUI's is 1 where transparent
+    prompt[face]["inputs"]["subject_mask"] = ["subject", 0]
+    prepared, decoded, composite = (node_id(prompt, name) for name in (
+        "FaceSwapPrepare", "VAEDecode", "FaceSwapComposite"))
+    vae = prompt[decoded]["inputs"]["vae"]
+    prompt["encoded"] = {"class_type": "VAEEncode", "inputs": {"pixels": [prepared, 0], "vae": vae}}
+    prompt["round"] = {"class_type": "VAEDecode", "inputs": {"samples": ["encoded", 0], "vae": vae}}
+    prompt["mask"] = {"class_type": "MaskToImage", "inputs": {"mask": [prepared, 1]}}
+    for name, images in (("source", [source, 0]), ("prepared", [prepared, 0]), ("masks", ["mask", 0]),
+                         ("round_trip", ["round", 0]), ("swapped", [decoded, 0]), ("result", [composite, 0])):
+        prompt[name] = {"class_type": "SaveImage", "inputs": {"images": images, "filename_prefix": name}}
+    return prompt
+
+
+def change(prompt, class_type, **inputs):
+    changed = copy.deepcopy(prompt)
+    changed[node_id(prompt, class_type)]["inputs"] |= inputs
+    return changed
+
+
+def pictures(server, result, name):
+    return np.stack([np.asarray(PIL.Image.open(server.path_of(item)).convert("RGB"))
+                     for item in result.outputs[name]["images"]])
+
+
+@pytest.fixture(scope="module")
+def locked(server, prompt):
+    return server.run(change(prompt, "FaceSwapEncode", background="locked"))
+
+
+def middle(frames):
+    """As Face Swap Prepare cuts them."""
+    count, height, width = SWAPPED
+    top, left = (HEIGHT - height) // 2, (WIDTH - width) // 2
+    return frames[:count, top:top + height, left:left + width]
+
+
+def test_video(server, prompt, locked):
+    (item,) = locked.outputs[node_id(prompt, "SaveVideo")]["images"]
+    with av.open(str(server.path_of(item))) as container:
+        (stream,) = container.streams.video
+        assert stream.average_rate == moving_photo.FPS
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert item["filename"].endswith(".mp4")
+    assert (len(frames), *frames[0].shape) == (9, HEIGHT, WIDTH, 3)
+
+
+def test_words(prompt, locked):
+    (verdict,) = locked.outputs[node_id(prompt, "FacePreprocess")]["text"]
+    assert "background removed by the given mask" in verdict
+    (report,) = locked.outputs[node_id(prompt, "FaceSwapPrepare")]["text"]
+    assert "9 of 10 frames, 160x128 of 170x130: face in 9 by cascade" in report
+    (run,) = json.loads(locked.outputs[node_id(prompt, "PreviewAny")]["text"][0])
+    assert run["identity_calls"] == run["steps"] == STEPS
+
+
+def test_a_locked_background_is_as_near_as_the_vae_can(server, locked, capsys):
+    """Error of what was sampled and of encoding and decoding alone, to the video that went in, outside the mask."""
+    source, swapped, round_trip = (pictures(server, locked, name).astype(np.float64)
+                                   for name in ("source", "swapped", "round_trip"))
+    outside = pictures(server, locked, "masks")[..., 0] == 0
+    assert 0.3 < outside.mean() < 0.95
+    error, bar = (np.sqrt(np.mean((frames - middle(source))[outside]**2)) for frames in (swapped, round_trip))
+    with capsys.disabled():
+        print(f"\noutside the mask: RMS error {error:.2f} of 255 after the swap, {bar:.2f} by the VAE alone")  # noqa: T201
+    assert error <= 1.02 * bar
+    inside = ~outside
+    assert np.abs(swapped - round_trip)[inside].mean() > 5 * np.abs(swapped - round_trip)[outside].mean()
+
+
+def test_the_composite_keeps_the_source(server, locked):
+    """Beyond the feather every pixel of the result is the video's own."""
+    source, result = pictures(server, locked, "source"), pictures(server, locked, "result")
+    masks = np.zeros((9, HEIGHT, WIDTH), bool)
+    middle(masks)[...] = pictures(server, locked, "masks")[..., 0] > 0
+    rows, columns = np.nonzero(masks.any(axis=0))
+    far = np.ones((HEIGHT, WIDTH), bool)
+    feather = 12
+    far[max(rows.min() - feather, 0):rows.max() + feather + 1,
+        max(columns.min() - feather, 0):columns.max() + feather + 1] = False
+    assert far.mean() > 0.2
+    assert np.array_equal(result[:, far], source[:9][:, far])
+    assert not np.array_equal(result, source[:9])
+
+
+def test_a_free_background_changes(server, prompt, locked):
+    free = server.run(change(prompt, "FaceSwapEncode", background="free"))
+    outside = pictures(server, locked, "masks")[..., 0] == 0
+    drift = {name: np.abs(pictures(server, result, "swapped").astype(int)
+                          - pictures(server, result, "round_trip"))[outside].mean()
+             for name, result in (("free", free), ("locked", locked))}
+    assert drift["free"] > 5 * drift["locked"]
+
+
+def test_two_experts(server, prompt):
+    """Wan 2.2: the second expert has its own identity, and the background stays locked through the switch."""
+    changed = copy.deepcopy(prompt)
+    changed["low"] = {"class_type": "UNETLoader", "inputs": {"unet_name": DIFFUSION_MODEL, "weight_dtype": "default"}}
+    changed["low_branch"] = copy.deepcopy(prompt[node_id(prompt, "ApplyIdentityBranch")])
+    changed["low_branch"]["inputs"]["model"] = ["low", 0]
+    changed = change(changed, "StandInSampler", low_noise_model=["low_branch", 0])
+    result = server.run(changed)
+    reports = json.loads(result.outputs[node_id(changed, "PreviewAny")]["text"][0])
+    assert [report["builds"] for report in reports] == [1, 1]
+    swapped, round_trip = (pictures(server, result, name).astype(np.float64) for name in ("swapped", "round_trip"))
+    outside = pictures(server, result, "masks")[..., 0] == 0
+    difference = np.abs(swapped - round_trip)
+    assert difference[~outside].mean() > 5 * difference[outside].mean()
+
+
+def test_a_reference_that_is_not_cut_out(server, prompt):
+    whole = copy.deepcopy(prompt)
+    del whole[node_id(prompt, "FacePreprocess")]["inputs"]["subject_mask"]
+    with pytest.raises(PromptFailed, match=r"FaceSwapPrepare: .*the reference is not cut out"):
+        server.run(whole)
