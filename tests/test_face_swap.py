@@ -24,6 +24,10 @@ from standin_core.face_swap.prepare import paste
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 
+# The golden pastes were made with OpenCV 5, which they equal. OpenCV 4 samples on a grid of 1/32 px: 255 / 32 at a hard
+# edge (measured with 4.10 to 4.13: 6).
+WARP_BAR = 0 if int(cv2.__version__.partition(".")[0]) >= 5 else 8
+
 PLAIN = SwapSettings(smoothing=0.0, hold_frames=0)  # the authors'
 
 
@@ -45,8 +49,8 @@ def test_paste_is_the_authors(golden):
             for points, found in zip(golden["target_keypoints"], golden["detected"])]
     swap = prepare_swap(faces.as_image(*golden["frames"]), reference, PLAIN,
                         face_landmarks=faces.landmarks(*seen, [], []))
-    assert np.array_equal(faces.as_uint8(swap.frames), golden["pasted"])
-    assert np.array_equal(faces.as_uint8(swap.mask), golden["mask"])
+    for found, expected in ((swap.frames, golden["pasted"]), (swap.mask, golden["mask"])):
+        assert np.abs(faces.as_uint8(found).astype(int) - expected).max() <= WARP_BAR
     assert "5 of 7 frames, 128x96 of 131x101: face in 4 by the connected landmarks, its last mask in 0, none in 1" \
         in swap.report
 
