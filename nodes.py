@@ -19,6 +19,7 @@ from .standin_core.face import (
     WHICH,
     FaceSettings,
     crop_faces,
+    installed_models,
 )
 from .standin_core.face_swap import (
     COLOR_REGIONS,
@@ -138,6 +139,10 @@ class FacePreprocess(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return installed_models()
+
+    @classmethod
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask)
         show_text(cls, face.verdict)
@@ -186,6 +191,10 @@ class FaceSwapPrepare(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return installed_models()
 
     @classmethod
     def execute(cls, images, face, face_box=None, face_mask=None, face_landmarks=None, **settings):

@@ -11,16 +11,15 @@ import numpy as np
 import skimage.data
 
 HEAD = (slice(0, 230), slice(110, 340))  # of the astronaut: head and collar
-FACE = (0.15, 0.26, 0.68, 0.79)  # left, top, right, bottom of the face, hairline to chin, as shares of HEAD
 FPS = 16
 
 
 def cut_out() -> np.ndarray:
-    """[230, 230, 4] uint8: the astronaut's head, mirrored and toned like another person, with an ellipse as alpha."""
+    """[230, 230, 4] uint8: the astronaut's head, mirrored and toned like another person, an ellipse around as alpha."""
     head = skimage.data.astronaut()[HEAD][:, ::-1].astype(np.float32) * (0.75, 0.62, 0.5)
     size = head.shape[0]
     alpha = np.zeros((size, size), np.uint8)
-    cv2.ellipse(alpha, (size // 2, round(0.49 * size)), (round(0.33 * size), round(0.45 * size)), 0, 0, 360, 255, -1)
+    cv2.ellipse(alpha, (size // 2, round(0.45 * size)), (round(0.27 * size), round(0.37 * size)), 0, 0, 360, 255, -1)
     return np.dstack((head.astype(np.uint8), alpha))
 
 

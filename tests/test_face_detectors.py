@@ -8,8 +8,8 @@ import torch
 
 import faces
 from standin_core.contracts import StandInError
-from standin_core.face import choose, given_detector, load_detector
-from standin_core.face.detectors import Face
+from standin_core.face.detectors import Face, choose, load_detector
+from standin_core.face.given import given_detector
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 

@@ -11,8 +11,9 @@ import torch
 import torchvision
 
 import faces
+import pack
 from standin_core.contracts import StandInError
-from standin_core.face import load_detector
+from standin_core.face.detectors import load_detector
 from standin_core.face.download import download_if_missing
 from standin_core.face.models import BISENET, FOLDERS, RETINAFACE, ManagedNetwork, ModelFile, find_model, missing
 
@@ -263,6 +264,17 @@ def test_nothing_is_downloaded_unless_asked(monkeypatch, models_dir, source):
 
 def test_auto_downloads_the_detector_too(monkeypatch, source):
     nowhere = replace(RETINAFACE, url="http://127.0.0.1:9/detection.pth")
-    monkeypatch.setattr("standin_core.face.preprocess.RETINAFACE", nowhere)
+    monkeypatch.setattr("standin_core.face.given.RETINAFACE", nowhere)
     with pytest.raises(StandInError, match=r"detection_Resnet50_Final\.pth could not be downloaded"):
         faces.crop(faces.astronaut(), size=64, download_missing=True)
+
+
+def test_a_file_that_arrives_is_noticed(models_dir):
+    """ComfyUI keeps a node's result as long as its fingerprint stays; a run without BiSeNet must not outlive its file.
+    """
+    node = pack.node_classes()["FacePreprocess"]
+    before = node.fingerprint_inputs(image=None, detector="auto")
+    assert node.fingerprint_inputs(image=None, detector="auto") == before
+    (models_dir / "facexlib").mkdir()
+    (models_dir / "facexlib" / BISENET.name).touch()
+    assert node.fingerprint_inputs(image=None, detector="auto") != before

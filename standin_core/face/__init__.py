@@ -2,16 +2,14 @@
 
 The authors' steps (WeChatCV/Stand-In, ``preprocessor/image_input_preprocessor.py``) with every choice made visible.
 """
-from .detectors import DETECTORS, WHICH, Detector, Face, choose, load_detector
-from .download import download_if_missing
+from .detectors import DETECTORS, WHICH, Detector, Face, choose, installed_models
 from .geometry import BORDER_RULES
-from .given import given_detector
-from .models import RETINAFACE
+from .given import ready_detector
 from .parsing import KEPT_LABELS, NORMALIZATIONS
 from .pixels import to_uint8
 from .preprocess import FROM_PRESET, NO_FACE, PARSERS, FaceSettings, crop_faces
 from .presets import PRESETS
 
 __all__ = ["BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS", "PRESETS",
-           "RETINAFACE", "WHICH", "Detector", "Face", "FaceSettings", "choose", "crop_faces", "download_if_missing",
-           "given_detector", "load_detector", "to_uint8"]
+           "WHICH", "Detector", "Face", "FaceSettings", "choose", "crop_faces", "installed_models", "ready_detector",
+           "to_uint8"]

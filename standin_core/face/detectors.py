@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..contracts import StandInError
-from .models import RETINAFACE, ManagedNetwork, missing
+from .models import BISENET, RETINAFACE, ManagedNetwork, find_model, missing
 
 # All find faces by scanning scales, so a large photo costs time and gains nothing.
 LONGEST_SIDE_PX = 1024
@@ -150,6 +150,12 @@ def _insightface_file() -> Path | None:
     return found[0] if found else None
 
 
+def installed_models() -> tuple[str, ...]:
+    """Those of the face models that are here: what a node may give depends on it."""
+    found = (find_model(RETINAFACE.name), find_model(BISENET.name), _insightface_file())
+    return tuple(path.name for path in found if path is not None)
+
+
 def _insightface_missing() -> str | None:
     for package in ("insightface", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
@@ -171,9 +177,9 @@ def _cascade(min_score: float) -> Detector:
         smallest = max(24, shortest // 12)  # 24 px is the size the cascade was trained at
         if shortest < smallest:
             return []
-        # With 10 neighbours scikit-image's photographs, at several sizes, gave every face up to a tilt of 10 degrees and
-        # nothing else; with its default of 4 false ones came, from 13 on a tilt of 5 degrees was lost. A face on its
-        # side is not found, and at 10 one wrong box is.
+        # With 10 neighbours scikit-image's photographs, at several sizes, gave every face up to a tilt of 10 degrees
+        # and nothing else; with its default of 4 false ones came, from 13 on a tilt of 5 degrees was lost. In a photo
+        # that lies on its side it finds no face, and at 10 one wrong box.
         found = cascade.detect_multi_scale(img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest),
                                            max_size=(shortest, shortest), min_neighbor_number=10)
         return [Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"])) for box in found]

@@ -1,14 +1,28 @@
-"""Faces that other nodes found, as a detector: boxes, a mask, or MediaPipe's landmarks (ComfyUI's own node)."""
+"""The detector of a node: what is connected (boxes, a mask, ComfyUI's MediaPipe landmarks), or the one it names."""
 from __future__ import annotations
 
 import numpy as np
 import torch
 
 from ..contracts import StandInError
-from .detectors import Detector, Face
+from .detectors import Detector, Face, load_detector
+from .download import download_if_missing
+from .models import RETINAFACE
 
 # MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
+
+
+def ready_detector(settings, face_box, face_mask: torch.Tensor | None, face_landmarks: dict | None) -> Detector:
+    """settings: FaceSettings or SwapSettings, of which detector, min_score and download_missing count if nothing is
+    given.
+    """
+    given = given_detector(face_box, face_mask, face_landmarks)
+    if given is not None:
+        return given
+    if settings.download_missing and settings.detector in ("auto", "retinaface"):
+        download_if_missing(RETINAFACE)
+    return load_detector(settings.detector, settings.min_score)
 
 
 def given_detector(boxes, mask: torch.Tensor | None, landmarks: dict | None) -> Detector | None:

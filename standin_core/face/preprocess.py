@@ -11,11 +11,11 @@ import torch
 
 from ..contracts import FaceCrop, StandInError
 from .colour import balanced
-from .detectors import Detector, Face, choose, load_detector
+from .detectors import Detector, Face, choose
 from .download import download_if_missing
 from .geometry import Place, levelling, square_around
-from .given import given_detector
-from .models import BISENET, RETINAFACE, missing
+from .given import ready_detector
+from .models import BISENET, missing
 from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, load_parser
 from .pixels import to_uint8
 from .presets import PRESETS, Preset
@@ -75,10 +75,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     photos, alpha = _checked(image)
     rules = settings.resolved()
     fill = _rgb(settings.background)
-    if settings.download_missing:
-        _download(settings, face_box is None and face_mask is None and face_landmarks is None)
-    detector = given_detector(face_box, face_mask, face_landmarks) or load_detector(settings.detector,
-                                                                                   settings.min_score)
+    detector = ready_detector(settings, face_box, face_mask, face_landmarks)
     if subject_mask is not None:
         alpha = _masks_of(subject_mask, photos)
     cut_out = _cut_out_by_masks(alpha) if alpha is not None else _cut_out_by_parser(settings, rules)
@@ -149,10 +146,12 @@ def _cut_out_by_masks(masks: np.ndarray) -> _CutOut:
 
 
 def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
-    reason = missing(BISENET)
-    removes_parts = rules.keep != ALL_BUT_BACKGROUND
     if settings.parser == "none":
         return _CutOut(_everything, "background kept")
+    if settings.download_missing:
+        download_if_missing(BISENET)
+    reason = missing(BISENET)
+    removes_parts = rules.keep != ALL_BUT_BACKGROUND
     if reason is not None and (settings.parser == "bisenet" or removes_parts):
         raise StandInError(f"bisenet cannot run, and to keep {rules.keep} needs it: {reason}; get that file (or switch "
                            "download_missing on), connect subject_mask, or set parser to none.")
@@ -217,10 +216,3 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     except ValueError as error:
         raise StandInError(f"background is {colour!r}, needed is the name of a colour (white, grey, ...) or #rrggbb."
                            ) from error
-
-
-def _download(settings: FaceSettings, detects: bool) -> None:
-    if detects and settings.detector in ("auto", "retinaface"):
-        download_if_missing(RETINAFACE)
-    if settings.parser in ("auto", "bisenet"):
-        download_if_missing(BISENET)

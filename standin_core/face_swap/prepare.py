@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..contracts import FaceCrop, StandInError, SwapFrames
-from ..face import RETINAFACE, Detector, download_if_missing, given_detector, load_detector, to_uint8
+from ..face import Detector, ready_detector, to_uint8
 from .follow import Follower, OneEuro
 
 SIZE_MULTIPLE = 16  # Wan's VAE takes 8 pixels for one, its patches 2 of those
@@ -45,10 +45,7 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
     """
     reference, reference_points = _checked_reference(face)
     length, top, left, height, width = _trim(images)
-    if settings.download_missing and settings.detector in ("auto", "retinaface"):
-        download_if_missing(RETINAFACE)
-    detector = given_detector(face_box, face_mask, face_landmarks) or load_detector(settings.detector,
-                                                                                   settings.min_score)
+    detector = ready_detector(settings, face_box, face_mask, face_landmarks)
     follower, steady = Follower(settings.which_face, settings.face_index), OneEuro(settings.smoothing)
     frames, masks = torch.empty(length, height, width, 3), torch.zeros(length, height, width)
     found = held = 0
