@@ -74,11 +74,11 @@ class FacePreprocess(io.ComfyNode):
             display_name="Face Preprocess",
             category=CATEGORY,
             description="Finds the face in a photo, crops it to a square and puts it on a plain background, as the "
-                        "adapter was trained on. The preset sets what is not set by hand.",
+                        "authors do. The preset sets what is not set by hand.",
             inputs=[
                 io.Image.Input("image", tooltip=(
-                    "The photo. One clear, frontal face gives the best likeness. An alpha channel is taken as the "
-                    "subject's mask.")),
+                    "The photo. One clear, frontal face gives the best likeness. What an alpha channel leaves "
+                    "transparent is removed.")),
                 io.Combo.Input("preset", options=list(PRESETS), tooltip=(
                     "Stand-In inference is what the authors run: crop 1.5, all but the background kept. Their ComfyUI "
                     "preprocessor drops neck and clothes, and pads the whole photo if the face is near any border. "
@@ -93,16 +93,16 @@ class FacePreprocess(io.ComfyNode):
                     "none; or an error.")),
                 io.Float.Input("crop_scale", default=0.0, min=0.0, max=4.0, step=0.05, tooltip=(
                     "Side of the crop relative to the face box; 0 takes the preset's. Higher keeps more hair and "
-                    "shoulders, lower fills the crop with the face. The adapter was trained at 1.5.")),
+                    "shoulders, lower fills the crop with the face. The authors use 1.5.")),
                 io.Int.Input("size", default=512, min=64, max=2048, step=16, tooltip=(
-                    "Side of the result in pixels. 512 gives the 1,024 identity tokens the adapter was trained with; "
-                    "lower is faster and loses detail, higher costs memory and is untrained.")),
+                    "Side of the result in pixels. 512, the authors' size, gives 1,024 identity tokens; lower is "
+                    "faster and loses detail, higher costs memory and gives more tokens than the adapter knows.")),
                 io.String.Input("background", default="white", tooltip=(
                     "Colour behind the subject and in the padding: white, grey, any other name, or #rrggbb. The "
-                    "adapter was trained on white.")),
+                    "authors use white.")),
                 io.Combo.Input("parser", options=list(PARSERS), tooltip=(
                     "What removes the background. auto takes BiSeNet where its file is and keeps the background "
-                    "otherwise; none keeps it. A connected subject_mask or alpha takes its place.")),
+                    "otherwise; none keeps it. A connected subject_mask takes its place.")),
                 _download_input(),
                 _min_score_input(),
                 io.Combo.Input("border_rule", options=[FROM_PRESET, *BORDER_RULES], **ADVANCED, tooltip=(
@@ -111,19 +111,21 @@ class FacePreprocess(io.ComfyNode):
                 io.Combo.Input("keep", options=[FROM_PRESET, *KEPT_LABELS], **ADVANCED, tooltip=(
                     "Which parts BiSeNet keeps; the rest becomes background.")),
                 io.Combo.Input("normalization", options=[FROM_PRESET, *NORMALIZATIONS], **ADVANCED, tooltip=(
-                    "How pixels enter BiSeNet. 0.5 is the authors' inference code, imagenet what the network was "
-                    "trained with and their preprocessor uses. The masks differ a little at the edges.")),
+                    "How pixels enter BiSeNet. 0.5 is the authors' inference code, with which their results were made; "
+                    "imagenet is what the network was trained with and what their preprocessor uses.")),
                 io.Int.Input("feather", default=0, min=0, max=128, **ADVANCED, tooltip=(
                     "Pixels over which the mask fades inwards. 0 is the authors' hard edge; higher hides jagged "
                     "edges and loses some hair.")),
                 io.Boolean.Input("level_eyes", default=False, **ADVANCED, tooltip=(
                     "Turns the photo until the eyes are level; needs key points. Off, the tilt of the head stays, as "
-                    "in training.")),
+                    "with the authors.")),
                 io.Boolean.Input("balance_colors", default=False, **ADVANCED, tooltip=(
-                    "Removes a colour cast and stretches the exposure. Off, the photo's light stays, as in training.")),
+                    "Removes a colour cast and stretches the exposure. Off, the photo's light stays, as "
+                    "with the authors.")),
                 *_given_face_inputs("the photo"),
                 io.Mask.Input("subject_mask", optional=True, tooltip=(
-                    "1 where the subject is, from any matting node; takes the place of the parser.")),
+                    "1 where the subject is, from any matting node; takes the place of parser and alpha. The mask of "
+                    "Load Image is 1 where the photo is transparent: invert it.")),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The square crop, for Apply Identity Branch."),
@@ -139,8 +141,8 @@ class FacePreprocess(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
-        return installed_models()
+    def fingerprint_inputs(cls, detector, parser, **inputs):
+        return installed_models() if "auto" in (detector, parser) else ()
 
     @classmethod
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
@@ -193,8 +195,8 @@ class FaceSwapPrepare(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
-        return installed_models()
+    def fingerprint_inputs(cls, detector, **inputs):
+        return installed_models() if detector == "auto" else ()
 
     @classmethod
     def execute(cls, images, face, face_box=None, face_mask=None, face_landmarks=None, **settings):
@@ -223,8 +225,8 @@ class FaceSwapEncode(io.ComfyNode):
                     "contour may show. free lets all of it change: a more natural face, and a background that "
                     "drifts with a higher denoise (the authors' default).")),
                 io.Combo.Input("mask_edge", options=list(MASK_EDGES), tooltip=(
-                    "For locked: hard takes latent pixels that the mask covers by half, as the authors do; soft "
-                    "blends them by how much is covered, which hides the contour.")),
+                    "For locked: hard denoises latent pixels that the mask covers by more than half, and keeps the "
+                    "rest; soft blends by how much is covered, which hides the contour.")),
             ],
             outputs=[io.Latent.Output("latent", tooltip="For Stand-In Sampler or any other.")],
         )
@@ -374,8 +376,8 @@ def _min_score_input():
 
 def _download_input():
     return io.Boolean.Input("download_missing", default=False, tooltip=(
-        "On, missing face models come from facexlib's releases on GitHub (110 and 53 MB) into models/facexlib, checked "
-        "by their hash. Off, nothing is ever downloaded."))
+        "On, a missing face model (detector 110 MB, parser 53 MB) comes from facexlib's releases on GitHub into "
+        "models/facexlib, checked by its hash. Off, nothing is ever downloaded."))
 
 
 def _given_face_inputs(where: str):

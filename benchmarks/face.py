@@ -3,7 +3,7 @@
     python benchmarks/face.py                    # inside the environment that scripts/test.py prepares
 
 Photo: scikit-image's astronaut, as it is and at 12 megapixels, with the built-in detector and no parser. Video:
-832x480, a photographed face that moves, prepared in one pass at two lengths; the memory is the process's height during
+832x480, a photographed face that moves, prepared in one pass at two lengths; the memory is the process's peak during
 the pass, less what it held before and what the pass returns.
 """
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from environment import PACK, import_comfyui
 import_comfyui("--cpu")
 
 import cv2
-import psutil
 import skimage.data
 import torch
 
 import moving_photo
 from machine import machine
+from memory import peak_bytes
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import SwapSettings, prepare_swap
 
@@ -69,24 +68,12 @@ def swap(length: int) -> dict:
     reference = crop_faces(torch.from_numpy(moving_photo.cut_out())[None].float() / 255,
                            FaceSettings(detector="cascade"))
     prepare_swap(frames[:1], reference, SwapSettings(detector="cascade"))  # the caches of libraries
-    process = psutil.Process()
-    held, height, done = process.memory_info().rss, 0, threading.Event()
-
-    def watch():
-        nonlocal height
-        while not done.wait(0.005):
-            height = max(height, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     started = time.perf_counter()
-    prepared = prepare_swap(frames, reference, SwapSettings(detector="cascade"))
+    prepared, peak = peak_bytes(lambda: prepare_swap(frames, reference, SwapSettings(detector="cascade")))
     seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
     returned = sum(tensor.numel() * tensor.element_size() for tensor in (prepared.frames, prepared.mask))
     return {"frames": length, "seconds": seconds, "ms_per_frame": 1000 * seconds / length,
-            "returned_mib": returned / 2**20, "beside_mib": (height - held - returned) / 2**20,
+            "returned_mib": returned / 2**20, "beside_mib": (peak - returned) / 2**20,
             "report": prepared.report.splitlines()[0]}
 
 

@@ -56,18 +56,30 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class CroppedFace:
+    """What is known of a face in a crop.
+
+    points: left eye, right eye (of the viewer), nose and corners of the mouth, [5, 2] float64 in the crop's pixels, or
+    None without a face; measured: whether a detector found them, rather than a box they were estimated from; cut_out:
+    whether anything of the photo around the face was removed.
+    """
+
+    points: np.ndarray | None
+    measured: bool
+    cut_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FaceCrop:
     """The crops of one or several photos, and what was done, in words.
 
     image: [B, S, S, 3] float32 in 0..1, the subject on a plain background; rgba: [B, S, S, 4], the photo's own pixels
-    with the subject's mask as alpha; keypoints: for each crop left eye, right eye (of the viewer), nose and corners of
-    the mouth, [5, 2] float64 in its pixels, estimated from the box where the detector finds none, None without a face;
-    preview: [P, H, W, 3], the photos with all that drawn on.
+    with the subject's mask as alpha; faces: B of them; preview: [P, H, W, 3], the photos with all that drawn on.
     """
 
     image: torch.Tensor
     rgba: torch.Tensor
-    keypoints: tuple[np.ndarray | None, ...]
+    faces: tuple[CroppedFace, ...]
     preview: torch.Tensor
     verdict: str
 

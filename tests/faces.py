@@ -32,9 +32,9 @@ def crop(*photos: np.ndarray, given=None, **settings):
     return crop_faces(as_image(*photos), FaceSettings(**settings), **(given or {}))
 
 
-def landmarks(*frames: list[tuple[np.ndarray, float]]) -> dict:
-    """What ComfyUI's MediaPipe node gives: for each frame the key points of its faces, with their scores."""
-    return {"frames": [[_face(points, score) for points, score in frame] for frame in frames]}
+def landmarks(*frames: list[tuple[np.ndarray, float]], size=(512, 512)) -> dict:
+    """What ComfyUI's MediaPipe node gives: for each frame the key points of its faces, with their scores; (H, W)."""
+    return {"frames": [[_face(points, score) for points, score in frame] for frame in frames], "image_size": size}
 
 
 def _face(points: np.ndarray, score: float) -> dict:

@@ -28,7 +28,8 @@ def assert_box(found, expected, tolerance):
     assert max(abs(a - b) for a, b in zip(found, expected)) <= tolerance * side, (found, expected)
 
 
-# the cascade scans in steps of a fifth in size and of pixels in place, and its box is a mean of several
+# How far two boxes of one face may lie apart: the cascade's is the mean of squares found a tenth apart in size, cut to
+# the share of the square that a face was read to fill (measured: 0.12).
 BY_EYE = 0.15
 
 
@@ -80,6 +81,18 @@ def test_two_faces():
         choose(found, "from left", 2)
 
 
+def far_away():
+    """The astronaut in a corner of a photo four times as large: a face of 5 % of it."""
+    photo = np.full((2048, 2048, 3), 255, np.uint8)
+    photo[:512, :512] = faces.astronaut()
+    return photo
+
+
+def test_a_small_face():
+    (face,) = find(far_away())
+    assert_box(face.box, faces.FACE_BOX, BY_EYE)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (23, 23), (40, 2000)])
 def test_a_photo_too_small_for_a_face(shape):
     assert find(np.zeros((*shape, 3), np.uint8)) == []
@@ -128,7 +141,9 @@ def test_retinaface_is_facexlibs(models_dir):
     network.load_state_dict(faces.retinaface_weights())
     rows = network.eval().detect_faces(photo[..., ::-1].copy(), conf_threshold=0.5)
     expected = {tuple(int(edge) for edge in row[:4]): row for row in rows}
-    for face in find(photo, "retinaface"):
+    found = find(photo, "retinaface")
+    assert 0 < len(found) <= len(rows)
+    for face in found:
         row = expected[face.box]
         assert face.score == float(row[4])
         assert np.array_equal(face.keypoints.ravel(), row[5:].astype(np.float64))
@@ -142,7 +157,9 @@ def test_min_score(models_dir):
 
 
 def test_insightface(models_dir):
-    """SCRFD's outputs, from a network made here that sees one face of 80 px around the middle of the picture."""
+    """SCRFD's outputs, from a network made here that sees one face of 80 px around the middle of the picture. Runs
+    where the optional packages are (passed with insightface 2.1 and onnxruntime 1.31).
+    """
     pytest.importorskip("insightface")
     onnx = pytest.importorskip("onnx")
     (models_dir / "insightface" / "models" / "tiny").mkdir(parents=True)
@@ -182,9 +199,8 @@ def _write_scrfd(onnx, path):
     onnx.save(model, path)
 
 
-def given(photo=None, index=0, boxes=None, mask=None, landmarks=None):
-    photo = np.zeros((100, 200, 3), np.uint8) if photo is None else photo
-    return given_detector(boxes, mask, landmarks).find(photo, index)
+def given(index=0, boxes=None, mask=None, landmarks=None, pictures=(3, 100, 200)):
+    return given_detector(pictures, boxes, mask, landmarks).find(np.zeros((*pictures[1:], 3), np.uint8), index)
 
 
 def box(x, y, width, height, **more):
@@ -216,19 +232,39 @@ def test_a_mask_gives_its_bounds():
     mask[0, 0] = 0.4
     assert given(mask=mask)[0].box == (30, 20, 50, 61)
     assert given(mask=torch.zeros(1, 100, 200)) == []
-    with pytest.raises(StandInError, match="face_mask is 50x50 and the photo 200x100"):
+    assert given(mask=mask.bfloat16())[0].box == (30, 20, 50, 61)
+    with pytest.raises(StandInError, match=r"the face_mask is \[1, 50, 50\] .* and the picture \[3, 100, 200\]"):
         given(mask=torch.ones(1, 50, 50))
 
 
 def test_mediapipes_landmarks():
     points = np.array([[90, 40], [110, 42], [100, 52], [93, 60], [107, 61]], np.float64)
-    (face,) = given(landmarks=faces.landmarks([(points, 0.8)]))
+    (face,) = given(landmarks=faces.landmarks([(points, 0.8)], size=(100, 200)))
     assert np.allclose(face.keypoints, points) and face.score == 0.8
-    assert given(landmarks=faces.landmarks([(points, 0.8)], []), index=1) == []
+    assert given(landmarks=faces.landmarks([(points, 0.8)], [], size=(100, 200)), index=1) == []
+    with pytest.raises(StandInError, match="face_landmarks were found in a picture of 512x512 and this one is 200x100"):
+        given(landmarks=faces.landmarks([(points, 0.8)]))
+
+
+# x and y (up) of MediaPipe's canonical_face_model.obj at the corners of the eyes, the nose's tip, the mouth's corners
+CANONICAL = {33: (-4.445859, 2.663991), 133: (-1.856432, 2.585245), 362: (1.856432, 2.585245),
+             263: (4.445859, 2.663991), 1: (0.0, -1.126865), 61: (-2.456206, -4.342621), 291: (2.456206, -4.342621)}
+
+
+def test_the_vertices_of_mediapipes_mesh():
+    """The published face, in a picture: each eye's middle, from the viewer's left to right and from top to bottom."""
+    mesh = np.zeros((478, 2))
+    for vertex, (x, y) in CANONICAL.items():
+        mesh[vertex] = 100 + 10 * x, 50 - 10 * y
+    found = {"bbox_xyxy": (50, 0, 150, 100), "score": 1.0, "landmarks_xy": mesh}
+    (face,) = given(landmarks={"frames": [[found]], "image_size": (100, 200)})
+    expected = [[-3.151146, 2.624618], [3.151146, 2.624618], [0, -1.126865], [-2.456206, -4.342621],
+                [2.456206, -4.342621]]
+    assert np.allclose(face.keypoints, [(100 + 10 * x, 50 - 10 * y) for x, y in expected], rtol=0, atol=1e-4)
 
 
 def test_comfyuis_own_landmarker_speaks_this_format():
-    """The numbers of the vertices and the names of the fields, where ComfyUI uses them itself."""
+    """The names of the fields are those that ComfyUI copies itself."""
     media = pytest.importorskip("comfy_extras.nodes_mediapipe")
     points = np.array([[90, 40], [110, 42], [100, 52], [93, 60], [107, 61]], np.float64)
     (face,) = faces.landmarks([(points, 0.8)])["frames"][0]
@@ -239,7 +275,7 @@ def test_comfyuis_own_landmarker_speaks_this_format():
 def test_only_one_thing_is_given():
     with pytest.raises(StandInError, match="face_box and face_mask are connected"):
         given(boxes=box(0, 0, 9, 9), mask=torch.ones(100, 200))
-    assert given_detector(None, None, None) is None
+    assert given_detector((1, 100, 200), None, None, None) is None
 
 
 def test_a_face_moves_and_scales_with_its_points():

@@ -28,11 +28,13 @@ def test_a_photograph():
     verdict, *notes = crop.verdict.splitlines()
     assert "% of the photo's height" in verdict and "by cascade: cropped 1.5x, background kept" in verdict
     assert [note.partition(" not used")[0] for note in notes] == ["retinaface", "insightface", "bisenet"]
-    (points,) = crop.keypoints
+    (face,) = crop.faces
+    assert not face.measured and not face.cut_out
     left, top, right, bottom = faces.FACE_BOX
     side = 1.5 * (bottom - top)
-    assert np.abs(points - (faces.KEYPOINTS - ((left + right - side) / 2, (top + bottom - side) / 2)) * 512 / side
-                  ).max() < 0.1 * 512
+    by_eye = (faces.KEYPOINTS - ((left + right - side) / 2, (top + bottom - side) / 2)) * 512 / side
+    # the cascade's box lies within 0.15 of the face's side of the one drawn by eye, and the crop is 1.5 sides wide
+    assert np.abs(face.points - by_eye).max() < 0.15 / 1.5 * 512
 
 
 def box(left, top, right, bottom):
@@ -42,13 +44,37 @@ def box(left, top, right, bottom):
 HER = {"face_box": box(*faces.FACE_BOX)}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_set_the_geometry(preset):
-    photo, rules = faces.astronaut(), PRESETS[preset]
-    crop = faces.crop(photo, given=HER, preset=preset, parser="none", size=256)
-    square = square_around(faces.FACE_BOX, 512, 512, rules.crop_scale, rules.border_rule)
-    assert np.array_equal(faces.as_uint8(crop.image[0]), square.cut(photo, 256, (255, 255, 255)))
-    assert f"cropped {rules.crop_scale:g}x" in crop.verdict
+def halved(picture):
+    """Every 2x2 pixels to their mean, as OpenCV rounds it."""
+    height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    sums = picture.astype(int).reshape(height, 2, width, 2, 3).sum(axis=(1, 3))
+    return ((sums + 2) // 4).astype(np.uint8)
+
+
+@pytest.mark.parametrize("preset, half", [("Stand-In inference", 76), ("Stand-In ComfyUI preprocessor", 76),
+                                          ("face only", 76), ("head and shoulders", 127)])
+def test_presets_set_the_geometry(preset, half):
+    """1.5 and 2.5 times the 102 px of her face, cut by hand around its middle and halved."""
+    photo = faces.astronaut()
+    crop = faces.crop(photo, given=HER, preset=preset, parser="none", size=half if half > 100 else 2 * half)
+    region = np.full((2 * half, 2 * half, 3), 255, np.uint8)
+    x, y = (182 + 271) // 2, (77 + 179) // 2
+    inside = photo[max(y - half, 0):y + half, max(x - half, 0):x + half]
+    top = (2 * half - inside.shape[0]) // 2  # what lies above the photo is padded on both sides, as the authors do
+    region[top:top + inside.shape[0]] = inside
+    assert np.array_equal(faces.as_uint8(crop.image[0]), halved(region) if half > 100 else region)
+
+
+@pytest.mark.parametrize("preset, whole", [("Stand-In inference", False), ("Stand-In ComfyUI preprocessor", True)])
+def test_a_face_at_the_border(preset, whole):
+    """The one crops it; the other pads the whole photo, here of 256x128, to a square."""
+    photo = np.ascontiguousarray(faces.astronaut()[60:188, 178:434])
+    crop = faces.crop(photo, given={"face_box": box(4, 17, 93, 119)}, preset=preset, parser="none", size=128)
+    if whole:
+        padded = np.full((256, 256, 3), 255, np.uint8)
+        padded[64:192] = photo
+        assert np.array_equal(faces.as_uint8(crop.image[0]), halved(padded))
+    assert ("the whole image" in crop.verdict) is whole
 
 
 def test_the_published_preprocessors():
@@ -130,7 +156,7 @@ def test_a_mask_takes_the_place_of_the_parser(models_dir):
     assert (faces.as_uint8(crop.image[0])[alpha == 0] == (10, 20, 30)).all()
     assert np.array_equal(faces.as_uint8(crop.image[0])[alpha == 255],
                           square.cut(photo, 128, (10, 20, 30))[alpha == 255])
-    assert "background removed by the given mask" in crop.verdict
+    assert "background removed by subject_mask" in crop.verdict and crop.faces[0].cut_out
 
 
 def test_alpha_is_a_mask():
@@ -138,13 +164,39 @@ def test_alpha_is_a_mask():
     by_alpha = crop_faces(photo, FaceSettings(size=128), **HER)
     by_mask = faces.crop(faces.astronaut(), given={**HER, "subject_mask": disc()}, size=128)
     assert torch.equal(by_alpha.rgba, by_mask.rgba)
+    assert "background removed by alpha" in by_alpha.verdict
     opaque = torch.cat((photo[..., :3], torch.ones(1, 512, 512, 1)), dim=-1)
     assert torch.equal(crop_faces(opaque, FaceSettings(size=128)).rgba, faces.crop(faces.astronaut(), size=128).rgba)
 
 
-def test_a_mask_of_another_size():
-    with pytest.raises(StandInError, match=r"subject_mask is \[1, 64, 64\] and the photos \[1, 512, 512\]"):
-        faces.crop(faces.astronaut(), given={"subject_mask": torch.zeros(64, 64)})
+def test_alpha_and_the_parser_both_remove(models_dir):
+    """A photo with rounded corners is still parsed; and a crop counts as cut out only if something went."""
+    put_bisenet(models_dir)
+    alpha = torch.ones(1, 512, 512, 1)
+    alpha[:, :200, :200] = 0
+    photo = torch.cat((faces.as_image(faces.astronaut()), alpha), dim=-1)
+    both = crop_faces(photo, FaceSettings(size=128, keep="face"), **HER)
+    parsed = faces.crop(faces.astronaut(), given=HER, size=128, keep="face")
+    kept = square_around(faces.FACE_BOX, 512, 512, 1.5).cut(alpha[0, ..., 0].numpy(), 128, 0)
+    assert torch.equal(both.rgba[..., 3] == 1, (parsed.rgba[..., 3] == 1) & torch.from_numpy(kept == 1))
+    assert "face kept by bisenet, background removed by alpha" in both.verdict
+    nearly = torch.cat((photo[..., :3], torch.full_like(alpha, 0.99)), dim=-1)
+    assert not crop_faces(nearly, FaceSettings(size=128, parser="none"), **HER).faces[0].cut_out
+
+
+@pytest.mark.parametrize("mask, words", [
+    (torch.zeros(64, 64), r"the subject_mask is \[1, 64, 64\] .* and the picture \[1, 512, 512\]"),
+    (torch.full((512, 512), float("nan")), "the subject_mask holds values that are not numbers")])
+def test_masks_that_cannot_be_used(mask, words):
+    with pytest.raises(StandInError, match=words):
+        faces.crop(faces.astronaut(), given={"subject_mask": mask})
+
+
+def test_alpha_that_is_no_number():
+    photo = torch.cat((faces.as_image(faces.astronaut()), torch.zeros(1, 512, 512, 1)), dim=-1)
+    photo[0, 0, 0, 3] = float("nan")
+    with pytest.raises(StandInError, match="the alpha channel holds values that are not numbers"):
+        crop_faces(photo, FaceSettings())
 
 
 def test_feather_fades_inwards():
@@ -161,16 +213,16 @@ def test_feather_fades_inwards():
 def test_eyes_are_levelled():
     photo, points = faces.turned(faces.astronaut(), 25)
     seen = {"face_landmarks": faces.landmarks([(points, 1.0)])}
-    tilted = faces.crop(photo, given=seen, size=256).keypoints[0]
+    tilted = faces.crop(photo, given=seen, size=256).faces[0].points
     level = faces.crop(photo, given=seen, size=256, level_eyes=True)
     assert pose(tilted)[0] == pytest.approx(25 + pose(faces.KEYPOINTS)[0], abs=0.1)
-    assert pose(level.keypoints[0])[0] == pytest.approx(0, abs=0.01)
+    assert pose(level.faces[0].points)[0] == pytest.approx(0, abs=0.01)
     assert "turned by 27.6°" in level.verdict
     # the pixels went with the points: the eyes of the level crop look like those of the upright photo
     upright = faces.crop(faces.astronaut(), given={"face_landmarks": faces.landmarks([(faces.KEYPOINTS, 1.0)])},
                          size=256, level_eyes=True)
     for crop in (level, upright):
-        x, y = np.rint(crop.keypoints[0][0]).astype(int)
+        x, y = np.rint(crop.faces[0].points[0]).astype(int)
         pupil = crop.image[0, y - 2:y + 3, x - 2:x + 3].mean()
         around = crop.image[0, y - 24:y + 25, x - 24:x + 25].mean()
         assert pupil < 0.75 * around
@@ -201,7 +253,7 @@ def side_by_side():
 def test_all_faces_come_as_a_batch():
     both = side_by_side()
     crop = faces.crop(both, which_face="all", size=128)
-    assert crop.image.shape == (2, 128, 128, 3) and len(crop.keypoints) == 2
+    assert crop.image.shape == (2, 128, 128, 3) and len(crop.faces) == 2
     assert crop.preview.shape == (1, 512, 912, 3)
     assert crop.verdict.count("by cascade") == 2
     for index in (0, 1):
@@ -225,7 +277,7 @@ BRICK = np.ascontiguousarray(np.broadcast_to(skimage.data.brick()[:100, :200, No
 def test_without_a_face_the_whole_image_is_padded(detector, background, value):
     crop = faces.crop(BRICK, detector=detector, size=64, background=background)
     assert "the whole image, padded to a square" in crop.verdict
-    assert crop.keypoints == (None,)
+    assert crop.faces[0].points is None and not crop.faces[0].measured
     assert torch.all(crop.image[0, :16] == value / 255)
     assert crop.rgba[0, :16, :, 3].sum() == 0 and crop.rgba[0, 16:48, :, 3].min() == 1
 
@@ -241,6 +293,7 @@ def test_without_a_face_an_error_if_wanted():
     (torch.zeros(1, 0, 8, 3), "the image is empty"),
     (torch.full((1, 8, 8, 3), float("nan")), "not numbers"),
     (torch.full((1, 8, 8, 3), float("inf")), "not numbers"),
+    (torch.zeros(8, 8, 3), "empty or no batch of pictures"),
     (torch.zeros(1, 8, 8, 2), "has 2 channels")])
 def test_images_that_are_none(image, words):
     with pytest.raises(StandInError, match=words):
@@ -291,11 +344,11 @@ def test_any_photo_and_box_give_a_square_of_the_size(shape, size, seed, preset, 
     points = np.array([[x, y], [x + w, y + h / 9], [x + w / 2, y + h / 2], [x, y + h], [x + w, y + h]], np.float64)
     found = crop_faces(image, FaceSettings(preset=preset, size=size, parser="none", level_eyes=level,
                                            balance_colors=balance, feather=feather),
-                       face_landmarks=faces.landmarks([(points, 1.0)]))
+                       face_landmarks=faces.landmarks([(points, 1.0)], size=(height, width)))
     assert found.image.shape == (1, size, size, 3) and found.rgba.shape == (1, size, size, 4)
     for values in (found.image, found.rgba, found.preview):
         assert bool(torch.isfinite(values).all()) and values.min() >= 0 and values.max() <= 1
-    assert found.keypoints[0] is None or np.isfinite(found.keypoints[0]).all()
+    assert found.faces[0].points is None or np.isfinite(found.faces[0].points).all()
 
 
 def test_warnings_come_with_their_numbers():

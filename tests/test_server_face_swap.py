@@ -80,7 +80,7 @@ def test_video(server, prompt, locked):
 
 def test_words(prompt, locked):
     (verdict,) = locked.outputs[node_id(prompt, "FacePreprocess")]["text"]
-    assert "background removed by the given mask" in verdict
+    assert "background removed by subject_mask" in verdict
     (report,) = locked.outputs[node_id(prompt, "FaceSwapPrepare")]["text"]
     assert "9 of 10 frames, 160x128 of 170x130: face in 9 by cascade" in report
     (run,) = json.loads(locked.outputs[node_id(prompt, "PreviewAny")]["text"][0])

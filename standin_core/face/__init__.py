@@ -6,10 +6,10 @@ from .detectors import DETECTORS, WHICH, Detector, Face, choose, installed_model
 from .geometry import BORDER_RULES
 from .given import ready_detector
 from .parsing import KEPT_LABELS, NORMALIZATIONS
-from .pixels import to_uint8
+from .pixels import check_finite, checked_masks, to_uint8
 from .preprocess import FROM_PRESET, NO_FACE, PARSERS, FaceSettings, crop_faces
 from .presets import PRESETS
 
 __all__ = ["BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS", "PRESETS",
-           "WHICH", "Detector", "Face", "FaceSettings", "choose", "crop_faces", "installed_models", "ready_detector",
-           "to_uint8"]
+           "WHICH", "Detector", "Face", "FaceSettings", "check_finite", "checked_masks", "choose", "crop_faces",
+           "installed_models", "ready_detector", "to_uint8"]

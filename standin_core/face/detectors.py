@@ -14,8 +14,10 @@ import torch
 from ..contracts import StandInError
 from .models import BISENET, RETINAFACE, ManagedNetwork, find_model, missing
 
-# All find faces by scanning scales, so a large photo costs time and gains nothing.
+# A face of a tenth of this is well within what the detectors find; a larger picture costs time.
 LONGEST_SIDE_PX = 1024
+# Smallest face the cascade looks for, as a part of the shorter side: first the larger, which is four times as fast.
+CASCADE_PARTS = (12, 25)
 INSIGHTFACE_PX = 640  # what its detectors were exported for, and what the authors use
 
 # The cascade's square reaches from the brows to below the mouth; the boxes for which crop scales were chosen, from the
@@ -139,9 +141,10 @@ def _insightface(min_score: float) -> Detector:
 
     def scan(photo: np.ndarray) -> list[Face]:
         rows, points = model.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
-        return [Face(_edges(row[:4]), float(row[4]), five.astype(np.float64)) for row, five in zip(rows, points)]
+        return [Face(_edges(row[:4]), float(row[4]), None if points is None else points[i].astype(np.float64))
+                for i, row in enumerate(rows)]
 
-    return Detector("insightface", _on_small_copy(scan, INSIGHTFACE_PX), has_keypoints=True)
+    return Detector("insightface", _on_small_copy(scan, INSIGHTFACE_PX), has_keypoints=bool(model.use_kps))
 
 
 def _insightface_file() -> Path | None:
@@ -174,15 +177,19 @@ def _cascade(min_score: float) -> Detector:
 
     def scan(photo: np.ndarray) -> list[Face]:
         shortest = min(photo.shape[:2])
-        smallest = max(24, shortest // 12)  # 24 px is the size the cascade was trained at
-        if shortest < smallest:
-            return []
-        # With 10 neighbours scikit-image's photographs, at several sizes, gave every face up to a tilt of 10 degrees
-        # and nothing else; with its default of 4 false ones came, from 13 on a tilt of 5 degrees was lost. In a photo
-        # that lies on its side it finds no face, and at 10 one wrong box.
-        found = cascade.detect_multi_scale(img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest),
-                                           max_size=(shortest, shortest), min_neighbor_number=10)
-        return [Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"])) for box in found]
+        # 24 px is the size the cascade was trained at
+        for smallest in dict.fromkeys(max(24, shortest // part) for part in CASCADE_PARTS):
+            if smallest > shortest:
+                break
+            # With 10 neighbours scikit-image's photographs, at several sizes, gave every face up to a tilt of 10
+            # degrees and nothing else; with its default of 4 false ones came, from 13 on a tilt of 5 degrees was lost.
+            # In a photo that lies on its side it finds no face, and at 10 one wrong box.
+            found = cascade.detect_multi_scale(
+                img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest), max_size=(shortest, shortest),
+                min_neighbor_number=10)
+            if found:
+                return [Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"])) for box in found]
+        return []
 
     return Detector("cascade", _on_small_copy(scan, LONGEST_SIDE_PX), has_keypoints=False)
 
@@ -208,8 +215,9 @@ def _on_small_copy(scan: Callable[[np.ndarray], list[Face]],
             small = cv2.resize(photo, (max(round(width * scale), 1), max(round(height * scale), 1)),
                                interpolation=cv2.INTER_AREA)
             faces = [face.scaled(1 / scale) for face in scan(small)]
-        # a box may reach out of the photo, but a face whose centre does is not in it
-        return [face for face in faces if 0 <= face.centre[0] < width and 0 <= face.centre[1] < height]
+        # a box may reach out of the photo, but a face whose centre does is not in it, nor is one without area
+        return [face for face in faces if 0 <= face.centre[0] < width and 0 <= face.centre[1] < height
+                and face.box[0] < face.box[2] and face.box[1] < face.box[3]]
 
     return find
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-import urllib.error
+import http.client
 import urllib.request
 from pathlib import Path
 
@@ -26,11 +26,11 @@ def download_if_missing(model_file: ModelFile) -> None:
     if find_model(model_file.name) is not None:
         return
     folder = Path(folder_paths.models_dir) / FOLDERS[0]
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{model_file.name}.part"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _continue(partial, model_file)
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
         raise StandInError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
                            f"stopped, or get by hand {model_file}.") from error
     _check(partial, model_file)

@@ -8,16 +8,18 @@ from ..contracts import StandInError
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
 from .models import RETINAFACE
+from .pixels import checked_masks
 
 # MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
 
 
-def ready_detector(settings, face_box, face_mask: torch.Tensor | None, face_landmarks: dict | None) -> Detector:
+def ready_detector(settings, pictures: tuple[int, int, int], face_box, face_mask: torch.Tensor | None,
+                   face_landmarks: dict | None) -> Detector:
     """settings: FaceSettings or SwapSettings, of which detector, min_score and download_missing count if nothing is
-    given.
+    given; pictures: their number, height and width.
     """
-    given = given_detector(face_box, face_mask, face_landmarks)
+    given = given_detector(pictures, face_box, face_mask, face_landmarks)
     if given is not None:
         return given
     if settings.download_missing and settings.detector in ("auto", "retinaface"):
@@ -25,11 +27,13 @@ def ready_detector(settings, face_box, face_mask: torch.Tensor | None, face_land
     return load_detector(settings.detector, settings.min_score)
 
 
-def given_detector(boxes, mask: torch.Tensor | None, landmarks: dict | None) -> Detector | None:
+def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | None,
+                   landmarks: dict | None) -> Detector | None:
     """A detector that answers with what is connected, at most one of the three, or None if nothing is.
 
-    boxes: ComfyUI's BOUNDING_BOX, one for all photos or a list for each; mask: [B or 1, H, W], the face is where it is
-    above one half; landmarks: ComfyUI's FACE_LANDMARKS. All in pixels of the photos.
+    pictures: number, height and width of the photos. boxes: ComfyUI's BOUNDING_BOX, one for all photos or a list for
+    each; mask: [B or 1, H, W], the face is where it is above one half; landmarks: ComfyUI's FACE_LANDMARKS. All in
+    pixels of the photos. Raises StandInError for what was made from other pictures.
     """
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
@@ -39,7 +43,13 @@ def given_detector(boxes, mask: torch.Tensor | None, landmarks: dict | None) -> 
         raise StandInError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
     if boxes is not None:
         return _from_boxes(boxes)
-    return _from_mask(mask) if mask is not None else _from_landmarks(landmarks)
+    if mask is not None:
+        return _from_mask(checked_masks(mask, "face_mask", *pictures).numpy() > 0.5)
+    size = tuple(landmarks["image_size"])
+    if size != pictures[1:]:
+        raise StandInError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
+                           f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
+    return _from_landmarks(landmarks)
 
 
 def _from_boxes(boxes) -> Detector:
@@ -56,14 +66,10 @@ def _from_boxes(boxes) -> Detector:
     return Detector("the connected box", find, has_keypoints=False)
 
 
-def _from_mask(mask: torch.Tensor) -> Detector:
-    masks = (mask if mask.ndim == 3 else mask[None]).cpu().numpy() > 0.5
-
+def _from_mask(masks: np.ndarray) -> Detector:
+    """masks: [B or 1, H, W] bool"""
     def find(photo: np.ndarray, index: int) -> list[Face]:
         inside = _of_photo(masks, index, "face_mask")
-        if inside.shape != photo.shape[:2]:
-            raise StandInError(f"face_mask is {inside.shape[1]}x{inside.shape[0]} and the photo {photo.shape[1]}x"
-                               f"{photo.shape[0]}, the same size is needed: make the mask from this photo.")
         rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         if not rows.size:
             return []

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import comfy.model_management
 import comfy.model_patcher
 import folder_paths
 import torch
+
+from ..contracts import StandInError
 
 # models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the authors' preprocessor
 # put the same files
@@ -63,8 +66,14 @@ class ManagedNetwork:
     """
 
     def __init__(self, network: torch.nn.Module, model_file: ModelFile):
-        weights = torch.load(find_model(model_file.name), map_location="cpu", weights_only=True)
-        network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
+        """Raises StandInError for a file that is broken or holds something else."""
+        path = find_model(model_file.name)
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
+        except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
+            raise StandInError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
+                               f"{model_file}.") from error
         self.network = network.eval()
         self.device = comfy.model_management.get_torch_device()
         self._patcher = comfy.model_patcher.ModelPatcher(

@@ -1,4 +1,4 @@
-"""ComfyUI's pictures as OpenCV's."""
+"""ComfyUI's pictures and masks, checked, as OpenCV takes them."""
 from __future__ import annotations
 
 import numpy as np
@@ -7,9 +7,24 @@ import torch
 from ..contracts import StandInError
 
 
-def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """image: float in 0..1 -> the same shape in uint8, rounded. Raises StandInError for values that are no numbers."""
-    if not bool(torch.isfinite(image).all()):
-        raise StandInError("the image holds values that are not numbers (NaN or infinite): check the node it comes "
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """Raises StandInError for values that are no numbers."""
+    if not bool(torch.isfinite(values).all()):
+        raise StandInError(f"the {name} holds values that are not numbers (NaN or infinite): check the node it comes "
                            "from, a VAE in half precision makes them.")
-    return (image.cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def to_uint8(image: torch.Tensor) -> np.ndarray:
+    """image: float in 0..1 -> the same shape in uint8, rounded."""
+    check_finite(image, "image")
+    return (image.cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def checked_masks(mask: torch.Tensor, name: str, count: int, height: int, width: int) -> torch.Tensor:
+    """mask: ComfyUI's MASK, [H, W] or [B, H, W] -> [1 or count, height, width] float32 in 0..1 on the CPU."""
+    masks = mask if mask.ndim == 3 else mask[None]
+    if masks.shape[0] not in (1, count) or tuple(masks.shape[1:]) != (height, width):
+        raise StandInError(f"the {name} is {list(masks.shape)} (number, height, width) and the picture "
+                           f"{[count, height, width]}, the same size is needed: make the mask from this picture.")
+    check_finite(masks, name)
+    return masks.cpu().float().clamp(0, 1)

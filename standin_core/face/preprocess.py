@@ -9,7 +9,7 @@ import numpy as np
 import PIL.ImageColor
 import torch
 
-from ..contracts import FaceCrop, StandInError
+from ..contracts import CroppedFace, FaceCrop, StandInError
 from .colour import balanced
 from .detectors import Detector, Face, choose
 from .download import download_if_missing
@@ -17,7 +17,7 @@ from .geometry import Place, levelling, square_around
 from .given import ready_detector
 from .models import BISENET, missing
 from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, load_parser
-from .pixels import to_uint8
+from .pixels import checked_masks, to_uint8
 from .presets import PRESETS, Preset
 from .preview import Preview
 from .quality import assess, pose
@@ -25,6 +25,7 @@ from .quality import assess, pose
 NO_FACE = ("whole image", "error")
 PARSERS = ("auto", "bisenet", "none")
 FROM_PRESET = "preset"
+LEAST_REMOVED = 0.01  # share of the photo in a crop from which it counts as cut out
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,21 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     """image: [B, H, W, 1, 3 or 4] float in 0..1, alpha being the subject's mask -> the crops of all photos in turn.
 
     face_box, face_mask or face_landmarks (see ``given_detector``) take the place of the detector, subject_mask ([B or
-    1, H, W], 1 is kept) that of the parser, and so does alpha. Raises StandInError for input that is empty or not
-    finite, for a choice that cannot run here, and where no_face says so.
+    1, H, W], 1 is kept) that of the parser and of alpha; with alpha alone, what both it and the parser keep is kept.
+    Raises StandInError for input that is empty or not finite, for a choice that cannot run here, and where no_face
+    says so.
     """
     photos, alpha = _checked(image)
     rules = settings.resolved()
     fill = _rgb(settings.background)
-    detector = ready_detector(settings, face_box, face_mask, face_landmarks)
+    detector = ready_detector(settings, photos.shape[:3], face_box, face_mask, face_landmarks)
     if subject_mask is not None:
-        alpha = _masks_of(subject_mask, photos)
-    cut_out = _cut_out_by_masks(alpha) if alpha is not None else _cut_out_by_parser(settings, rules)
-    crops, keypoints, previews, lines = [], [], [], []
+        cut_out = _cut_out_by_masks(checked_masks(subject_mask, "subject_mask", *photos.shape[:3]), "subject_mask")
+    else:
+        cut_out = _cut_out_by_parser(settings, rules)
+        if alpha is not None:
+            cut_out = _both(cut_out, _cut_out_by_masks(alpha, "alpha"))
+    crops, found, previews, lines = [], [], [], []
     for index, photo in enumerate(photos):
         preview = Preview(photo)
         faces = choose(detector.find(photo, index), settings.which_face, settings.face_index)
@@ -89,9 +94,10 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
                                "image.")
         for face in faces or [None]:
             place, done = _place(photo, face, rules, settings)
-            crop = _crop(photo, index, place, settings, fill, cut_out.mask)
+            crop, removed = _crop(photo, index, place, settings, fill, cut_out.mask)
             crops.append(crop)
-            keypoints.append(None if face is None else place.to_crop(face.points, settings.size))
+            found.append(CroppedFace(None if face is None else place.to_crop(face.points, settings.size),
+                                     face is not None and face.keypoints is not None, removed > LEAST_REMOVED))
             preview.add(face, place, crop[..., 3])
             if settings.balance_colors:
                 done.append("colours balanced")
@@ -100,7 +106,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     lines += [*detector.notes, *cut_out.notes]
     rgba = np.stack(crops)
     return FaceCrop(torch.from_numpy(_flattened(rgba, fill)).float() / 255, torch.from_numpy(rgba).float() / 255,
-                    tuple(keypoints), torch.from_numpy(np.stack(previews)).float() / 255, "\n".join(lines))
+                    tuple(found), torch.from_numpy(np.stack(previews)).float() / 255, "\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +133,30 @@ def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSe
     return Place(square, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
 
 
-def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, fill, subject) -> np.ndarray:
-    """-> [S, S, 4] uint8"""
+def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, fill,
+          subject) -> tuple[np.ndarray, float]:
+    """-> [S, S, 4] uint8, and the share of the photo in it that was removed."""
     crop = place.cut(balanced(photo) if settings.balance_colors else photo, settings.size, fill)
-    inside = place.cut(np.full(photo.shape[:2], 255, np.uint8), settings.size, 0)
-    mask = np.where(inside > 127, subject(crop, place, index), 0)
+    inside = place.cut(np.full(photo.shape[:2], 255, np.uint8), settings.size, 0) > 127
+    mask = np.where(inside, subject(crop, place, index), 0)
+    removed = float((mask[inside] < 0.5).mean())
     if settings.feather:
         mask = _feathered(mask, settings.feather)
-    return np.dstack((crop, np.rint(255 * mask).astype(np.uint8)))
+    return np.dstack((crop, np.rint(255 * mask).astype(np.uint8))), removed
 
 
-def _cut_out_by_masks(masks: np.ndarray) -> _CutOut:
-    """masks: [B or 1, H, W] float"""
+def _cut_out_by_masks(masks: torch.Tensor, name: str) -> _CutOut:
+    """masks: [B or 1, H, W] float32"""
     def mask(crop, place, index):
-        return place.cut(masks[index if len(masks) > 1 else 0], crop.shape[0], 0)
+        return place.cut(masks[index if len(masks) > 1 else 0].numpy(), crop.shape[0], 0)
 
-    return _CutOut(mask, "background removed by the given mask")
+    return _CutOut(mask, f"background removed by {name}")
+
+
+def _both(parser: _CutOut, alpha: _CutOut) -> _CutOut:
+    """What both keep."""
+    words = alpha.words if parser.mask is _everything else f"{parser.words}, {alpha.words}"
+    return _CutOut(lambda *where: parser.mask(*where) * alpha.mask(*where), words, parser.notes)
 
 
 def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
@@ -190,24 +204,17 @@ def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[
             *(f"warning: {warning}" for warning in quality.warnings())]
 
 
-def _checked(image: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+def _checked(image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor | None]:
     """-> photos [B, H, W, 3] uint8, and [B, H, W] float32 where an alpha channel says more than "all of it"."""
     if image.ndim != 4 or image.numel() == 0:
-        raise StandInError(f"the image is empty, its shape is {list(image.shape)}: connect a photo.")
+        raise StandInError(f"the image is empty or no batch of pictures, its shape is {list(image.shape)}: connect a "
+                           "photo.")
     if image.shape[-1] not in (1, 3, 4):
         raise StandInError(f"the image has {image.shape[-1]} channels, needed are 1, 3 or 4: connect a photo.")
     photos, alpha = to_uint8(image[..., :3]), None
     if image.shape[-1] == 4 and bool((image[..., 3] < 1).any()):
-        alpha = image[..., 3].float().clamp(0, 1).cpu().numpy()
+        alpha = checked_masks(image[..., 3], "alpha channel", *image.shape[:3])
     return np.repeat(photos, 3, axis=-1) if image.shape[-1] == 1 else photos, alpha
-
-
-def _masks_of(mask: torch.Tensor, photos: np.ndarray) -> np.ndarray:
-    masks = (mask if mask.ndim == 3 else mask[None]).float().clamp(0, 1).cpu().numpy()
-    if masks.shape[0] not in (1, len(photos)) or masks.shape[1:] != photos.shape[1:3]:
-        raise StandInError(f"subject_mask is {list(masks.shape)} and the photos {list(photos.shape[:3])}, the same "
-                           "size is needed: make the mask from these photos.")
-    return masks
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

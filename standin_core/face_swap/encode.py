@@ -4,37 +4,40 @@ from __future__ import annotations
 import torch
 
 from ..contracts import StandInError
+from ..face import checked_masks
 from ..reference import check_wan_vae
+from .prepare import SIZE_MULTIPLE
 
 SWAP_BACKGROUNDS = ("locked", "free")
 MASK_EDGES = ("hard", "soft")
 FRAMES_PER_LATENT = 4  # after the first, which stands alone
+PIXELS_PER_LATENT = 8
 
 
 def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, mask_edge: str) -> dict:
     """images: [4k+1, H, W, 3], mask: [4k+1 or 1, H, W] -> a LATENT, samples [1, 16, k+1, H/8, W/8] in VAE space.
 
     background: "locked" adds a noise_mask, with which every sampler of ComfyUI puts the source back outside it after
-    each step, at that step's noise; "free" lets all of it change. Raises StandInError for another VAE than Wan 2.1's,
-    another number of frames, or a mask that does not fit or is empty.
+    each step, at that step's noise; "free" lets all of it change and reads no mask. Raises StandInError for another VAE
+    than Wan 2.1's, another number or size of frames, or a mask that does not fit or covers nothing.
     """
     check_wan_vae(vae)
     count = len(images)
     if count % FRAMES_PER_LATENT != 1:
         raise StandInError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
                            "node, it trims them.")
-    masks = mask if mask.ndim == 3 else mask[None]
-    if masks.shape[0] not in (1, count) or masks.shape[1:] != images.shape[1:3]:
-        raise StandInError(f"the mask is {list(masks.shape)} and the video {list(images.shape[:3])}, the same size is "
-                           "needed: connect both from Face Swap Prepare.")
-    if not bool((masks > 0.5).any()):
-        raise StandInError("the mask is empty in every frame, so nothing would be swapped: connect the mask of Face "
-                           "Swap Prepare.")
-    samples = vae.encode(images[..., :3])
+    height, width = images.shape[1:3]
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        raise StandInError(f"the video is {width}x{height}, multiples of {SIZE_MULTIPLE} are needed: put Face Swap "
+                           "Prepare before this node, it crops them.")
     if background == "free":
-        return {"samples": samples}
-    masks = masks.expand(count, -1, -1)
-    return {"samples": samples, "noise_mask": latent_mask(masks, tuple(samples.shape[-2:]), mask_edge)}
+        return {"samples": vae.encode(images[..., :3])}
+    masks = checked_masks(mask, "mask", count, height, width).expand(count, -1, -1)
+    noise_mask = latent_mask(masks, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT), mask_edge)
+    if not bool(noise_mask.any()):
+        raise StandInError("the mask covers no latent pixel in any frame, so nothing would be swapped: connect the "
+                           "mask of Face Swap Prepare, grow it, or set mask_edge to soft.")
+    return {"samples": vae.encode(images[..., :3]), "noise_mask": noise_mask}
 
 
 def latent_mask(mask: torch.Tensor, size: tuple[int, int], edge: str) -> torch.Tensor:

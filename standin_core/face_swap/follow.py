@@ -9,14 +9,21 @@ from ..face import Face, choose
 
 # how far a face may move between two frames, in its own size, and how much it may grow or shrink, to be the same one
 REACH, RESIZE = 0.5, 1.5
+# for how many frames without a face its reach grows, and the places of others are remembered
+MEMORY_FRAMES = 8
 
 
 class Follower:
-    """Picks one face of the first frame that has it, then the nearest to where it was last seen."""
+    """Picks one face of the first frame that has it, then the nearest to where it was last seen.
+
+    A face that is nearer to where someone else was last seen is theirs, so that a neighbour is not taken for the person
+    who has just left.
+    """
 
     def __init__(self, which: str, face_index: int):
         self._which, self._index = which, face_index
         self._last: Face | None = None
+        self._others: list[tuple[Face, int]] = []  # with the number of frames since they were seen
         self.missed = 0
 
     def pick(self, faces: list[Face]) -> Face | None:
@@ -26,6 +33,7 @@ class Follower:
             self.missed += 1
         else:
             self._last, self.missed = found, 0
+        self._remember([face for face in faces if face is not found])
         return found
 
     def _first(self, faces: list[Face]) -> Face | None:
@@ -34,15 +42,27 @@ class Follower:
         return choose(faces, self._which, self._index)[0]
 
     def _nearest(self, faces: list[Face]) -> Face | None:
-        frames = self.missed + 1
-        size = math.sqrt(self._last.area)
-        near = [face for face in faces
-                if self._distance(face) <= REACH * frames * size
-                and 1 / RESIZE**frames <= math.sqrt(face.area) / size <= RESIZE**frames]
-        return min(near, key=self._distance, default=None)
+        frames = min(self.missed + 1, MEMORY_FRAMES)
+        mine = [face for face in faces if _may_be(face, self._last, frames)
+                and not any(_distance(face, other) < _distance(face, self._last) and _may_be(face, other, age + 1)
+                            for other, age in self._others)]
+        return min(mine, key=lambda face: _distance(face, self._last), default=None)
 
-    def _distance(self, face: Face) -> float:
-        return math.dist(face.centre, self._last.centre)
+    def _remember(self, seen: list[Face]) -> None:
+        unseen = [(other, age + 1) for other, age in self._others
+                  if age + 1 < MEMORY_FRAMES and not any(_may_be(face, other, age + 1) for face in seen)]
+        self._others = [(face, 0) for face in seen] + unseen
+
+
+def _may_be(face: Face, last: Face, frames: int) -> bool:
+    """Whether a face can be the one that was last seen this many frames ago."""
+    size = math.sqrt(last.area)
+    return (_distance(face, last) <= REACH * frames * size
+            and RESIZE**-frames <= math.sqrt(face.area) / size <= RESIZE**frames)
+
+
+def _distance(face: Face, other: Face) -> float:
+    return math.dist(face.centre, other.centre)
 
 
 class OneEuro:
@@ -75,8 +95,8 @@ class OneEuro:
         eye_distance = max(math.dist(points[0], points[1]), 1.0)
         self._speed = _lowpass((points - self._points) / eye_distance, self._speed, self.SPEED_CUTOFF)
         # one cutoff for all points, so that the face keeps its shape
-        fastest = float(np.linalg.norm(self._speed, axis=1).mean())
-        self._points = _lowpass(points, self._points, self._cutoff + self.BETA * fastest)
+        speed = float(np.linalg.norm(self._speed, axis=1).mean())
+        self._points = _lowpass(points, self._points, self._cutoff + self.BETA * speed)
         return self._points
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import FaceCrop, StandInError, SwapFrames
+from ..contracts import CroppedFace, FaceCrop, StandInError, SwapFrames
 from ..face import Detector, ready_detector, to_uint8
 from .follow import Follower, OneEuro
 
@@ -43,9 +43,9 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
     place of the detector. Raises StandInError for a reference without a face or without a cut-out, and for a video
     that is too small or shows no face at all.
     """
-    reference, reference_points = _checked_reference(face)
+    reference, person = _checked_reference(face)
     length, top, left, height, width = _trim(images)
-    detector = ready_detector(settings, face_box, face_mask, face_landmarks)
+    detector = ready_detector(settings, images.shape[:3], face_box, face_mask, face_landmarks)
     follower, steady = Follower(settings.which_face, settings.face_index), OneEuro(settings.smoothing)
     frames, masks = torch.empty(length, height, width, 3), torch.zeros(length, height, width)
     found = held = 0
@@ -58,21 +58,21 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
         if seen is not None:
             points = steady(seen.moved(-left, -top).points)
             frame = whole[top:top + height, left:left + width]
-            pasted, alpha = paste(frame, reference, reference_points, points)
+            pasted, alpha = paste(frame, reference, person.points, points)
             changed = torch.from_numpy(alpha > 0)
             frames[i][changed] = torch.from_numpy(pasted[alpha > 0]).float() / 255
             masks[i] = torch.from_numpy(alpha).float() / 255
             found += 1
-        elif found and follower.missed <= settings.hold_frames:
-            masks[i] = masks[i - 1]
-            held += 1
         else:
             steady.forget()
+            if found and follower.missed <= settings.hold_frames:
+                masks[i] = masks[i - 1]
+                held += 1
         progress.update(1)
     if not found:
         raise StandInError(f"{detector.name} found no face{_which(settings)} in {length} frames: lower min_score, "
                            "choose another detector, or connect face_box, face_mask or face_landmarks.")
-    return SwapFrames(frames, masks, _report(images, frames, found, held, detector))
+    return SwapFrames(frames, masks, _report(images, frames, found, held, detector, person))
 
 
 def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray,
@@ -90,26 +90,27 @@ def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray
     return (frame * (1 - alpha) + warped[..., :3] * alpha).astype(np.uint8), warped[..., 3]
 
 
-def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, np.ndarray]:
+def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
+    """-> [S, S, 4] uint8 and what is known of the face in it."""
     if len(face.rgba) != 1:
         raise StandInError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
                            "FacePreprocess and give it one photo.")
-    (points,) = face.keypoints
-    if points is None:
+    (person,) = face.faces
+    if person.points is None:
         raise StandInError("the reference has no face to put on the video's: choose another photo or detector in "
                            "FacePreprocess, or connect face_box there.")
-    reference = to_uint8(face.rgba[0])
-    if reference[..., 3].min() == 255:
+    if not person.cut_out:
         raise StandInError("the reference is not cut out, so its background would be pasted too: put "
                            "parsing_bisenet.pth into models/facexlib (download_missing does), or connect subject_mask "
                            "to FacePreprocess.")
-    return reference, points
+    return to_uint8(face.rgba[0]), person
 
 
 def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
     """-> length, and top, left, height, width of the centre crop."""
-    if images.ndim != 4 or images.numel() == 0:
-        raise StandInError(f"the video is empty, its shape is {list(images.shape)}: connect the frames of a video.")
+    if images.ndim != 4 or images.numel() == 0 or images.shape[-1] not in (3, 4):
+        raise StandInError(f"the video is empty or has no colours, its shape is {list(images.shape)}: connect the "
+                           "frames of a video.")
     count, full_height, full_width = images.shape[:3]
     # the authors' (n // 4) * 4 + 1 asks for one frame too many when n is a multiple of 4
     length = (count - 1) // 4 * 4 + 1
@@ -124,11 +125,15 @@ def _which(settings: SwapSettings) -> str:
     return f" number {settings.face_index} from the left" if settings.which_face == "from left" else ""
 
 
-def _report(images: torch.Tensor, frames: torch.Tensor, found: int, held: int, detector: Detector) -> str:
+def _report(images: torch.Tensor, frames: torch.Tensor, found: int, held: int, detector: Detector,
+            person: CroppedFace) -> str:
     length, height, width = frames.shape[:3]
     lines = [f"{length} of {len(images)} frames, {width}x{height} of {images.shape[2]}x{images.shape[1]}: face in "
              f"{found} by {detector.name}, its last mask in {held}, none in {length - found - held}"]
     if not detector.has_keypoints:
         lines.append(f"{detector.name} gives no key points: the paste follows place and size of the box, and does not "
                      "turn with the head")
+    elif not person.measured:
+        lines.append("the reference was found without key points, which are estimated from its box, so the paste may "
+                     "sit a little off: find it in Face Preprocess as it is found here")
     return "\n".join((*lines, *detector.notes))
