@@ -3,9 +3,9 @@
     python scripts/train_tiny_vae.py --minutes 30 --frames 5     # inside the environment of scripts/test.py, 2 cores
     python scripts/train_tiny_vae.py --minutes 25 --frames 9
 
-ComfyUI's own WanVAE at a width of 8, in tests/data/tiny_wan_vae.safetensors: blurred, but pictures come out as they went
-in. It goes on from the weights that are there. Latent frames after the second are decoded alike, so longer videos need
-to be seen once.
+ComfyUI's own WanVAE at a width of 8, in tests/data/tiny_wan_vae.safetensors: blurred, but pictures come out as they
+went in. It goes on from the weights that are there. Latent frames after the second are decoded alike, so longer videos
+need to be seen once.
 """
 import argparse
 import sys
