@@ -139,7 +139,7 @@ def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, f
     crop = place.cut(balanced(photo) if settings.balance_colors else photo, settings.size, fill)
     inside = place.cut(np.full(photo.shape[:2], 255, np.uint8), settings.size, 0) > 127
     mask = np.where(inside, subject(crop, place, index), 0)
-    removed = float((mask[inside] < 0.5).mean())
+    removed = float((inside & (mask < 0.5)).sum() / max(inside.sum(), 1))
     if settings.feather:
         mask = _feathered(mask, settings.feather)
     return np.dstack((crop, np.rint(255 * mask).astype(np.uint8))), removed
