@@ -3,6 +3,7 @@ import copy
 import json
 
 import av
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -68,6 +69,12 @@ def middle(frames):
     return frames[:count, top:top + height, left:left + width]
 
 
+def away_from_masks(server, result):
+    """[H, W] bool: the mask of no frame is nearer than two latent pixels, one for its edge and one for the decoder."""
+    ever = (pictures(server, result, "masks")[..., 0] > 0).any(axis=0).astype(np.uint8)
+    return cv2.dilate(ever, np.ones((33, 33), np.uint8)) == 0
+
+
 def test_video(server, prompt, locked):
     (item,) = locked.outputs[node_id(prompt, "SaveVideo")]["images"]
     with av.open(str(server.path_of(item))) as container:
@@ -91,14 +98,15 @@ def test_a_locked_background_is_as_near_as_the_vae_can(server, locked, capsys):
     """Error of what was sampled and of encoding and decoding alone, to the video that went in, outside the mask."""
     source, swapped, round_trip = (pictures(server, locked, name).astype(np.float64)
                                    for name in ("source", "swapped", "round_trip"))
-    outside = pictures(server, locked, "masks")[..., 0] == 0
+    outside = away_from_masks(server, locked)
     assert 0.3 < outside.mean() < 0.95
-    error, bar = (np.sqrt(np.mean((frames - middle(source))[outside]**2)) for frames in (swapped, round_trip))
+    error, bar = (np.sqrt(np.mean((frames - middle(source))[:, outside]**2)) for frames in (swapped, round_trip))
     with capsys.disabled():
         print(f"\noutside the mask: RMS error {error:.2f} of 255 after the swap, {bar:.2f} by the VAE alone")  # noqa: T201
-    assert error <= 1.02 * bar
-    inside = ~outside
-    assert np.abs(swapped - round_trip)[inside].mean() > 5 * np.abs(swapped - round_trip)[outside].mean()
+    # the decoder carries a little over from the swapped pixels (measured: 0.03 % of the VAE's own error)
+    assert error <= 1.01 * bar
+    difference = np.abs(swapped - round_trip)
+    assert difference[:, ~outside].mean() > 10 * difference[:, outside].mean()
 
 
 def test_the_composite_keeps_the_source(server, locked):
@@ -118,9 +126,9 @@ def test_the_composite_keeps_the_source(server, locked):
 
 def test_a_free_background_changes(server, prompt, locked):
     free = server.run(change(prompt, "FaceSwapEncode", background="free"))
-    outside = pictures(server, locked, "masks")[..., 0] == 0
+    outside = away_from_masks(server, locked)
     drift = {name: np.abs(pictures(server, result, "swapped").astype(int)
-                          - pictures(server, result, "round_trip"))[outside].mean()
+                          - pictures(server, result, "round_trip"))[:, outside].mean()
              for name, result in (("free", free), ("locked", locked))}
     assert drift["free"] > 5 * drift["locked"]
 
@@ -136,9 +144,9 @@ def test_two_experts(server, prompt):
     reports = json.loads(result.outputs[node_id(changed, "PreviewAny")]["text"][0])
     assert [report["builds"] for report in reports] == [1, 1]
     swapped, round_trip = (pictures(server, result, name).astype(np.float64) for name in ("swapped", "round_trip"))
-    outside = pictures(server, result, "masks")[..., 0] == 0
+    outside = away_from_masks(server, result)
     difference = np.abs(swapped - round_trip)
-    assert difference[~outside].mean() > 5 * difference[outside].mean()
+    assert difference[:, ~outside].mean() > 10 * difference[:, outside].mean()
 
 
 def test_a_reference_that_is_not_cut_out(server, prompt):
