@@ -33,7 +33,9 @@ class Follower:
             self.missed += 1
         else:
             self._last, self.missed = found, 0
-        self._remember([face for face in faces if face is not found])
+        # a box over the person's own face is a second finding of it, not somebody else
+        self._remember([face for face in faces if found is None
+                        or _distance(face, found) > REACH * math.sqrt(found.area)])
         return found
 
     def _first(self, faces: list[Face]) -> Face | None:
