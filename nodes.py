@@ -6,7 +6,8 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
-from .standin_core.contracts import ATTENTION_PATHS
+from .standin_core.contracts import ATTENTION_PATHS, CACHE_MODES, GUIDANCES
+from .standin_core.controls import parse_schedule
 from .standin_core.face import (
     BORDER_RULES,
     DETECTORS,
@@ -273,13 +274,15 @@ class ApplyIdentityBranch(io.ComfyNode):
             display_name="Apply Identity Branch",
             category=CATEGORY,
             description="Gives a Wan model the identity of a reference: every video token reads the reference's keys "
-                        "and values in every block. The model works in any sampler. Applied again, it replaces.",
+                        "and values in every block. The model works in any sampler. Applied again, it adds another "
+                        "person.",
             inputs=[
                 io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, with its LoRAs if there are any."),
                 StandIn.Input("stand_in", tooltip="The adapter made for this model."),
                 io.Vae.Input("vae", optional=True, tooltip="Wan 2.1's VAE; not needed with a reference latent."),
                 io.Image.Input("reference_image", optional=True, tooltip=(
-                    "The face crop from Face Preprocess. 512x512 on white is what the adapter was trained with.")),
+                    "The face crop from Face Preprocess, 512x512 on white with the authors. A batch is several photos "
+                    "of one person, each read for itself: experimental, the released adapters were made with one.")),
                 io.Latent.Input("reference_latent", optional=True, tooltip=(
                     "The reference as a latent already, instead of an image and a VAE.")),
                 io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.05, tooltip=(
@@ -296,16 +299,45 @@ class ApplyIdentityBranch(io.ComfyNode):
                     "How the video reads the identity; the result is the same. merge computes the two attentions apart "
                     "with PyTorch and copies nothing. concatenate appends keys for whatever attention is in use, at "
                     "strength 1 only. auto merges where PyTorch's attention is in use, and otherwise concatenates.")),
+                # what came later is optional, so that saved prompts without it still run
+                io.Mask.Input("reference_mask", optional=True, tooltip=(
+                    "The mask of Face Preprocess: identity tokens without any of the subject are left out, which costs "
+                    "less. The adapter was made with all of them; without a mask all are read.")),
+                io.Mask.Input("region", optional=True, tooltip=(
+                    "Where in the video this person is: 1 reads the identity, 0 does not; one mask, or one for each "
+                    "frame. Without it everywhere.")),
+                io.String.Input("strength_schedule", default="", optional=True, **ADVANCED, tooltip=(
+                    "Factors on strength over the sampling as percent:factor, like 0:0.5, 0.3:1, linear between. "
+                    "Low at first leaves the composition to the prompt, low at the end the fine detail. Empty for "
+                    "none.")),
+                io.Int.Input("first_block", default=0, min=0, max=999, optional=True, **ADVANCED, tooltip=(
+                    "First of the model's blocks that reads the identity. Higher leaves out early blocks, which shape "
+                    "the layout.")),
+                io.Int.Input("last_block", default=-1, min=-1, max=999, optional=True, **ADVANCED, tooltip=(
+                    "Last block that reads it, -1 for the last there is. Lower leaves out late blocks, which shape "
+                    "detail.")),
+                io.Combo.Input("guidance", options=list(GUIDANCES), optional=True, **ADVANCED, tooltip=(
+                    "Which pass reads the identity. both passes is the paper: cfg does not raise the likeness. "
+                    "positive pass raises it with cfg. own scale has a scale of its own, guidance_scale, and costs "
+                    "one more pass.")),
+                io.Float.Input("guidance_scale", default=1.0, min=0.0, max=30.0, step=0.1, optional=True, **ADVANCED,
+                               tooltip=(
+                    "For own scale: 0 is the base model, higher holds the likeness harder and may burn, as cfg does.")),
+                io.Boolean.Input("normalize_references", default=False, optional=True, **ADVANCED, tooltip=(
+                    "On, several photos weigh together as much as one; off, each has the full weight.")),
+                io.Combo.Input("cache", options=list(CACHE_MODES), optional=True, **ADVANCED, tooltip=(
+                    "Where the identity's keys and values live; the result is the same. resident on the GPU (839 MB "
+                    "for 14B); offloaded in host memory; streaming computes them anew (3 % slower, no memory); fp8 "
+                    "takes half and rounds them; auto is resident where there is room, else offloaded.")),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
 
     @classmethod
-    def execute(cls, model, stand_in, strength, start_percent, end_percent, time_offset, attention, vae=None,
-                reference_image=None, reference_latent=None):
-        return io.NodeOutput(apply_reference(
-            model, stand_in, vae, reference_image, reference_latent, strength=strength, start_percent=start_percent,
-            end_percent=end_percent, time_offset=time_offset, attention=attention))
+    def execute(cls, model, stand_in, vae=None, reference_image=None, reference_latent=None, reference_mask=None,
+                strength_schedule="", **controls):
+        return io.NodeOutput(apply_reference(model, stand_in, vae, reference_image, reference_latent, reference_mask,
+                                             schedule=parse_schedule(strength_schedule), **controls))
 
 
 class StandInSampler(io.ComfyNode):

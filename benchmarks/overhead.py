@@ -123,9 +123,9 @@ def attention_alone(options) -> dict:
         return optimized_attention(q, k, v, heads=heads)
 
     def reading(path):
-        choice = choose_attention(path, 1.0, None, device, dtype, HEAD_DIM)
-        attend = restricted_attention(choice, 0.0)
-        return lambda: attend(optimized_attention, q, k, v, identity_k, identity_v, heads=heads)
+        attend = restricted_attention(choose_attention(path, None, None, device, dtype, HEAD_DIM))
+        identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
+        return lambda: attend(optimized_attention, q, k, v, identities, heads=heads)
 
     variants = {"plain": plain, "plain again": plain, "merge": reading("merge"), "concatenate": reading("concatenate")}
 

@@ -70,11 +70,13 @@ def _figure(image: PIL.Image.Image, caption: str, width: int = 256) -> str:
 
 def _facts(report: dict) -> str:
     frames, height, width = report["video_grid"]
+    (identity,) = report["identities"]
     facts = {
-        "adapter": f"{report['adapter_file']}, rank {report['adapter_rank']}, sha256 {report['adapter_sha256'][:12]}",
-        "tokens": f"{report['identity_tokens']} identity beside {frames * height * width} video tokens",
+        "adapter": f"{identity['adapter_file']}, rank {identity['adapter_rank']}, sha256 "
+                   f"{identity['adapter_sha256'][:12]}",
+        "tokens": f"{identity['tokens']} identity beside {frames * height * width} video tokens",
         "attention": report["attention"],
-        "identity K/V": f"built {report['builds']}x in {report['build_ms']:.0f} ms, "
+        "identity K/V": f"{report['cache']}, built {report['builds']}x in {report['build_ms']:.0f} ms, "
                         f"{report['cache_bytes'] / 2**20:.1f} MiB, read {report['reads']} times",
         "sampling": f"{report['steps']} steps, {report['ms_per_step']:.0f} ms each",
     }

@@ -13,6 +13,10 @@ import torch
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
+# where the identity K/V of a run live, see kv_cache
+CACHE_MODES = ("auto", "resident", "offloaded", "streaming", "fp8")
+# which pass of classifier-free guidance reads the identity: both is the paper
+GUIDANCES = ("both passes", "positive pass", "own scale")
 
 
 class StandInError(ValueError):
@@ -97,13 +101,20 @@ class SwapFrames:
 
 @dataclass(frozen=True, slots=True)
 class IdentityBranch:
-    """Everything that ApplyIdentityBranch fixes; shared, unchanged, by every clone of the model.
+    """Everything that ApplyIdentityBranch fixes for one person; shared, unchanged, by every clone of the model.
 
-    reference_latent: [1, 16, 1, h, w], model space, where ComfyUI keeps what nodes hand on.
+    reference_latent: [R, 16, 1, h, w], model space, R photos of the person, where ComfyUI keeps what nodes hand on.
     strength: weight of the identity in the softmax; 1 is the paper, 0 the base model bit for bit.
     start_percent, end_percent: the part of the sampling, 0 to 1, in which the video reads the identity.
+    schedule: (percent, factor) in rising order, a factor on strength, linear in sigma between them; empty for 1.
+    first_block, last_block: of the model's main blocks, both included; last_block -1 is the last.
+    normalize_references: divide the weight by R, so that more photos do not weigh more.
+    kept_tokens: [n] indices of the identity tokens of a reference that are read, of all its h/2 * w/2; None for all.
+    region: [F, H, W] in 0..1, pixels of the video; each video token reads the identity by how much of it is covered.
+        F is 1, or the number of frames, or of latent frames. None is everywhere.
     time_offset: RoPE frame of the identity tokens; the video starts at 0, the paper takes -1.
-    attention: one of ATTENTION_PATHS.
+    guidance: one of GUIDANCES. guidance_scale: of "own scale".
+    attention: one of ATTENTION_PATHS. cache: one of CACHE_MODES.
 
     Raises StandInError for values that cannot work together.
     """
@@ -113,8 +124,17 @@ class IdentityBranch:
     strength: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
+    schedule: tuple[tuple[float, float], ...] = ()
+    first_block: int = 0
+    last_block: int = -1
+    normalize_references: bool = False
+    kept_tokens: torch.Tensor | None = None
+    region: torch.Tensor | None = None
     time_offset: int = -1
+    guidance: str = "both passes"
+    guidance_scale: float = 1.0
     attention: str = "auto"
+    cache: str = "auto"
 
     def __post_init__(self):
         if self.strength < 0:
@@ -123,36 +143,70 @@ class IdentityBranch:
         if self.start_percent >= self.end_percent:
             raise StandInError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
                                "identity would never be read: set end above start.")
-        if self.attention not in ATTENTION_PATHS:
-            raise StandInError(f"attention is {self.attention}, needed is one of {', '.join(ATTENTION_PATHS)}.")
-        if self.attention == "concatenate" and self.strength not in (0, 1):
-            raise StandInError(f"attention is set to concatenate, which knows no strength but 1 (it is "
-                               f"{self.strength:g}): set attention to auto or merge, or strength to 1.")
+        percents = [percent for percent, _ in self.schedule]
+        if percents != sorted(set(percents)) or any(factor < 0 for _, factor in self.schedule):
+            raise StandInError(f"the strength schedule is {list(self.schedule)}, needed are rising percents with "
+                               "factors of at least 0, like 0:0, 0.2:1.")
+        for name, known in (("attention", ATTENTION_PATHS), ("cache", CACHE_MODES), ("guidance", GUIDANCES)):
+            if getattr(self, name) not in known:
+                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+        if self.attention == "concatenate" and self.weighting is not None:
+            raise StandInError(f"attention is set to concatenate, which knows one weight for all, and {self.weighting} "
+                               "needs another: set attention to auto or merge, or take that setting back.")
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """What of strength's companions is used, in words."""
+        used = {"a strength schedule": bool(self.schedule), "a region": self.region is not None,
+                "normalize_references": self.normalize_references and len(self.reference_latent) > 1,
+                f"guidance {self.guidance}": self.guidance != "both passes"}
+        return tuple(words for words, is_used in used.items() if is_used)
+
+    @property
+    def weighting(self) -> str | None:
+        """What makes a query weigh the identity otherwise than the paper does, in words, or None."""
+        words = (*((f"strength {self.strength:g}",) if self.strength not in (0, 1) else ()), *self.controls)
+        return " and ".join(words) or None
+
+    def blocks(self, count: int) -> range:
+        """Which of so many main blocks read the identity."""
+        return range(self.first_block, (count if self.last_block == -1 else min(self.last_block + 1, count)))
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityReport:
+    """One identity of a run. reference_size: (h, w) of the reference latent, of which there are references."""
+
+    adapter_file: str
+    adapter_sha256: str
+    adapter_rank: int
+    reference_size: tuple[int, int]
+    references: int
+    tokens: int
+    strength: float
+    start_percent: float
+    end_percent: float
+    time_offset: int
+    blocks: tuple[int, int]
+    controls: str
 
 
 @dataclass(slots=True)
 class RunReport:
     """What one run did; filled by the run that owns it, read-only once the run is over.
 
-    reference_size: (h, w) of the reference latent. video_grid: (t, h, w) in tokens, of the first model call. attention:
-    the path taken, refusals: what was passed over and why. builds, build_ms: of the identity K/V. cache_bytes: the most
-    held at a time. reads: by blocks. model_calls, identity_calls: all, and those that read the identity. ms_per_step:
-    wall time from the first model call to the end of the run without the build, for each of ``steps`` sampler steps.
+    video_grid: (t, h, w) in tokens, of the first model call. attention: the path taken, refusals: what was passed over
+    and why. cache: where the identity K/V lived. builds, build_ms: of the identity K/V. cache_bytes: the most held at a
+    time. reads: by blocks. model_calls, identity_calls: all, and those that read an identity. ms_per_step: wall time
+    from the first model call to the end of the run without the build, for each of ``steps`` sampler steps.
     """
 
-    adapter_file: str
-    adapter_sha256: str
-    adapter_rank: int
-    reference_size: tuple[int, int]
-    identity_tokens: int
-    strength: float
-    start_percent: float
-    end_percent: float
-    time_offset: int
+    identities: list[IdentityReport]
     model: str = ""
     video_grid: tuple[int, int, int] | None = None
     attention: str = ""
     refusals: list[str] = field(default_factory=list)
+    cache: str = ""
     builds: int = 0
     build_ms: float = 0.0
     cache_bytes: int = 0

@@ -1,36 +1,176 @@
-"""Identity K/V of one run: how many bytes they take, and who owns them until when."""
+"""Identity K/V of one run: how many bytes they take, where they live, and who owns them until when."""
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+Layer = tuple[torch.Tensor, torch.Tensor]
+
+FP8 = torch.float8_e4m3fn
+
 
 @dataclass(frozen=True, slots=True)
 class IdentityCacheSpec:
-    """The size of the identity K/V of one expert, known before a byte is allocated.
+    """The size of the identity K/V of one identity in one expert, known before a byte is allocated.
 
-    entries: how many are kept at a time on one device, one for each LoRA-hook group of the run.
+    tokens: of all its references. entries: how many are kept at a time on one device, one for each LoRA-hook group of
+    the run.
     """
 
     blocks: int
     tokens: int
     dim: int
+    heads: int
     dtype: torch.dtype
     entries: int = 1
 
     @property
-    def size_bytes(self) -> int:
-        """K and V of every block; 838,860,800 for Wan 14B in bf16 with 1,024 identity tokens."""
-        return 2 * self.blocks * self.tokens * self.dim * self.dtype.itemsize * self.entries
+    def layer_bytes(self) -> int:
+        """K and V of one block."""
+        return 2 * self.tokens * self.dim * self.dtype.itemsize
+
+    def device_bytes(self, mode: str) -> int:
+        """The most that a mode holds on the device: 838,860,800 for Wan 14B in bf16 with 1,024 tokens, resident.
+
+        offloaded holds the block that reads and the next one; streaming the one that reads, and the tokens and their
+        norm to go on from; fp8 a byte for each value, a scale for each head, and the block that reads.
+        """
+        layers = self.blocks * self.entries
+        if mode in ("auto", "resident"):
+            return layers * self.layer_bytes
+        if mode == "fp8":
+            return layers * 2 * (self.tokens * self.dim + 4 * self.heads) + self.layer_bytes
+        return 2 * self.layer_bytes
+
+
+class ResidentLayers:
+    """K and V of every block on the device.
+
+    stay, of this and the classes below: whether the tensors that are read are the same in every model call.
+    """
+
+    stay = True
+
+    def __init__(self, layers: Iterable[Layer]):
+        self._layers = list(layers)
+        self.device_bytes = sum(tensor.nbytes for layer in self._layers for tensor in layer)
+
+    def __getitem__(self, block: int) -> Layer:
+        return self._layers[block]
+
+    def clear(self) -> None:
+        self._layers.clear()
+
+
+class OffloadedLayers:
+    """K and V of every block in host memory, pinned where there is a GPU; the next block's come while one reads."""
+
+    stay = False
+
+    def __init__(self, layers: Iterable[Layer], device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._layers = [tuple(self._to_host(tensor) for tensor in layer) for layer in layers]
+        self._ahead: tuple[int, Layer] | None = None
+        self.device_bytes = 2 * sum(tensor.nbytes for tensor in self._layers[0]) if self._layers else 0
+
+    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+        return host.copy_(tensor)
+
+    def __getitem__(self, block: int) -> Layer:
+        layer = self._ahead[1] if self._ahead is not None and self._ahead[0] == block else self._fetch(block)
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for tensor in layer:
+                tensor.record_stream(current)
+        following = (block + 1) % len(self._layers)
+        self._ahead = following, self._fetch(following)
+        return layer
+
+    def _fetch(self, block: int) -> Layer:
+        if self._stream is None:
+            return tuple(tensor.to(self._device) for tensor in self._layers[block])
+        with torch.cuda.stream(self._stream):
+            return tuple(tensor.to(self._device, non_blocking=True) for tensor in self._layers[block])
+
+    def clear(self) -> None:
+        self._ahead = None
+        self._layers.clear()
+
+
+class Fp8Layers:
+    """K and V of every block as float8_e4m3fn with a scale for each head, half of what bf16 takes.
+
+    e4m3 has 3 bits of mantissa: a value is off by up to 1/16 of itself, 1/36 in the root of the mean square.
+    """
+
+    stay = False
+
+    def __init__(self, layers: Iterable[Layer], heads: int):
+        self._heads = heads
+        self._dtype = None
+        self._layers = [tuple(self._pack(tensor) for tensor in layer) for layer in layers]
+        self.device_bytes = sum(part.nbytes for layer in self._layers for packed in layer for part in packed)
+
+    def _pack(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._dtype = tensor.dtype
+        split = tensor.unflatten(-1, (self._heads, -1)).float()  # [R, M, H, D]
+        scale = split.abs().amax(dim=(0, 1, 3), keepdim=True).clamp_(min=1e-12) / torch.finfo(FP8).max
+        return (split / scale).to(FP8), scale
+
+    def __getitem__(self, block: int) -> Layer:
+        return tuple((values.float() * scale).to(self._dtype).flatten(-2) for values, scale in self._layers[block])
+
+    def clear(self) -> None:
+        self._layers.clear()
+
+
+class StreamingLayers:
+    """K and V of a block computed when it reads and dropped after, in the order of the blocks: no cache at all."""
+
+    stay = False
+
+    def __init__(self, build: Callable[[], Iterable[Layer]]):
+        self._build = build
+        self._next = 0
+        self._stream: Iterator[Layer] = iter(())
+        self._layer: Layer | None = None
+        self.device_bytes = 0
+
+    def __getitem__(self, block: int) -> Layer:
+        if block < self._next - 1 or self._next == 0:
+            self._stream, self._next = iter(self._build()), 0
+        while self._next <= block:
+            self._layer = next(self._stream)
+            self._next += 1
+        self.device_bytes = 2 * sum(tensor.nbytes for tensor in self._layer)  # the stream's own tokens are as many
+        return self._layer
+
+    def clear(self) -> None:
+        self._stream, self._layer, self._next = iter(()), None, 0
+
+
+Layers = ResidentLayers | OffloadedLayers | Fp8Layers | StreamingLayers
+
+
+def hold(mode: str, build: Callable[[], Iterable[Layer]], device: torch.device, heads: int) -> Layers:
+    """mode: one of CACHE_MODES but "auto"; build: yields (K, V), [R, M, C] each, for one block after the other."""
+    if mode == "streaming":
+        return StreamingLayers(build)
+    if mode == "offloaded":
+        return OffloadedLayers(build(), device)
+    return Fp8Layers(build(), heads) if mode == "fp8" else ResidentLayers(build())
 
 
 class IdentityCache:
-    """Owns the identity K/V of one run: built on first use, read-only afterwards, let go by ``clear``.
+    """Owns the identity K/V of one identity for one run: built on first use, read-only afterwards, let go by ``clear``.
 
     An entry belongs to a place (device, dtype, model) and to the weights it was computed from (LoRA hooks and their
     strengths). A place keeps as many entries as the run has hook groups; where a keyframe changes strengths in mid-run,
@@ -41,18 +181,17 @@ class IdentityCache:
         self.entries = entries
         self.builds = 0
         self.build_ms = 0.0
-        self._places: dict[Hashable, OrderedDict[Hashable, list]] = {}
+        self._places: dict[Hashable, OrderedDict[Hashable, Layers]] = {}
         self._lock = threading.Lock()
 
     @property
-    def size_bytes(self) -> int:
+    def device_bytes(self) -> int:
         with self._lock:
-            return sum(tensor.nbytes for place in self._places.values() for layers in place.values()
-                       for layer in layers for tensor in layer)
+            return sum(layers.device_bytes for place in self._places.values() for layers in place.values())
 
-    def layers(self, place: Hashable, weights: Hashable, build: Callable[[], Iterable],
-               synchronize: Callable[[], None]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(K, V) of every block. synchronize: waits for the device, so that the build time is true."""
+    def layers(self, place: Hashable, weights: Hashable, make: Callable[[], Layers],
+               synchronize: Callable[[], None]) -> Layers:
+        """K and V of every block. make: see ``hold``. synchronize: waits for the device, so that the time is true."""
         with self._lock:
             entries = self._places.setdefault(place, OrderedDict())
             if weights not in entries:
@@ -60,14 +199,14 @@ class IdentityCache:
                     entries.popitem(last=False)[1].clear()
                 synchronize()
                 started = time.perf_counter()
-                entries[weights] = list(build())
+                entries[weights] = make()
                 synchronize()
                 self.build_ms += (time.perf_counter() - started) * 1000
                 self.builds += 1
             return entries[weights]
 
     def clear(self) -> None:
-        """Empties the lists themselves: after an exception, frames of the traceback may still hold them."""
+        """Empties the layers themselves: after an exception, frames of the traceback may still hold them."""
         with self._lock:
             for place in self._places.values():
                 for layers in place.values():

@@ -8,14 +8,14 @@ from .contracts import StandInError
 
 
 def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torch.Tensor:
-    """The reference latent [1, 16, 1, h, w], VAE space, from an image and a VAE or from a ComfyUI LATENT.
+    """The reference latent [R, 16, 1, h, w], VAE space, from images and a VAE or from a ComfyUI LATENT.
 
     Raises StandInError unless exactly one of image and latent came, and an image came with a VAE.
     """
     if image is not None and latent is not None:
         raise StandInError("a reference image and a reference latent came, one of them is needed: disconnect one.")
     if latent is not None:
-        return _one_picture(latent)
+        return _pictures(latent)
     if image is None:
         raise StandInError("no reference came: connect the face crop to reference_image, or its latent to "
                            "reference_latent.")
@@ -25,18 +25,19 @@ def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torc
 
 
 def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
-    """image: [1, H, W, 3] or RGBA, 0..1 -> [1, 16, 1, H/8, W/8], VAE space.
+    """image: [R, H, W, 3] or RGBA, 0..1, R photos of one person -> [R, 16, 1, H/8, W/8], VAE space.
 
-    The authors encode 512x512 on a white background, which gives 1,024 identity tokens. Raises StandInError for an
-    empty image, several images, or a VAE that is not Wan's.
+    The authors encode one of 512x512 on a white background, which gives 1,024 identity tokens. Raises StandInError for
+    an empty image or a VAE that is not Wan's.
     """
     check_wan_vae(vae)
-    if image.shape[0] != 1:
-        raise StandInError(f"{image.shape[0]} reference images came, one is needed: pick one with ImageFromBatch.")
+    if image.shape[0] == 0:
+        raise StandInError("the reference image is an empty batch: connect the face crop of Face Preprocess.")
     if min(image.shape[1:3]) < 16:
         raise StandInError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least 16x16 is needed: check "
                            "what feeds it, or put FacePreprocess before it.")
-    return vae.encode(image[..., :3])
+    # one by one: to Wan's VAE a batch is a video
+    return torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
 
 
 def check_wan_vae(vae) -> None:
@@ -46,11 +47,11 @@ def check_wan_vae(vae) -> None:
                            "models of Wan 2.1 and 2.2 use: load wan_2.1_vae.safetensors with Load VAE.")
 
 
-def _one_picture(latent: dict) -> torch.Tensor:
+def _pictures(latent: dict) -> torch.Tensor:
     samples = latent["samples"]
     if samples.ndim == 4:
         samples = samples.unsqueeze(2)
-    if samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[2] != 1 or 0 in samples.shape:
-        raise StandInError(f"the reference latent has shape {list(latent['samples'].shape)}, needed is one image, "
-                           "[1, 16, 1, h, w]: encode a single picture with VAE Encode.")
+    if samples.ndim != 5 or samples.shape[2] != 1 or 0 in samples.shape:
+        raise StandInError(f"the reference latent has shape {list(latent['samples'].shape)}, needed are single "
+                           "pictures, [R, 16, 1, h, w]: encode them one by one with VAE Encode, and batch the latents.")
     return samples

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
-from .contracts import RunReport
+from .contracts import IdentityReport, RunReport
 
 
 class ReportSink:
@@ -24,22 +25,33 @@ class ReportSink:
 def as_text(report: RunReport) -> str:
     """One fact a line."""
     if report.identity_calls == 0:
-        return (f"{report.model}: identity not applied (strength {report.strength:g}, {report.start_percent:g} to "
-                f"{report.end_percent:g}); {report.steps} steps, {report.ms_per_step:.0f} ms each")
+        windows = "; ".join(f"strength {identity.strength:g}, {identity.start_percent:g} to {identity.end_percent:g}"
+                            for identity in report.identities)
+        return (f"{report.model}: identity not applied ({windows}); {report.steps} steps, {report.ms_per_step:.0f} ms "
+                "each")
     lines = [
-        f"{report.model}: identity of {report.adapter_file} (sha256 {report.adapter_sha256[:12]}, rank "
-        f"{report.adapter_rank})",
-        f"reference {report.reference_size[0]}x{report.reference_size[1]} latent, {report.identity_tokens} identity "
-        f"tokens beside {_video_tokens(report)} video tokens, at frame {report.time_offset}",
-        f"strength {report.strength:g} from {report.start_percent:g} to {report.end_percent:g}: in "
-        f"{report.identity_calls} of {report.model_calls} model calls",
+        *(line for identity in report.identities for line in _identity_lines(report, identity)),
+        f"in {report.identity_calls} of {report.model_calls} model calls",
         f"attention: {report.attention}",
         *(f"  passed over {refusal}" for refusal in report.refusals),
-        f"identity K/V: {report.cache_bytes / 2**20:.1f} MiB, built {_times(report.builds)} in {report.build_ms:.0f} "
-        f"ms, read {report.reads} times",
+        f"identity K/V: {report.cache}, {report.cache_bytes / 2**20:.1f} MiB, {_built(report)}, read {report.reads} "
+        "times",
         f"{report.steps} steps, {report.ms_per_step:.0f} ms each",
     ]
     return "\n".join(lines)
+
+
+def _identity_lines(report: RunReport, identity: IdentityReport) -> list[str]:
+    photos = "" if identity.references == 1 else f"{identity.references} references of "
+    controls = f", with {identity.controls}" if identity.controls else ""
+    return [
+        f"{report.model}: identity of {identity.adapter_file} (sha256 {identity.adapter_sha256[:12]}, rank "
+        f"{identity.adapter_rank})",
+        f"{photos or 'reference '}{identity.reference_size[0]}x{identity.reference_size[1]} latent, {identity.tokens} "
+        f"identity tokens beside {math.prod(report.video_grid)} video tokens, at frame {identity.time_offset}",
+        f"strength {identity.strength:g} from {identity.start_percent:g} to {identity.end_percent:g} in blocks "
+        f"{identity.blocks[0]} to {identity.blocks[1]}{controls}",
+    ]
 
 
 def as_json(reports: list[RunReport]) -> str:
@@ -47,10 +59,8 @@ def as_json(reports: list[RunReport]) -> str:
     return json.dumps([dataclasses.asdict(report) for report in reports], indent=1)
 
 
-def _video_tokens(report: RunReport) -> int:
-    frames, height, width = report.video_grid
-    return frames * height * width
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+def _built(report: RunReport) -> str:
+    if report.cache == "streaming":
+        return "computed anew in every call"
+    times = "once" if report.builds == 1 else f"{report.builds} times"
+    return f"built {times} in {report.build_ms:.0f} ms"

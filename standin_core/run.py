@@ -17,34 +17,41 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .attention import AttentionChoice, choose_attention, restricted_attention
-from .contracts import Adapter, IdentityBranch, RunReport, StandInError
+from .contracts import Adapter, IdentityBranch, IdentityReport, RunReport, StandInError
+from .controls import kept_tokens, query_bias, strength_at
 from .identity import identity_layers
-from .kv_cache import IdentityCache, IdentityCacheSpec
+from .kv_cache import IdentityCache, IdentityCacheSpec, hold
 from .reference import reference_from
 from .report import ReportSink, as_text
 from .rope import identity_positions
-from .wan import OVERRIDE, Wan
+from .wan import OVERRIDE, Reading, Wan
 from .weights import check_fit
 
 log = logging.getLogger(__name__)
 
 KEY = "stand_in"
 SINK = "stand_in_report_sink"
+WITHOUT = "stand_in_without"  # set for the one more pass of guidance "own scale"
 
 
-def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, latent: dict | None, **controls):
-    """As ``apply_identity_branch``, from a reference image [1, H, W, 3] and Wan's VAE or from a ComfyUI LATENT.
+def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, latent: dict | None,
+                    mask: torch.Tensor | None = None, **controls):
+    """As ``apply_identity_branch``, from reference images [R, H, W, 3] and Wan's VAE or from a ComfyUI LATENT.
 
-    A model that the adapter does not fit is refused before the VAE works.
+    mask: [R or 1, H, W], tokens of the reference where it is 0 in every photo are left out. A model that the adapter
+    does not fit is refused before the VAE works.
     """
     _check_fit(model, adapter)
-    return apply_identity_branch(model, adapter, reference_from(vae, image, latent), **controls)
+    reference = reference_from(vae, image, latent)
+    if mask is not None:
+        controls["kept_tokens"] = kept_tokens(mask, Wan(model.model).grid(reference.shape)[1:])
+    return apply_identity_branch(model, adapter, reference, **controls)
 
 
 def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tensor, **controls):
-    """A clone of the ModelPatcher whose runs read this identity; applied again, the new branch replaces the old.
+    """A clone of the ModelPatcher whose runs read this identity, beside those that the model reads already.
 
-    reference_latent: [1, 16, 1, h, w], VAE space. controls: as in IdentityBranch. Raises StandInError for a model that
+    reference_latent: [R, 16, 1, h, w], VAE space. controls: as in IdentityBranch. Raises StandInError for a model that
     is not Wan, or that the adapter or the reference does not fit, before any work.
     """
     _check_fit(model, adapter)
@@ -53,14 +60,31 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
         raise StandInError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
                            "reference with the VAE of this model.")
     branch = IdentityBranch(adapter, model.model.process_latent_in(reference_latent), **controls)
-    patched = model.clone()
-    wrappers = _Wrappers(branch)
+    blocks = len(Wan(model.model).blocks)
+    if not branch.blocks(blocks):
+        raise StandInError(f"the identity is read in blocks {branch.first_block} to {branch.last_block}, and the model "
+                           f"has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there is).")
+    branches = (*applied_branches(model), branch)
+    for name in ("attention", "cache", "guidance", "guidance_scale"):
+        if len({getattr(each, name) for each in branches}) > 1:
+            raise StandInError(f"{name} differs between the identities of this model, and one run has one: set it "
+                               "alike in every Apply Identity Branch.")
+    patched = remove_identity_branch(model)
+    wrappers = _Wrappers(branches)
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
                           (WrappersMP.PREPARE_SAMPLING, wrappers.prepare_sampling),
                           (WrappersMP.APPLY_MODEL, apply_model)):
-        patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
+    if branch.guidance == "own scale":
+        patched.set_model_sampler_pre_cfg_function(guide_identity)
     return patched
+
+
+def applied_branches(model) -> tuple[IdentityBranch, ...]:
+    """The identities that a ModelPatcher reads, in the order they were applied."""
+    for wrapper in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        return wrapper.__self__.branches
+    return ()
 
 
 def _check_fit(model, adapter: Adapter) -> None:
@@ -69,10 +93,13 @@ def _check_fit(model, adapter: Adapter) -> None:
 
 
 def remove_identity_branch(model):
-    """A clone of the ModelPatcher without the identity branch."""
+    """A clone of the ModelPatcher without any identity."""
     plain = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.APPLY_MODEL):
         plain.remove_wrappers_with_key(kind, KEY)
+    functions = plain.model_options.get("sampler_pre_cfg_function", [])
+    if guide_identity in functions:
+        plain.model_options["sampler_pre_cfg_function"] = [each for each in functions if each is not guide_identity]
     return plain
 
 
@@ -82,28 +109,26 @@ class Run:
     Several devices may call the model at a time (ComfyUI's multi-GPU), hence the lock.
     """
 
-    def __init__(self, branch: IdentityBranch, steps: int, hook_groups: int):
-        self.branch = branch
-        self.cache = IdentityCache(entries=hook_groups)
+    def __init__(self, branches: tuple[IdentityBranch, ...], steps: int, hook_groups: int):
+        self.branches = branches
+        self.hook_groups = hook_groups
+        self.caches = [IdentityCache(entries=hook_groups) for _ in branches]
+        self.modes: dict[torch.device, str] = {}
         self.choices: dict[torch.device, AttentionChoice] = {}
         self.started: float | None = None
         self.lock = threading.Lock()
-        *_, height, width = branch.reference_latent.shape
-        self.report = RunReport(
-            adapter_file=branch.adapter.name, adapter_sha256=branch.adapter.sha256, adapter_rank=branch.adapter.rank,
-            reference_size=(height, width), identity_tokens=0, strength=branch.strength,
-            start_percent=branch.start_percent, end_percent=branch.end_percent, time_offset=branch.time_offset,
-            steps=steps)
+        self.report = RunReport(identities=[], steps=steps)
 
     def __deepcopy__(self, memo):
         return self
 
-    def model_called(self, base, grid: tuple[int, int, int]) -> None:
+    def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
         with self.lock:
             if self.started is None:
                 self.started = time.perf_counter()
                 self.report.model = type(base).__name__
                 self.report.video_grid = grid
+                self.report.identities = [_identity_report(branch, wan) for branch in self.branches]
             self.report.model_calls += 1
 
     def identity_read(self, blocks: int) -> None:
@@ -115,35 +140,49 @@ class Run:
         """Chosen once for each device."""
         with self.lock:
             if device not in self.choices:
-                self.choices[device] = _choose(self.branch, wan, device, options)
+                self.choices[device] = _choose(self.branches, wan, device, options)
                 chosen = self.choices.values()
                 self.report.attention = "; ".join(dict.fromkeys(map(str, chosen)))
                 self.report.refusals = list(dict.fromkeys(refusal for choice in chosen for refusal in choice.refusals))
             return self.choices[device]
 
-    def layers(self, base, wan: Wan, device: torch.device) -> list:
-        """K (before rotation) and V of every block, from the cache or built now."""
+    def cache_mode(self, wan: Wan, device: torch.device) -> str:
+        """Chosen once for each device, when the model is loaded and the free memory is known."""
+        with self.lock:
+            if device not in self.modes:
+                self.modes[device] = _cache_mode(self.branches, wan, device, self.hook_groups)
+                self.report.cache = "; ".join(dict.fromkeys(self.modes.values()))
+            return self.modes[device]
+
+    def layers(self, index: int, base, wan: Wan, device: torch.device):
+        """K (before rotation) and V of every block for one identity, from the cache or built now."""
         hooks = getattr(base.current_patcher, "current_hooks", None)
         strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
+        branch, mode = self.branches[index], self.cache_mode(wan, device)
 
         def build():
-            latent = self.branch.reference_latent.to(device=device, dtype=wan.dtype)
-            return identity_layers(wan, latent, self.branch.adapter)
+            latent = branch.reference_latent.to(device=device, dtype=wan.dtype)
+            return identity_layers(wan, latent, branch.adapter, branch.kept_tokens)
 
         def synchronize():
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-        layers = self.cache.layers((device, wan.dtype, id(wan.model)), strengths, build, synchronize)
+        return self.caches[index].layers((device, wan.dtype, id(wan.model)), strengths,
+                                         lambda: hold(mode, build, device, wan.heads), synchronize)
+
+    def note_bytes(self) -> None:
         with self.lock:
-            self.report.cache_bytes = max(self.report.cache_bytes, self.cache.size_bytes)
-        return layers
+            held = sum(cache.device_bytes for cache in self.caches)
+            self.report.cache_bytes = max(self.report.cache_bytes, held)
 
     def close(self, finished: bool, sink: ReportSink | None) -> None:
         """Let the identity K/V go; hand the report over if the run came to its end."""
         report = self.report
-        report.builds, report.build_ms = self.cache.builds, self.cache.build_ms
-        self.cache.clear()
+        report.builds = sum(cache.builds for cache in self.caches)
+        report.build_ms = sum(cache.build_ms for cache in self.caches)
+        for cache in self.caches:
+            cache.clear()
         if not finished:
             return
         if self.started is not None and report.steps:
@@ -155,16 +194,27 @@ class Run:
             sink.reports.append(report)
 
 
-class _Wrappers:
-    """The wrappers that need the branch. No ``.to``: ComfyUI would call it on them."""
+def _identity_report(branch: IdentityBranch, wan: Wan) -> IdentityReport:
+    references, _, _, height, width = branch.reference_latent.shape
+    blocks = branch.blocks(len(wan.blocks))
+    return IdentityReport(
+        adapter_file=branch.adapter.name, adapter_sha256=branch.adapter.sha256, adapter_rank=branch.adapter.rank,
+        reference_size=(height, width), references=references,
+        tokens=_tokens(branch, wan), strength=branch.strength,
+        start_percent=branch.start_percent, end_percent=branch.end_percent, time_offset=branch.time_offset,
+        blocks=(blocks[0], blocks[-1]), controls=", ".join(branch.controls))
 
-    def __init__(self, branch: IdentityBranch):
-        self.branch = branch
+
+class _Wrappers:
+    """The wrappers that need the branches. No ``.to``: ComfyUI would call it on them."""
+
+    def __init__(self, branches: tuple[IdentityBranch, ...]):
+        self.branches = branches
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
-        run = options[KEY] = Run(self.branch, steps=len(sigmas) - 1, hook_groups=_hook_groups(guider.conds))
+        run = options[KEY] = Run(self.branches, steps=len(sigmas) - 1, hook_groups=_hook_groups(guider.conds))
         finished = False
         try:
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -176,7 +226,7 @@ class _Wrappers:
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         options = (model_options or {}).get("transformer_options", {})
-        extra = extra_bytes(model, self.branch, noise_shape, _hook_groups(conds), options)
+        extra = extra_bytes(model, self.branches, noise_shape, _hook_groups(conds), options)
         comfy.model_management.EXTRA_RESERVED_VRAM += extra
         try:
             return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
@@ -185,7 +235,7 @@ class _Wrappers:
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """The APPLY_MODEL wrapper: this one call of the model reads the identity, if the run has one and it is time.
+    """The APPLY_MODEL wrapper: this one call of the model reads the identities whose time it is.
 
     x: [B, 16, T, h, w], model space; t: [B] sigmas.
     """
@@ -194,35 +244,104 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     run: Run | None = options.get(KEY)
     if run is None:
         return executor(*arguments, **kwargs)
-    base, branch = executor.class_obj, run.branch
+    base = executor.class_obj
     wan = Wan(base)
-    grid, identity_grid = wan.grid(x.shape), wan.grid(branch.reference_latent.shape)
-    run.model_called(base, grid)
-    if branch.strength == 0 or not _is_time(base.model_sampling, branch, t):
+    grid = wan.grid(x.shape)
+    run.model_called(base, wan, grid)
+    readings = [] if options.get(WITHOUT) else _readings(run, base, wan, grid, x, t, options)
+    if not readings:
         return executor(*arguments, **kwargs)
-    run.report.identity_tokens = math.prod(identity_grid)
-    attend = restricted_attention(run.attention(wan, x.device, options), math.log(branch.strength))
-    rotation = wan.rotation(identity_positions(grid[1:], identity_grid[1:], branch.time_offset,
-                                               options.get("rope_options"), x.device))
-    with wan.identity_installed(run.layers(base, wan, x.device), rotation, attend) as reads:
+    attend = restricted_attention(run.attention(wan, x.device, options))
+    with wan.identity_installed(readings, attend) as reads:
         output = executor(*arguments, **kwargs)
         run.identity_read(reads())
+    run.note_bytes()
     return output
 
 
-def extra_bytes(model, branch: IdentityBranch, noise_shape: tuple[int, ...], hook_groups: int, options: dict) -> int:
+def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Tensor, t: torch.Tensor,
+              options: dict) -> list[Reading]:
+    readings = []
+    for index, branch in enumerate(run.branches):
+        strength = strength_at(branch, base.model_sampling.percent_to_sigma, t)
+        reads = _reads(branch, options, len(x))
+        if strength == 0 or (reads is not None and not bool(reads.any())):
+            continue
+        identity_grid = wan.grid(branch.reference_latent.shape)
+        positions = identity_positions(grid[1:], identity_grid[1:], branch.time_offset, options.get("rope_options"),
+                                       x.device)
+        if branch.kept_tokens is not None:
+            positions = positions[:, branch.kept_tokens.to(x.device)]
+        readings.append(Reading(run.layers(index, base, wan, x.device), wan.rotation(positions),
+                                query_bias(branch, strength, grid, reads, x.device), branch.blocks(len(wan.blocks))))
+    return readings
+
+
+def _reads(branch: IdentityBranch, options: dict, batch: int) -> torch.Tensor | None:
+    """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in one batch."""
+    if branch.guidance == "both passes":
+        return None
+    passes = torch.tensor([each == 0 for each in options["cond_or_uncond"]])
+    return passes.repeat_interleave(batch // len(passes))
+
+
+def guide_identity(args: dict) -> list[torch.Tensor]:
+    """ComfyUI's sampler_pre_cfg_function of guidance "own scale".
+
+    With D_0 of the negative prompt, D_p of the positive and D_i of the positive with the identity, the guided result is
+    ``D_0 + cfg (D_p - D_0) + s (D_i - D_p)``: the prompt and the identity have scales of their own, as in guidance with
+    two conditions (InstructPix2Pix, arXiv 2211.09800, section 3.2.1). D_p is one more pass. ComfyUI goes on with
+    ``D_0 + cfg (D - D_0)``, to which ``D = D_p + s / cfg (D_i - D_p)`` is handed.
+    """
+    with_identity, *others = args["conds_out"]
+    options = args["model_options"].copy()
+    options["transformer_options"] = {**options["transformer_options"], WITHOUT: True}
+    run: Run | None = options["transformer_options"].get(KEY)
+    if run is None:
+        return args["conds_out"]
+    (positive,) = comfy.samplers.calc_cond_batch(args["model"], args["conds"][:1], args["input"], args["timestep"],
+                                                 options)
+    scale = run.branches[0].guidance_scale / args["cond_scale"]
+    return [positive + scale * (with_identity - positive), *others]
+
+
+def extra_bytes(model, branches: tuple[IdentityBranch, ...], noise_shape: tuple[int, ...], hook_groups: int,
+                options: dict) -> int:
     """What a run needs on one device beside the plain model: the identity K/V, and what the attention path holds.
 
     Twice the batch, as ComfyUI's own estimate has it: positive and negative go through the model together.
     """
-    if branch.strength == 0:
+    branches = tuple(branch for branch in branches if branch.strength > 0)
+    if not branches:
         return 0
     wan = Wan(model.model)
-    identity_tokens = math.prod(wan.grid(branch.reference_latent.shape))
-    spec = IdentityCacheSpec(len(wan.blocks), identity_tokens, wan.dim, wan.dtype, hook_groups)
-    choice = _choose(branch, wan, model.load_device, options)
-    return spec.size_bytes + choice.peak_bytes(2 * noise_shape[0], math.prod(wan.grid(noise_shape)), identity_tokens,
-                                               wan.heads, wan.dim // wan.heads, wan.dtype.itemsize)
+    specs = [_spec(branch, wan, hook_groups) for branch in branches]
+    choice = _choose(branches, wan, model.load_device, options)
+    held = sum(spec.device_bytes(branch.cache) for spec, branch in zip(specs, branches))
+    return held + choice.peak_bytes(2 * noise_shape[0], math.prod(wan.grid(noise_shape)),
+                                    sum(spec.tokens for spec in specs), wan.heads, wan.dim // wan.heads,
+                                    wan.dtype.itemsize)
+
+
+def _spec(branch: IdentityBranch, wan: Wan, hook_groups: int) -> IdentityCacheSpec:
+    return IdentityCacheSpec(len(wan.blocks), _tokens(branch, wan), wan.dim, wan.heads, wan.dtype, hook_groups)
+
+
+def _tokens(branch: IdentityBranch, wan: Wan) -> int:
+    """Of all references together."""
+    each = math.prod(wan.grid(branch.reference_latent.shape)) if branch.kept_tokens is None else len(branch.kept_tokens)
+    return len(branch.reference_latent) * each
+
+
+def _cache_mode(branches: tuple[IdentityBranch, ...], wan: Wan, device: torch.device, hook_groups: int) -> str:
+    """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample."""
+    requested = branches[0].cache
+    if requested != "auto":
+        return requested
+    needed = sum(_spec(branch, wan, hook_groups).device_bytes("resident") for branch in branches)
+    if device.type == "cpu" or 2 * needed <= comfy.model_management.get_free_memory(device):
+        return "resident"
+    return "offloaded"
 
 
 def _hook_groups(conds: dict) -> int:
@@ -230,13 +349,14 @@ def _hook_groups(conds: dict) -> int:
     return max(1, comfy.samplers.get_total_hook_groups_in_conds(conds))
 
 
-def _choose(branch: IdentityBranch, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
+def _choose(branches: tuple[IdentityBranch, ...], wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
     foreign = None
     if OVERRIDE in options:
         foreign = "another node overrides ComfyUI's attention"
     elif not _pytorch_attention():
         foreign = "ComfyUI runs an attention other than PyTorch's"
-    return choose_attention(branch.attention, branch.strength, foreign, device, wan.dtype, wan.dim // wan.heads)
+    weighting = next((branch.weighting for branch in branches if branch.weighting is not None), None)
+    return choose_attention(branches[0].attention, weighting, foreign, device, wan.dtype, wan.dim // wan.heads)
 
 
 def _pytorch_attention() -> bool:
@@ -244,12 +364,3 @@ def _pytorch_attention() -> bool:
     manager = comfy.model_management
     faster = manager.sage_attention_enabled() or manager.flash_attention_enabled() or manager.xformers_enabled()
     return manager.pytorch_attention_enabled() and not faster
-
-
-def _is_time(model_sampling, branch: IdentityBranch, t: torch.Tensor) -> bool:
-    if branch.start_percent <= 0 and branch.end_percent >= 1:
-        return True  # without asking the device for t
-    first, end = (model_sampling.percent_to_sigma(percent) for percent in (branch.start_percent, branch.end_percent))
-    # a step that begins exactly at a percentage meets it only up to the rounding of fp32 sigmas
-    sigma = float(t.max()) * (1 - 1e-6)
-    return end < sigma <= first

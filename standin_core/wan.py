@@ -39,6 +39,19 @@ class Modulation(NamedTuple):
     ffn_gate: torch.Tensor
 
 
+class Reading(NamedTuple):
+    """One identity as the blocks of one model call read it.
+
+    layers: K before rotation and V of each block, [R, N_ref, C], by ``layers[block]``; rotation: of the identity
+    tokens; bias: on their logits, for each query [B or 1, N_vid or 1] float32; blocks: which read it.
+    """
+
+    layers: object
+    rotation: torch.Tensor
+    bias: torch.Tensor
+    blocks: range
+
+
 class Block:
     """One main block of the model, as the steps of the identity stream."""
 
@@ -86,7 +99,7 @@ class Wan:
         return tuple(-(-size // patch) for size, patch in zip(latent_shape[-3:], self.model.patch_size))
 
     def embed(self, latent: torch.Tensor) -> torch.Tensor:
-        """latent: [1, 16, 1, h, w], model space -> tokens [1, N_ref, C].
+        """latent: [R, 16, 1, h, w], model space -> tokens [R, N_ref, C].
 
         Image-to-video models take more channels than a plain latent has; the rest is zero, as for an unused condition.
         """
@@ -111,36 +124,45 @@ class Wan:
         return optimized_attention(q, k, v, heads=self.heads)
 
     @contextlib.contextmanager
-    def identity_installed(self, layers: list[tuple[torch.Tensor, torch.Tensor]], rotation: torch.Tensor,
-                           attend: Callable) -> Iterator[Callable[[], int]]:
-        """Within the context, the self-attention of every main block reads its layer; yields the count of reads.
+    def identity_installed(self, readings: list[Reading], attend: Callable) -> Iterator[Callable[[], int]]:
+        """Within the context, the self-attention of the main blocks reads the identities; yields the count of reads.
 
-        layers: K before rotation and V, [1, N_ref, C] each, one pair for each block. rotation: of the identity tokens.
-        attend: ``attend(func, q, k, v, identity_k, identity_v, *args, **kwargs)``, where func is what would have
-        computed the attention otherwise and everything but identity_k and identity_v is as ComfyUI passed it.
+        attend: ``attend(func, q, k, v, identities, *args, **kwargs)``, where func is what would have computed the
+        attention otherwise, identities are (K, V, bias) for each reading, and the rest is as ComfyUI passed it.
 
         The class of the module is exchanged, not its ``forward``: torch.compile guards on a module's type and on its
         tensors, whereas ComfyUI drops the guards on transformer_options. VACE blocks are not touched.
         """
         modules = []
         try:
-            for block, layer in zip(self.blocks, layers, strict=True):
+            for i, block in enumerate(self.blocks):
+                identities = tuple((_source(reading.layers, i), reading.rotation, reading.bias) for reading in readings
+                                   if i in reading.blocks)
+                if not identities:
+                    continue
                 module = block.attn
                 foreign = module.__dict__.pop("forward", None)
                 modules.append((module, type(module), foreign))
-                module.__dict__.update(identity_kv=layer, identity_rotation=rotation, identity_attend=attend,
-                                       identity_read=False, foreign_forward=foreign)
+                module.__dict__.update(identities=identities, identity_attend=attend, identity_read=False,
+                                       foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
-            del layer  # an exception would keep this frame, and with it K and V of the last block
+            # an exception would keep this frame, and with it K and V of the last block
+            identities = None
             yield lambda: sum(module.identity_read for module, _, _ in modules)
         finally:
             for module, original, foreign in modules:
                 module.__class__ = original
-                for name in ("identity_kv", "identity_rotation", "identity_attend", "identity_read",
-                             "foreign_forward"):
+                for name in ("identities", "identity_attend", "identity_read", "foreign_forward"):
                     module.__dict__.pop(name, None)
                 if foreign is not None:
                     module.__dict__["forward"] = foreign
+
+
+def _source(layers, block: int):
+    """K and V of a block themselves where they stay, which torch.compile can see through; else what fetches them."""
+    if layers.stay:
+        return layers[block]
+    return torch.compiler.disable(lambda: layers[block])
 
 
 def rotate(attn, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -179,10 +201,12 @@ def _with_identity(base: type) -> type:
 def _override(func, q, k, v, *args, **kwargs):
     module, previous = kwargs["transformer_options"][MODULE]
     module.identity_read = True
-    identity_k, identity_v = module.identity_kv
-    identity_k = rotate(module, identity_k, module.identity_rotation)
+    identities = []
+    for source, rotation, bias in module.identities:
+        identity_k, identity_v = source if isinstance(source, tuple) else source()
+        identities.append((rotate(module, identity_k, rotation), identity_v, bias))
 
     def host(*arguments, **keywords):
         return func(*arguments, **keywords) if previous is None else previous(func, *arguments, **keywords)
 
-    return module.identity_attend(host, q, k, v, identity_k, identity_v, *args, **kwargs)
+    return module.identity_attend(host, q, k, v, identities, *args, **kwargs)

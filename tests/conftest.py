@@ -1,15 +1,18 @@
 """ComfyUI's real modules on the path, on the CPU; see docs/architecture.md for the order of the path."""
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined, also in Triton's own library
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 import environment
 
 environment.import_comfyui("--cpu", "--use-pytorch-cross-attention")
-
-import torch
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,12 @@ def inputs(case, dtype=torch.float32, device=CPU):
     return heads, [random(*shape, seed=i).to(device, dtype) for i, shape in enumerate(shapes)]
 
 
+def reading(tensors, bias=0.0):
+    """q, k, v and one identity that every query reads with this bias."""
+    q, k, v, identity_k, identity_v = tensors
+    return q, k, v, [(identity_k, identity_v, torch.full((1, 1), bias, device=q.device))]
+
+
 def by_loop(q, k, v, identity_k, identity_v, heads, bias):
     """One query at a time, weights by exp and sum: another algorithm than the reference."""
     out = torch.empty(q.shape, dtype=torch.float64)
@@ -62,7 +68,7 @@ def by_loop(q, k, v, identity_k, identity_v, heads, bias):
 @pytest.mark.parametrize("case", CASES)
 def test_reference_against_a_loop(case, bias):
     heads, tensors = inputs(case)
-    assert_close(naive_restricted_attention(*tensors, heads, bias), by_loop(*tensors, heads, bias))
+    assert_close(naive_restricted_attention(*reading(tensors, bias), heads), by_loop(*tensors, heads, bias))
 
 
 def never(*_, **__):
@@ -81,9 +87,9 @@ def test_merge_against_the_reference(case, bias, source, dtype):
     if refusal is not None:
         pytest.skip(refusal)
     heads, tensors = inputs(case, dtype, device)
-    attend = restricted_attention(AttentionChoice("merge", source, ()), bias)
-    assert_close(attend(never, *tensors, heads=heads), naive_restricted_attention(*tensors, heads, bias),
-                 RELATIVE_RMS[dtype])
+    attend = restricted_attention(AttentionChoice("merge", source, ()))
+    expected = naive_restricted_attention(*reading(tensors, bias), heads)
+    assert_close(attend(never, *reading(tensors, bias), heads=heads), expected, RELATIVE_RMS[dtype])
 
 
 def host(q, k, v, heads, **_):
@@ -95,8 +101,9 @@ def host(q, k, v, heads, **_):
 @pytest.mark.parametrize("case", CASES)
 def test_concatenate_against_the_reference(case, dtype):
     heads, tensors = inputs(case, dtype)
-    attend = restricted_attention(AttentionChoice("concatenate", None, ()), 0.0)
-    assert_close(attend(host, *tensors, heads=heads), naive_restricted_attention(*tensors, heads), RELATIVE_RMS[dtype])
+    attend = restricted_attention(AttentionChoice("concatenate", None, ()))
+    expected = naive_restricted_attention(*reading(tensors), heads)
+    assert_close(attend(host, *reading(tensors), heads=heads), expected, RELATIVE_RMS[dtype])
 
 
 @pytest.mark.parametrize("path", ["merge", "concatenate"])
@@ -108,39 +115,43 @@ def test_a_scale_of_its_own(path):
     def scaled_host(q, k, v, heads, scale):
         return host(q * (scale * 24**0.5), k, v, heads)
 
-    attend = restricted_attention(choose_attention(path, 1.0, None, CPU, torch.float32, 24), 0.0)
-    assert_close(attend(scaled_host, *tensors, heads=heads, scale=0.5),
-                 naive_restricted_attention(queries * (0.5 * 24**0.5), *others, heads))
+    attend = restricted_attention(choose_attention(path, None, None, CPU, torch.float32, 24))
+    assert_close(attend(scaled_host, *reading(tensors), heads=heads, scale=0.5),
+                 naive_restricted_attention(*reading((queries * (0.5 * 24**0.5), *others)), heads))
 
 
 @pytest.mark.parametrize("path", ["merge", "concatenate"])
 def test_heads_already_split(path):
     """Some attention calls come as [B, H, N, D] and want it back so."""
-    heads, (q, k, v, identity_k, identity_v) = inputs("odd sizes that no tile divides")
-    choice = choose_attention(path, 1.0, None, CPU, torch.float32, 24)
+    heads, tensors = inputs("odd sizes that no tile divides")
+    q, k, v, identities = reading(tensors)
+    choice = choose_attention(path, None, None, CPU, torch.float32, 24)
 
     def split_host(q, k, v, heads, skip_reshape, skip_output_reshape):
         assert skip_reshape and skip_output_reshape
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    out = restricted_attention(choice, 0.0)(split_host, *split, identity_k, identity_v, heads=heads, skip_reshape=True,
-                                            skip_output_reshape=True)
-    assert_close(out.transpose(1, 2).flatten(2), naive_restricted_attention(q, k, v, identity_k, identity_v, heads))
+    out = restricted_attention(choice)(split_host, *split, identities, heads=heads, skip_reshape=True,
+                                       skip_output_reshape=True)
+    assert_close(out.transpose(1, 2).flatten(2), naive_restricted_attention(q, k, v, identities, heads))
 
 
 def test_merging_with_nothing_is_the_identity_of_the_merge():
     """A bias of log(0) leaves the video's own attention bit for bit."""
     q, k, v = (random(1, 2, 9, 8, seed=i) for i in range(3))
     output, lse = naive_state(q, k, v, SCALE_OF_8)
-    assert torch.equal(merge_states((output.clone(), lse), naive_state(q, v, k, SCALE_OF_8), -math.inf), output)
+    nothing = torch.tensor(-math.inf)
+    merged = merge_states((output.clone(), lse), naive_state(q, v, k, SCALE_OF_8), nothing)
+    assert torch.equal(merged[0], output) and torch.equal(merged[1], lse)
 
 
 def test_merge_is_finite_where_a_plain_exp_would_overflow():
     q, k, v = (random(1, 1, 4, 8, seed=i) for i in range(3))
     output, lse = naive_state(q, k, v, SCALE_OF_8)
-    merged = merge_states((output.clone(), lse + 500), (v, lse + 600), 0.0)
+    merged, merged_lse = merge_states((output.clone(), lse + 500), (v, lse + 600), torch.tensor(0.0))
     assert_close(merged, v)
+    assert_close(merged_lse, lse + 600)
 
 
 @pytest.mark.parametrize("path", ["merge", "concatenate"])
@@ -148,34 +159,34 @@ def test_merge_is_finite_where_a_plain_exp_would_overflow():
     ({"mask": torch.zeros(1, 1)}, "a mask"), ({"enable_gqa": True}, "grouped keys")])
 def test_what_cannot_be_read_beside_is_refused(path, extra, words):
     heads, tensors = inputs("one query, one identity token")
-    attend = restricted_attention(choose_attention(path, 1.0, None, CPU, torch.float32, 8), 0.0)
+    attend = restricted_attention(choose_attention(path, None, None, CPU, torch.float32, 8))
     with pytest.raises(StandInError, match=f"comes with {words}"):
-        attend(host, *tensors, heads=heads, **extra)
+        attend(host, *reading(tensors), heads=heads, **extra)
 
 
 SAGE = "another node overrides ComfyUI's attention"
 MPS = torch.device("mps")
 
-# requested, strength, the attention in use if it is not PyTorch's, device -> path, source, words of a refusal
+# requested, what weighs otherwise, the attention in use if it is not PyTorch's, device -> path, source, a refusal
 CHOICES = {
-    "plain ComfyUI merges": ("auto", 1.0, None, CPU, "merge", CPU_FLASH, "concatenate: merging copies nothing"),
+    "plain ComfyUI merges": ("auto", None, None, CPU, "merge", CPU_FLASH, "concatenate: merging copies nothing"),
     "the attention in use is kept where it can be": (
-        "auto", 1.0, SAGE, CPU, "concatenate", None, "gives no log-sum-exp"),
+        "auto", None, SAGE, CPU, "concatenate", None, "gives no log-sum-exp"),
     "strength needs states, so the attention in use is left and it is said": (
-        "auto", 0.5, SAGE, CPU, "merge", CPU_FLASH, "strength 0.5 needs one"),
+        "auto", "strength 0.5", SAGE, CPU, "merge", CPU_FLASH, "strength 0.5 needs one"),
     "an explicit merge leaves it too": (
-        "merge", 1.0, SAGE, CPU, "merge", CPU_FLASH, "attention set to merge needs one"),
-    "an explicit concatenation": ("concatenate", 1.0, None, CPU, "concatenate", None, "set to concatenate"),
+        "merge", None, SAGE, CPU, "merge", CPU_FLASH, "attention set to merge needs one"),
+    "an explicit concatenation": ("concatenate", None, None, CPU, "concatenate", None, "set to concatenate"),
     "no states on the device: concatenate": (
-        "auto", 1.0, None, MPS, "concatenate", None, "no attention on mps gives a log-sum-exp"),
-    "no states on the device, but a strength": ("auto", 2.0, None, MPS, "merge", TILED, "no attention on mps"),
+        "auto", None, None, MPS, "concatenate", None, "no attention on mps gives a log-sum-exp"),
+    "no states on the device, but a strength": ("auto", "strength 2", None, MPS, "merge", TILED, "no attention on mps"),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choice(name):
-    requested, strength, foreign, device, path, source, refusal = CHOICES[name]
-    choice = choose_attention(requested, strength, foreign, device, torch.float32, 128)
+    requested, weighting, foreign, device, path, source, refusal = CHOICES[name]
+    choice = choose_attention(requested, weighting, foreign, device, torch.float32, 128)
     assert (choice.path, choice.source) == (path, source)
     assert any(refusal in sentence for sentence in choice.refusals)
     assert all(": " in sentence for sentence in choice.refusals)
@@ -195,14 +206,14 @@ def test_a_source_asks_pytorch():
 def test_cuda_operators_give_what_the_merge_needs(source):
     """Shapes, dtypes and layout of PyTorch's operators, from its own shape functions; no GPU is needed for that."""
     heads, video, identity, head_dim = 3, 77, 45, 64
-    attend = restricted_attention(AttentionChoice("merge", source, ()), 0.3)
+    attend = restricted_attention(AttentionChoice("merge", source, ()))
     with FakeTensorMode(), torch.device("cuda"):
         q, k, v = (torch.empty(2, video, heads * head_dim, dtype=torch.bfloat16) for _ in range(3))
         identity_k, identity_v = (torch.empty(1, identity, heads * head_dim, dtype=torch.bfloat16) for _ in range(2))
         split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
         output, lse = source.state(*split, head_dim**-0.5)
         assert (output.shape, lse.shape, lse.dtype) == ((2, heads, video, head_dim), (2, heads, video), torch.float32)
-        merged = attend(never, q, k, v, identity_k, identity_v, heads=heads)
+        merged = attend(never, *reading((q, k, v, identity_k, identity_v), 0.3), heads=heads)
     assert (merged.shape, merged.dtype, merged.device.type) == (q.shape, torch.bfloat16, "cuda")
 
 
@@ -224,6 +235,6 @@ def test_peak_bytes(name):
 def test_equal_settings_give_one_function():
     """torch.compile guards on a function's identity: another object for every run would compile anew every time."""
     def choice():
-        return choose_attention("auto", 1.0, None, CPU, torch.float32, 128)
+        return choose_attention("auto", None, None, CPU, torch.float32, 128)
 
-    assert restricted_attention(choice(), 0.0) is restricted_attention(choice(), 0.0)
+    assert restricted_attention(choice()) is restricted_attention(choice())

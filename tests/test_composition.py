@@ -13,6 +13,7 @@ from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from comfy_extras.nodes_wan import WanVaceToVideo
@@ -441,3 +442,86 @@ def test_torch_compile(model, expected, guards, keys):
     assert_close(compiled(tiny.with_identity(model, seed=9)), other, WHOLE_RUN)
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
+
+
+CONTROLS = {
+    "offloaded": {"cache": "offloaded"}, "streaming": {"cache": "streaming"}, "fp8": {"cache": "fp8"},
+    "some blocks": {"first_block": 1, "last_block": 2}, "a region": {"region": torch.ones(1, 8, 12).tril()},
+    "the positive pass": {"guidance": "positive pass"}, "a scale of its own": {"guidance": "own scale",
+                                                                               "guidance_scale": 2.0},
+}
+
+
+@pytest.mark.parametrize("keys", [WHOLE, BLOCKS], ids=["whole model", "each block"])
+@pytest.mark.parametrize("name", CONTROLS)
+def test_torch_compile_with_controls(model, name, keys):
+    """The same as without compiling; what is fetched for each block may break the graph."""
+    torch._dynamo.reset()
+    patched = tiny.with_identity(model, **CONTROLS[name])
+    eager = tiny.sample(patched)[0]
+    set_torch_compile_wrapper(patched, backend="eager", keys=keys, options={"guard_filter_fn": skip_torch_compile_dict})
+    assert_close(tiny.sample(patched)[0], eager, WHOLE_RUN)
+
+
+def test_torch_compile_follows_a_schedule(model):
+    """Another strength at every step: a tensor, so that it is neither baked in nor compiled for anew."""
+    torch._dynamo.reset()
+    counters.clear()
+    patched = tiny.with_identity(model, schedule=((0.0, 0.2), (1.0, 1.5)))
+    eager = tiny.sample(patched)[0]
+    set_torch_compile_wrapper(patched, backend="eager", keys=WHOLE,
+                              options={"guard_filter_fn": skip_torch_compile_dict})
+    tiny.sample(patched, steps=2)
+    graphs = counters["stats"]["unique_graphs"]
+    assert_close(tiny.sample(patched)[0], eager, WHOLE_RUN)
+    assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_model_sampling(model, order):
+    """ModelSamplingSD3 after or before: the percents of start and end are of its schedule."""
+    def shifted(patched):
+        return ModelSamplingSD3().patch(patched, shift=12.0)[0]
+
+    latents, (report,) = tiny.sample(in_order(order, model, shifted, end_percent=0.5), steps=8)
+    assert torch.equal(latents, tiny.sample(in_order(ORDERS[0], model, shifted, end_percent=0.5), steps=8)[0])
+    assert 0 < report.identity_calls < 8
+    assert not torch.equal(latents, tiny.sample(shifted(model.clone()), steps=8)[0])
+
+
+class PackedLinear(torch.nn.Module):
+    """A Linear whose weight is packed, as GGUF's are: bytes of another shape, made into a matrix in every call."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = torch.nn.Parameter(linear.weight.detach().float().view(torch.uint8), requires_grad=False)
+        self.bias = linear.bias
+        self.shape = linear.weight.shape
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.data.view(torch.float32).reshape(self.shape), self.bias)
+
+
+def test_packed_weights(expected):
+    """Modules are called and never read: what their weight looks like is theirs."""
+    model = tiny.load()
+    for block in model.model.diffusion_model.blocks:
+        for parent, names in ((block.self_attn, ("q", "k", "v", "o")), (block.ffn, ("0", "2"))):
+            for name in names:
+                setattr(parent, name, PackedLinear(getattr(parent, name)))
+    assert_close(tiny.sample(tiny.with_identity(model))[0], expected, WHOLE_RUN)
+
+
+def test_a_copy_for_another_device(tmp_path):
+    """ComfyUI's multi-GPU loads the model anew and takes the wrappers over: the copy reads the identity by itself."""
+    import comfy.sd
+    import safetensors.torch
+
+    path = tmp_path / "wan.safetensors"
+    safetensors.torch.save_file(tiny.WAN.weights(), path, metadata=tiny.WAN.metadata())
+    patched = tiny.with_identity(comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32}))
+    wanted = tiny.sample(patched)[0]
+    copy = patched.deepclone_multigpu(new_load_device=torch.device("cpu"))
+    assert copy.model is not patched.model
+    found, (report,) = tiny.sample(copy)
+    assert torch.equal(found, wanted) and report.builds == 1

@@ -4,11 +4,16 @@ import weakref
 import pytest
 import torch
 
-from standin_core.kv_cache import IdentityCache, IdentityCacheSpec
+from standin_core.contracts import CACHE_MODES
+from standin_core.kv_cache import FP8, IdentityCache, IdentityCacheSpec, ResidentLayers, hold
 
 
 def layers(blocks=3, tokens=4, dim=6, dtype=torch.float16):
     return [(torch.ones(1, tokens, dim, dtype=dtype), torch.ones(1, tokens, dim, dtype=dtype)) for _ in range(blocks)]
+
+
+def resident():
+    return ResidentLayers(layers())
 
 
 def nothing():
@@ -17,13 +22,13 @@ def nothing():
 
 def test_bytes_before_allocation():
     cache = IdentityCache()
-    cache.layers("place", "weights", layers, nothing)
-    assert cache.size_bytes == IdentityCacheSpec(3, 4, 6, torch.float16).size_bytes
+    cache.layers("place", "weights", resident, nothing)
+    assert cache.device_bytes == IdentityCacheSpec(3, 4, 6, 2, torch.float16).device_bytes("resident")
 
 
 def test_bytes_of_wan_14b():
     """The authors say about 1 GB; 40 blocks x K and V x 1,024 tokens x 5,120 x 2 bytes."""
-    assert IdentityCacheSpec(40, 1024, 5120, torch.bfloat16).size_bytes == 838_860_800
+    assert IdentityCacheSpec(40, 1024, 5120, 40, torch.bfloat16).device_bytes("resident") == 838_860_800
 
 
 def test_one_build_for_a_place_and_its_weights():
@@ -31,7 +36,7 @@ def test_one_build_for_a_place_and_its_weights():
 
     def build():
         calls.append(1)
-        return iter(layers())
+        return resident()
 
     first = cache.layers("device", "lora", build, nothing)
     assert cache.layers("device", "lora", build, nothing) is first
@@ -44,23 +49,23 @@ def test_one_build_for_a_place_and_its_weights():
 def test_the_oldest_goes_before_the_next_is_built():
     """A keyframe that changes a LoRA in mid-run must not hold two builds at a time."""
     cache = IdentityCache(entries=1)
-    oldest = weakref.ref(cache.layers("device", 0.5, layers, nothing)[0][0])
+    oldest = weakref.ref(cache.layers("device", 0.5, resident, nothing)[0][0])
     alive = []
 
     def build():
         alive.append(oldest() is not None)
-        return layers()
+        return resident()
 
     cache.layers("device", 0.6, build, nothing)
     assert alive == [False]
-    assert cache.size_bytes == IdentityCacheSpec(3, 4, 6, torch.float16).size_bytes
+    assert cache.device_bytes == IdentityCacheSpec(3, 4, 6, 2, torch.float16).device_bytes("resident")
 
 
 def test_bytes_of_several_entries():
     cache = IdentityCache(entries=2)
     for weights in range(5):
-        cache.layers("device", weights, layers, nothing)
-    assert cache.size_bytes == IdentityCacheSpec(3, 4, 6, torch.float16, entries=2).size_bytes
+        cache.layers("device", weights, resident, nothing)
+    assert cache.device_bytes == IdentityCacheSpec(3, 4, 6, 2, torch.float16, entries=2).device_bytes("resident")
 
 
 def test_a_build_that_fails_leaves_no_entry():
@@ -71,14 +76,80 @@ def test_a_build_that_fails_leaves_no_entry():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.layers("device", "weights", fails, nothing)
-    assert (cache.size_bytes, cache.builds) == (0, 0)
+        cache.layers("device", "weights", lambda: ResidentLayers(fails()), nothing)
+    assert (cache.device_bytes, cache.builds) == (0, 0)
 
 
 def test_clear_lets_go_even_of_what_others_hold():
     """The frames of an exception's traceback hold the list they were reading."""
     cache = IdentityCache()
-    held = cache.layers("device", "weights", layers, nothing)
+    held = cache.layers("device", "weights", resident, nothing)
     tensor = weakref.ref(held[0][0])
     cache.clear()
-    assert tensor() is None and held == []
+    assert tensor() is None
+
+
+MODES = [mode for mode in CACHE_MODES if mode != "auto"]
+BLOCKS, TOKENS, DIM, HEADS = 5, 6, 32, 4
+
+
+def random_layers(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(BLOCKS):
+        yield tuple(torch.randn(2, TOKENS, DIM, generator=generator).to(dtype) for _ in range(2))
+
+
+@pytest.mark.parametrize("order", [range(BLOCKS), [0, 2, 4], [1, 1, 3]], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_the_same_layers(mode, order):
+    """In call after call, also where blocks are left out (skip-layer guidance) or read twice."""
+    expected = list(random_layers())
+    held = hold(mode, random_layers, torch.device("cpu"), HEADS)
+    for _ in range(2):
+        for block in order:
+            for found, tensor in zip(held[block], expected[block]):
+                if mode == "fp8":
+                    # e4m3 has three bits of mantissa: half a unit in the last place is 1/16 of the value at most
+                    assert ((found - tensor).abs() <= tensor.abs() / 16 + tensor.abs().max() / 448).all()
+                    assert (found - tensor).square().mean().sqrt() < tensor.square().mean().sqrt() / 30
+                else:
+                    assert torch.equal(found, tensor)
+    held.clear()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_holds_what_it_announces(mode):
+    spec = IdentityCacheSpec(BLOCKS, 2 * TOKENS, DIM, HEADS, torch.float16)
+    held = hold(mode, lambda: random_layers(torch.float16), torch.device("cpu"), HEADS)
+    for block in range(BLOCKS):
+        held[block]
+    layer = spec.layer_bytes if mode == "fp8" else 0  # the one that reads comes on top of what is held
+    assert held.device_bytes + layer == spec.device_bytes(mode)
+    assert spec.device_bytes("fp8") < 0.75 * spec.device_bytes("resident")
+    assert spec.device_bytes("streaming") == 2 * spec.device_bytes("resident") / BLOCKS
+
+
+def test_fp8_scales_each_head():
+    """A head a thousand times as large does not round the others away."""
+    tensor = torch.randn(1, TOKENS, DIM, generator=torch.Generator().manual_seed(0))
+    tensor[..., :DIM // HEADS] *= 1000
+    held = hold("fp8", lambda: [(tensor, tensor)], torch.device("cpu"), HEADS)
+    (values, scale), _ = held._layers[0]
+    assert values.dtype == FP8 and scale.numel() == HEADS
+    small = slice(DIM // HEADS, None)
+    assert (held[0][0] - tensor)[..., small].abs().max() < tensor[..., small].abs().max() / 16
+
+
+def test_streaming_computes_each_block_once_a_call():
+    computed = []
+
+    def build():
+        for i, layer in enumerate(random_layers()):
+            computed.append(i)
+            yield layer
+
+    held = hold("streaming", build, torch.device("cpu"), HEADS)
+    for _ in range(2):
+        for block in range(BLOCKS):
+            held[block]
+    assert computed == 2 * list(range(BLOCKS))

@@ -34,7 +34,7 @@ def built(monkeypatch):
 
     def watched_layers(self, *args):
         found = layers(self, *args)
-        references.extend(weakref.ref(tensor) for layer in found for tensor in layer)
+        references.extend(weakref.ref(tensor) for layer in found._layers for tensor in layer)
         return found
 
     def watched_run(self, *args, **kwargs):
@@ -64,11 +64,12 @@ def test_a_run_leaves_nothing(model, plain, built):
     assert torch.equal(tiny.sample(patched)[0], first)
 
 
-def test_applied_twice_is_applied_once(model):
+def test_applied_twice_is_two_people_and_one_run(model):
     once = tiny.with_identity(model, seed=5)
-    twice = tiny.with_identity(tiny.with_identity(model, seed=4), seed=5)
-    assert torch.equal(tiny.sample(twice)[0], tiny.sample(once)[0])
-    assert len(tiny.sample(twice)[1]) == 1
+    twice = tiny.with_identity(once, seed=4)
+    latents, reports = tiny.sample(twice)
+    assert not torch.equal(latents, tiny.sample(once)[0])
+    assert len(reports) == 1 and len(reports[0].identities) == 2 and reports[0].builds == 2
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.APPLY_MODEL):
         assert len(twice.get_wrappers(kind, KEY)) == 1
 
@@ -177,7 +178,7 @@ CONTROLS = {
     "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
     "less than nothing": ({"strength": -1.0}, "strength is -1, at least 0"),
     "a strength that cannot be concatenated": (
-        {"attention": "concatenate", "strength": 0.5}, "concatenate, which knows no strength but 1"),
+        {"attention": "concatenate", "strength": 0.5}, "strength 0.5 needs another"),
     "no such path": ({"attention": "sage"}, "attention is sage, needed is one of auto, merge, concatenate"),
 }
 
@@ -209,13 +210,13 @@ def test_two_models_in_two_threads_share_a_run(model):
             return base.apply_model(tiny.random(*tiny.LATENT), torch.tensor([0.9]), c_crossattn=condition,
                                     transformer_options=options)
 
-    expected = [call(each.model, Run(branch, steps=1, hook_groups=1)) for each in models]
-    shared = Run(branch, steps=1, hook_groups=1)
+    expected = [call(each.model, Run((branch,), steps=1, hook_groups=1)) for each in models]
+    shared = Run((branch,), steps=1, hook_groups=1)
     with ThreadPoolExecutor(2) as pool:
         for _ in range(5):
             found = list(pool.map(lambda each: call(each.model, shared), models))
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert (shared.cache.builds, shared.report.model_calls, shared.report.identity_calls) == (2, 10, 10)
+    assert (shared.caches[0].builds, shared.report.model_calls, shared.report.identity_calls) == (2, 10, 10)
     assert shared.report.reads == 10 * tiny.WAN.blocks
 
 

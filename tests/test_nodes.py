@@ -24,7 +24,8 @@ INTERFACE = {
     "FaceSwapComposite": (["source", "images", "mask", "feather", "color_match", "color_region"], ["IMAGE"]),
     "ApplyIdentityBranch": (
         ["model", "stand_in", "vae", "reference_image", "reference_latent", "strength", "start_percent", "end_percent",
-         "time_offset", "attention"], ["MODEL"]),
+         "time_offset", "attention", "reference_mask", "region", "strength_schedule", "first_block", "last_block",
+         "guidance", "guidance_scale", "normalize_references", "cache"], ["MODEL"]),
     "StandInSampler": (
         ["model", "low_noise_model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name",
          "scheduler", "shift", "denoise", "boundary"], ["LATENT", "STRING"]),
@@ -37,7 +38,8 @@ DEFAULTS = {
                         "min_score": 0.5, "detector": "auto"},
     "FaceSwapComposite": {"feather": 12, "color_match": 1.0},
     "ApplyIdentityBranch": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "time_offset": -1,
-                            "attention": "auto"},
+                            "attention": "auto", "first_block": 0, "last_block": -1, "guidance_scale": 1.0,
+                            "normalize_references": False},
     "StandInSampler": {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
                        "denoise": 1.0, "boundary": 0.875},
 }

@@ -231,16 +231,20 @@ def test_an_adapter_of_another_size(model):
 def test_report(model):
     """Adapter, references, tokens, attention, build, bytes and time, in the record and in the words."""
     _, (report,) = run(tiny.with_identity(model))
-    assert report.adapter_file == "tiny_stand_in.safetensors" and report.adapter_rank == 16
-    assert (report.identity_tokens, report.video_grid, report.reference_size) == (32, (3, 4, 6), (8, 16))
+    (identity,) = report.identities
+    assert identity.adapter_file == "tiny_stand_in.safetensors" and identity.adapter_rank == 16
+    assert (identity.tokens, identity.references, identity.reference_size) == (32, 1, (8, 16))
+    assert identity.blocks == (0, 3) and report.video_grid == (3, 4, 6)
     assert report.attention == "merge, PyTorch flash attention (CPU)"
-    assert report.refusals == ["concatenate: merging copies nothing"]
+    assert report.refusals == ["concatenate: merging copies nothing",
+                               "Triton kernel: it runs on CUDA, not on cpu"]
+    assert report.cache == "resident"
     assert report.cache_bytes == 2 * 4 * 32 * 64 * 4
     assert report.build_ms > 0 and report.ms_per_step > 0
     text = as_text(report)
     assert "32 identity tokens beside 72 video tokens" in text
     assert "built once" in text and f"{STEPS} steps" in text
-    assert '"identity_tokens": 32' in as_json([report])
+    assert '"tokens": 32' in as_json([report])
 
 
 def test_report_of_a_run_without_identity(model):

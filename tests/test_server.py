@@ -81,8 +81,9 @@ def test_progress_previews_and_words(first):
 def test_report_record(first):
     prompt, result = first
     (report,) = json.loads(result.outputs[node_id(prompt, "PreviewAny")]["text"][0])
-    assert report["adapter_file"] == ADAPTER
-    assert len(report["adapter_sha256"]) == 64
+    (identity,) = report["identities"]
+    assert identity["adapter_file"] == ADAPTER
+    assert len(identity["adapter_sha256"]) == 64
     assert (report["builds"], report["identity_calls"], report["steps"]) == (1, STEPS, STEPS)
     # what ComfyUI chooses on a CPU by itself is its sub-quadratic attention
     assert report["attention"] == "concatenate"

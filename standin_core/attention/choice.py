@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,95 +11,140 @@ import torch
 from ..contracts import StandInError
 from .states import FUSED, TILE, TILED, StateSource, merge_states
 
+KERNEL_HEAD_DIMS = (64, 128)
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """path: "merge" or "concatenate"; source: of the states, None when concatenating; refusals: "what: why not"."""
+    """path: "merge" or "concatenate"; source: of the states, None when concatenating; refusals: "what: why not";
+    kernel: whether the identity is merged by the Triton kernel.
+    """
 
     path: str
     source: StateSource | None
     refusals: tuple[str, ...]
+    kernel: bool = False
 
     def __str__(self) -> str:
-        return self.path if self.source is None else f"{self.path}, {self.source.name}"
+        parts = [self.path, *([self.source.name] if self.source else []), *(["Triton kernel"] if self.kernel else [])]
+        return ", ".join(parts)
 
     def peak_bytes(self, batch: int, video_tokens: int, identity_tokens: int, heads: int, head_dim: int,
                    itemsize: int) -> int:
         """The most that this path holds beside what the plain attention holds, in one block.
 
-        Merging holds the identity's output beside the video's; concatenating holds K and V a second time; tiles hold K
-        and V in fp32, and logits and weights of one tile.
+        Merging holds the identity's output beside the video's, the kernel nothing; concatenating holds K and V a second
+        time; tiles hold K and V in fp32, and logits and weights of one tile.
         """
         width, keys = heads * head_dim, video_tokens + identity_tokens
         if self.path == "concatenate":
             return 2 * batch * keys * width * itemsize
-        merged = batch * video_tokens * width * itemsize
+        merged = 0 if self.kernel else batch * video_tokens * width * itemsize
         if self.source is TILED:
             merged += 4 * batch * (2 * keys * width + 2 * TILE * keys * heads)
         return merged
 
 
-def choose_attention(requested: str, strength: float, foreign: str | None, device: torch.device, dtype: torch.dtype,
-                     head_dim: int) -> AttentionChoice:
+def choose_attention(requested: str, weighting: str | None, foreign: str | None, device: torch.device,
+                     dtype: torch.dtype, head_dim: int) -> AttentionChoice:
     """Choose for one device of one run.
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
-    explicit path is taken. foreign: None where the attention in use is PyTorch's own, else a clause that names it.
+    explicit path is taken. weighting: None where every query reads every identity at weight 1, else what does not, in
+    words. foreign: None where the attention in use is PyTorch's own, else a clause that names it.
     """
     if requested == "concatenate":
         return AttentionChoice("concatenate", None, ("merge: attention is set to concatenate",))
-    if requested == "auto" and strength == 1 and foreign is not None:
+    if requested == "auto" and weighting is None and foreign is not None:
         return AttentionChoice("concatenate", None, (f"merge: {foreign}, which gives no log-sum-exp",))
     refusals = []
     if foreign is not None:
-        reason = f"strength {strength:g}" if requested == "auto" else "attention set to merge"
+        reason = weighting if requested == "auto" else "attention set to merge"
         refusals.append(f"the attention in use: {foreign}, which gives no log-sum-exp, and {reason} needs one, so the "
                         "video's self-attention leaves it")
     for source in FUSED:
         if source.device_type == device.type:
             refusal = source.refusal(device, dtype, head_dim)
             if refusal is None:
-                known = "merging copies nothing" if strength == 1 else "it knows no strength but 1"
-                return AttentionChoice("merge", source, (*refusals, f"concatenate: {known}"))
+                known = "merging copies nothing" if weighting is None else "it knows no weight but 1"
+                refusals.append(f"concatenate: {known}")
+                no_kernel = kernel_refusal(device, head_dim)
+                if no_kernel is not None:
+                    refusals.append(f"Triton kernel: {no_kernel}")
+                return AttentionChoice("merge", source, tuple(refusals), kernel=no_kernel is None)
             refusals.append(f"{source.name}: {refusal}")
     refusals.append(f"fused merge: no attention on {device.type} gives a log-sum-exp")
-    if requested == "auto" and strength == 1:
+    if requested == "auto" and weighting is None:
         return AttentionChoice("concatenate", None, tuple(refusals))
     return AttentionChoice("merge", TILED, tuple(refusals))
 
 
-@functools.lru_cache(maxsize=32)
-def restricted_attention(choice: AttentionChoice, bias: float) -> Callable:
-    """The function that ``Wan.identity_installed`` puts in: ``(host, q, k, v, identity_k, identity_v, heads, ...)``.
+def kernel_refusal(device: torch.device, head_dim: int) -> str | None:
+    """Why the Triton kernel cannot merge there, or None."""
+    if device.type != "cuda":
+        return f"it runs on CUDA, not on {device.type}"
+    if head_dim not in KERNEL_HEAD_DIMS:
+        return f"it knows head dims {' and '.join(map(str, KERNEL_HEAD_DIMS))}, not {head_dim}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
 
-    host: the attention in use. q, k, v: [B, N_vid, C] (or [B, H, N_vid, D] with skip_reshape); identity_k, identity_v:
-    [1, N_ref, C]; bias: log(strength). Returns what the host would return. Equal arguments give the same object, so
-    that torch.compile, which guards on a function's identity, does not compile anew for every run.
+
+@functools.lru_cache(maxsize=32)
+def restricted_attention(choice: AttentionChoice) -> Callable:
+    """The function that ``Wan.identity_installed`` puts in: ``(host, q, k, v, identities, heads, ...)``.
+
+    host: the attention in use. q, k, v: [B, N_vid, C] (or [B, H, N_vid, D] with skip_reshape); identities: for each
+    person K and V, [R, N_ref, C], and the bias of each query, [B or 1, N_vid or 1] float32. Returns what the host would
+    return. Equal arguments give the same object, so that torch.compile, which guards on a function's identity, does not
+    compile anew for every run.
     """
     if choice.path == "concatenate":
         return _concatenate
-    state = choice.source.state
+    state, extend = choice.source.state, _extend_by_kernel if choice.kernel else _extend_by_state(choice.source.state)
 
-    def merge(host, q, k, v, identity_k, identity_v, heads, mask=None, skip_reshape=False, skip_output_reshape=False,
-              scale=None, enable_gqa=False, **_):
+    def merge(host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False, scale=None,
+              enable_gqa=False, **_):
         _require_plain(mask, enable_gqa)
         q, k, v = (x if skip_reshape else _split(x, heads) for x in (q, k, v))
-        identity_k, identity_v = (_split(x, heads).expand(len(q), -1, -1, -1) for x in (identity_k, identity_v))
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        output = merge_states(state(q, k, v, scale), state(q, identity_k, identity_v, scale), bias)
+        merged = state(q, k, v, scale)
+        for identity_k, identity_v, bias in identities:
+            merged = extend(q, *(x.flatten(0, 1).unflatten(-1, (heads, -1)) for x in (identity_k, identity_v)), merged,
+                            scale, bias)
+        output, _ = merged
         return output if skip_output_reshape else output.transpose(1, 2).flatten(2)
 
     return merge
 
 
-def _concatenate(host, q, k, v, identity_k, identity_v, heads, mask=None, skip_reshape=False, enable_gqa=False,
-                 **kwargs):
+def _extend_by_state(state: Callable) -> Callable:
+    """The identity's attention as a state of its own, merged into the video's. identity_k, identity_v: [M, H, D]."""
+    def extend(q, identity_k, identity_v, video, scale, bias):
+        k, v = (x.transpose(0, 1).expand(len(q), -1, -1, -1) for x in (identity_k, identity_v))
+        return merge_states(video, state(q, k, v, scale), bias.unsqueeze(1))
+
+    return extend
+
+
+def _extend_by_kernel(q, identity_k, identity_v, video, scale, bias):
+    from .kernel import extend_state_  # Triton defines its kernels at import
+
+    output, log_sum_exp = video
+    extend_state_(q, identity_k, identity_v, output, log_sum_exp, scale, bias.expand(len(q), q.shape[-2]))
+    return video
+
+
+def _concatenate(host, q, k, v, identities, heads, mask=None, skip_reshape=False, enable_gqa=False, **kwargs):
     _require_plain(mask, enable_gqa)
+    keys, values = [k], [v]
+    for identity_k, identity_v, _ in identities:
+        for collected, x in ((keys, identity_k), (values, identity_v)):
+            x = x.flatten(0, 1).unsqueeze(0).expand(len(q), -1, -1)
+            collected.append(_split(x, heads) if skip_reshape else x)
     if skip_reshape:
-        identity_k, identity_v = _split(identity_k, heads), _split(identity_v, heads)
         kwargs["skip_reshape"] = True
-    k, v = (torch.cat((x, y.expand(len(x), *y.shape[1:])), dim=-2) for x, y in ((k, identity_k), (v, identity_v)))
-    return host(q, k, v, heads=heads, **kwargs)
+    return host(q, torch.cat(keys, dim=-2), torch.cat(values, dim=-2), heads=heads, **kwargs)
 
 
 def _split(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -16,15 +16,22 @@ def naive_state(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     return (logits.softmax(dim=-1) @ v.float()).to(q.dtype), logits.logsumexp(dim=-1)
 
 
-def naive_restricted_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, identity_k: torch.Tensor,
-                               identity_v: torch.Tensor, heads: int, bias: float = 0.0) -> torch.Tensor:
-    """q, k, v: [B, N_vid, C]; identity_k, identity_v: [1, N_ref, C]; bias: log(strength), -inf for strength 0.
+def naive_restricted_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, identities: list,
+                               heads: int) -> torch.Tensor:
+    """q, k, v: [B, N_vid, C]; identities: K and V [R, N_ref, C], R photos that a query reads alike, and their bias
+    [B or 1, N_vid or 1]: log(strength), -inf where a query does not read them.
 
     -> [B, N_vid, C] in fp32.
     """
-    q, k, v, identity_k, identity_v = (
-        rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k, v, identity_k, identity_v))
+    def split(x):
+        return rearrange(x.float(), "b n (h d) -> b h n d", h=heads)
+
+    q, keys, values = split(q), [split(k)], [split(v)]
+    biases = [torch.zeros(1, 1, 1, k.shape[1], device=q.device)]
+    for identity_k, identity_v, bias in identities:
+        keys.append(rearrange(identity_k.float(), "r n (h d) -> 1 h (r n) d", h=heads).expand(len(q), -1, -1, -1))
+        values.append(rearrange(identity_v.float(), "r n (h d) -> 1 h (r n) d", h=heads).expand(len(q), -1, -1, -1))
+        biases.append(bias[:, None, :, None].expand(-1, -1, -1, keys[-1].shape[-2]))
     scale = q.shape[-1] ** -0.5
-    logits = torch.cat((q @ k.transpose(-1, -2) * scale, q @ identity_k.transpose(-1, -2) * scale + bias), dim=-1)
-    values = torch.cat((v, identity_v.expand(len(v), -1, -1, -1)), dim=-2)
-    return rearrange(logits.softmax(dim=-1) @ values, "b h n d -> b n (h d)")
+    logits = torch.cat([q @ key.transpose(-1, -2) * scale + bias for key, bias in zip(keys, biases)], dim=-1)
+    return rearrange(logits.softmax(dim=-1) @ torch.cat(values, dim=-2), "b h n d -> b n (h d)")

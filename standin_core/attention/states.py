@@ -84,11 +84,13 @@ FUSED = (
 TILED = StateSource("fp32 attention in tiles of queries", None, _tiled)
 
 
-def merge_states(state: State, identity: State, bias: float) -> torch.Tensor:
+def merge_states(state: State, identity: State, bias: torch.Tensor) -> State:
     """Merge the identity's state into the video's, in the memory of the video's output.
 
-    state, identity: (output [B, H, N, D], log-sum-exp [B, H, N]); bias: log(strength) on the identity's logits.
+    state, identity: (output [B, H, N, D], log-sum-exp [B, H, N]); bias: on the identity's logits, of the shape of the
+    log-sum-exps or one that broadcasts to it; -inf leaves a query as it is, bit for bit.
     """
     (output, log_sum_exp), (identity_output, identity_log_sum_exp) = state, identity
-    share = torch.sigmoid(identity_log_sum_exp + (bias - log_sum_exp)).unsqueeze(-1)
-    return output.lerp_(identity_output, share.to(output.dtype))
+    biased = identity_log_sum_exp + bias
+    share = torch.sigmoid(biased - log_sum_exp).unsqueeze(-1)
+    return output.lerp_(identity_output, share.to(output.dtype)), torch.logaddexp(log_sum_exp, biased)

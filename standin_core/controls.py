@@ -1,0 +1,94 @@
+"""The user's controls as one number for each query: the bias on the logits of an identity.
+
+``bias = log(strength * schedule * region / R)``, -inf where a query does not read at all. The merge of attention states
+with a weight w is ``(e^{L_v} o_v + w e^{L_r} o_r) / (e^{L_v} + w e^{L_r})``: weights multiply, and 0 is the base model.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+
+from .contracts import IdentityBranch, StandInError
+
+FRAMES_PER_LATENT = 4  # after the first, which stands alone
+
+
+def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
+    """ "0:0, 0.2:1" -> ((0.0, 0.0), (0.2, 1.0)), percents and factors; an empty text is no schedule."""
+    points = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        percent, _, factor = part.partition(":")
+        try:
+            points.append((float(percent), float(factor)))
+        except ValueError as error:
+            raise StandInError(f"the strength schedule has {part!r}, needed is percent:factor, like 0:0, 0.2:1."
+                               ) from error
+    return tuple(points)
+
+
+def strength_at(branch: IdentityBranch, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> float:
+    """The strength at the noise of a model call, 0 outside start and end. t: [B] sigmas."""
+    if branch.start_percent <= 0 and branch.end_percent >= 1 and not branch.schedule:
+        return branch.strength  # without asking the device for t
+    # a step that begins exactly at a percentage meets it only up to the rounding of fp32 sigmas
+    sigma = float(t.max()) * (1 - 1e-6)
+    first, end = (percent_to_sigma(percent) for percent in (branch.start_percent, branch.end_percent))
+    if not end < sigma <= first and not (branch.start_percent <= 0 and branch.end_percent >= 1):
+        return 0.0
+    return branch.strength * _factor(branch.schedule, percent_to_sigma, sigma)
+
+
+def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callable[[float], float],
+            sigma: float) -> float:
+    """Linear in sigma between the points, constant before the first and after the last."""
+    points = [(percent_to_sigma(percent), factor) for percent, factor in schedule]
+    if not points or sigma >= points[0][0]:
+        return points[0][1] if points else 1.0
+    for (high, before), (low, after) in itertools.pairwise(points):
+        if sigma >= low:
+            return after + (before - after) * (sigma - low) / (high - low)
+    return points[-1][1]
+
+
+def query_bias(branch: IdentityBranch, strength: float, grid: tuple[int, int, int], reads: torch.Tensor | None,
+               device: torch.device) -> torch.Tensor:
+    """[B or 1, N_vid or 1] float32. grid: (t, h, w) of the video in tokens; reads: [B] bool, or None for all."""
+    bias = torch.full((1, 1), math.log(strength), device=device)
+    if branch.normalize_references:
+        bias -= math.log(len(branch.reference_latent))
+    if branch.region is not None:
+        bias = bias + region_weights(branch.region, grid).to(device).log().unsqueeze(0)
+    if reads is not None:
+        bias = bias.masked_fill(~reads.to(device).unsqueeze(1), -math.inf)
+    return bias
+
+
+def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """mask: [R or 1, H, W] or [H, W], of the reference images; grid: (h, w) of their tokens -> [n], those that any of
+    the masks touches. Raises StandInError if that is none.
+    """
+    masks = mask if mask.ndim == 3 else mask[None]
+    touched = torch.nn.functional.adaptive_max_pool2d(masks.float().cpu(), grid).amax(dim=0).flatten() > 0
+    if not bool(touched.any()):
+        raise StandInError("the reference mask is empty, so no identity token would be left: connect the mask of Face "
+                           "Preprocess, or nothing.")
+    return touched.nonzero()[:, 0]
+
+
+def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """region: [F, H, W] in 0..1 -> [t * h * w], the share of each video token that it covers.
+
+    F is 1, t, or the 4t - 3 frames that t latent frames hold; of those, the largest value counts. Raises StandInError
+    for another number.
+    """
+    frames, height, width = grid
+    if len(region) == FRAMES_PER_LATENT * (frames - 1) + 1 and frames > 1:
+        region = torch.cat((region[:1], region[1:].unflatten(0, (-1, FRAMES_PER_LATENT)).amax(dim=1)))
+    if len(region) not in (1, frames):
+        raise StandInError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
+                           f"{frames}, or one for each of its {FRAMES_PER_LATENT * (frames - 1) + 1} frames.")
+    pooled = torch.nn.functional.adaptive_avg_pool2d(region.float(), (height, width))
+    return pooled.expand(frames, -1, -1).reshape(-1)

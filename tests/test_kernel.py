@@ -1,0 +1,129 @@
+"""The Triton kernel against fp32, on a GPU where there is one, else through Triton's interpreter."""
+import math
+
+import pytest
+import torch
+
+from standin_core.attention import restricted_attention
+from standin_core.attention.choice import AttentionChoice, kernel_refusal
+from standin_core.attention.naive import naive_restricted_attention
+from standin_core.attention.states import FUSED
+from tiny import random
+from tolerances import RELATIVE_RMS, assert_close
+
+pytest.importorskip("triton")
+from standin_core.attention.kernel import extend_state_
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+# Triton's interpreter computes tl.dot of bf16 wrongly
+DTYPES = [dtype for dtype in RELATIVE_RMS if ON_GPU or dtype != torch.bfloat16]
+
+# batch, heads, video tokens, identity tokens, head dim
+CASES = {
+    "less than one tile of either": (1, 1, 5, 3, 64),
+    "one tile of either, full": (1, 1, 128, 64, 64),
+    "ragged tails of both": (2, 3, 131, 67, 64),
+    "head dim of Wan": (1, 2, 130, 33, 128),
+    "one identity token": (1, 2, 66, 1, 128),
+}
+
+
+def poisoned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with NaN before, between and after, so that a read out of bounds shows."""
+    *outer, last = tensor.shape
+    room = torch.full([size + 2 for size in outer] + [last], math.nan, dtype=tensor.dtype, device=tensor.device)
+    inner = room[tuple(slice(1, -1) for _ in outer)]
+    inner.copy_(tensor)
+    return inner
+
+
+def inputs(case, dtype):
+    batch, heads, video, identity, head_dim = CASES[case]
+    shapes = [(batch, heads, video, head_dim)] * 3 + [(identity, heads, head_dim)] * 2
+    return [random(*shape, seed=i).to(DEVICE, dtype) for i, shape in enumerate(shapes)]
+
+
+def expected(q, k, v, identity_k, identity_v, bias, scale):
+    """-> output and log-sum-exp of the video's keys and the identity's, in float64."""
+    q, k, v, identity_k, identity_v = (x.double() for x in (q, k, v, identity_k, identity_v))
+    logits = torch.cat((q @ k.mT * scale, torch.einsum("bhnd,mhd->bhnm", q, identity_k) * scale
+                        + bias[:, None, :, None]), dim=-1)
+    weights = logits.softmax(dim=-1)
+    video = k.shape[-2]
+    out = weights[..., :video] @ v + torch.einsum("bhnm,mhd->bhnd", weights[..., video:], identity_v)
+    return out, logits.logsumexp(dim=-1)
+
+
+def video_state(q, k, v, scale):
+    logits = q.float() @ k.float().mT * scale
+    return (logits.softmax(dim=-1) @ v.float()).to(q.dtype), logits.logsumexp(dim=-1)
+
+
+BIASES = {
+    "the paper": lambda batch, video: torch.zeros(1, 1).expand(batch, video),
+    "another strength": lambda batch, video: torch.full((1, 1), math.log(3.0)).expand(batch, video),
+    "of each query": lambda batch, video: random(batch, video, seed=9),
+    "half of the queries do not read": lambda batch, video: torch.where(random(1, video, seed=9) > 0, 0.5, -math.inf
+                                                                        ).expand(batch, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("case", CASES)
+def test_against_float64(case, bias, dtype):
+    q, k, v, identity_k, identity_v = inputs(case, dtype)
+    scale = q.shape[-1]**-0.5
+    bias = bias(q.shape[0], q.shape[2]).to(DEVICE)
+    output, log_sum_exp = video_state(q, k, v, scale)
+    found, found_lse = poisoned(output), poisoned(log_sum_exp.unsqueeze(-1)).squeeze(-1)
+    extend_state_(poisoned(q), poisoned(identity_k), poisoned(identity_v), found, found_lse, scale, bias)
+    wanted, wanted_lse = expected(q, k, v, identity_k, identity_v, bias, scale)
+    assert_close(found, wanted, RELATIVE_RMS[dtype])
+    assert_close(found_lse, wanted_lse, RELATIVE_RMS[torch.float32])
+    silent = bias == -math.inf
+    assert torch.equal(found.transpose(1, 2)[silent], output.transpose(1, 2)[silent])
+    assert torch.equal(found_lse.transpose(1, 2)[silent], log_sum_exp.transpose(1, 2)[silent])
+
+
+def test_nothing_around_the_tensors_is_written():
+    q, k, v, identity_k, identity_v = inputs("ragged tails of both", torch.float32)
+    output, log_sum_exp = video_state(q, k, v, 0.125)
+    room = torch.full((4, 5, 140, 64), 7.0, device=DEVICE)
+    inner = room[1:3, 1:4, 3:134]
+    inner.copy_(output)
+    extend_state_(q, identity_k, identity_v, inner, log_sum_exp, 0.125, torch.zeros(1, 1, device=DEVICE).expand(2, 131))
+    room[1:3, 1:4, 3:134] = 7.0
+    assert bool((room == 7.0).all())
+
+
+def test_one_identity_after_another():
+    """The log-sum-exp it leaves is what the next one starts from."""
+    q, k, v, *first = inputs("ragged tails of both", torch.float32)
+    second = [random(19, 3, 64, seed=20 + i).to(DEVICE) for i in range(2)]
+    bias = torch.zeros(1, 1, device=DEVICE).expand(2, 131)
+    output, log_sum_exp = video_state(q, k, v, 0.125)
+    for identity_k, identity_v in (first, second):
+        extend_state_(q, identity_k, identity_v, output, log_sum_exp, 0.125, bias)
+    both = [torch.cat(pair) for pair in zip(first, second)]
+    assert_close(output, expected(q, k, v, *both, bias, 0.125)[0], RELATIVE_RMS[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_within_the_restricted_attention(dtype):
+    """As the engine calls it: two people, of two photos and of one, on the layout of ComfyUI's tensors."""
+    heads, source = 2, FUSED[1 if ON_GPU else 0]
+    q, k, v = (random(2, 70, heads * 64, seed=i).to(DEVICE, dtype) for i in range(3))
+    identities = [(*(random(photos, 9, heads * 64, seed=seed + i).to(DEVICE, dtype) for i in range(2)),
+                   bias.to(DEVICE)) for photos, seed, bias in ((2, 10, torch.tensor([[0.3]])),
+                                                              (1, 20, random(1, 70, seed=30)))]
+    attend = restricted_attention(AttentionChoice("merge", source, (), kernel=True))
+    found = attend(None, q, k, v, identities, heads=heads)
+    assert_close(found, naive_restricted_attention(q, k, v, identities, heads), RELATIVE_RMS[dtype])
+
+
+def test_where_it_is_taken():
+    assert kernel_refusal(torch.device("cuda"), 128) is None
+    assert kernel_refusal(torch.device("cpu"), 128) == "it runs on CUDA, not on cpu"
+    assert kernel_refusal(torch.device("cuda"), 96) == "it knows head dims 64 and 128, not 96"
