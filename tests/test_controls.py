@@ -90,7 +90,7 @@ def test_what_a_run_holds_is_what_it_announced(model, mode):
     # fp8's block that reads is gone between the calls
     announced -= _spec(branch, Wan(model.model), 1).layer_bytes if mode == "fp8" else 0
     found = held(patched) - held(model.clone())
-    # a stream keeps the rotation of its 256 tokens too, which is 1 % of what it holds at Wan's width and 12 % at this one
+    # a stream keeps the rotation of its 256 tokens too: 1 % of what it holds at Wan's width, 12 % at this one
     rotation = 256 * (tiny.WAN.dim // tiny.WAN.heads // 2) * 4 * 4 if mode == "streaming" else 0
     assert -0.05 * announced < found - announced < 0.05 * announced + rotation
 
