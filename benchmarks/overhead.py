@@ -4,7 +4,9 @@
 
 Model: two blocks of Wan 14B's width, random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
 sampler. Attention: the self-attention of such a block alone at the token counts of 832x480x81, on a few of its heads;
-there the share of the identity is 1/32 and stands out of the noise.
+there the share of the identity is 1/32 and stands out of the noise. On a GPU, all heads and the Triton kernel too:
+
+    python benchmarks/overhead.py --cuda --dtype bfloat16 --attention-heads 40 --name <card>
 
 Variants take turns within each round; a ratio is taken within a round, and its median over the rounds is given with
 half the interquartile range. The plain model takes a second turn in each round: its ratio is the machine's noise.
@@ -12,6 +14,7 @@ half the interquartile range. The plain model takes a second turn in each round:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -122,12 +125,17 @@ def attention_alone(options) -> dict:
     def plain():
         return optimized_attention(q, k, v, heads=heads)
 
-    def reading(path):
-        attend = restricted_attention(choose_attention(path, None, None, device, dtype, HEAD_DIM))
+    def reading(choice):
+        attend = restricted_attention(choice)
         identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
         return lambda: attend(optimized_attention, q, k, v, identities, heads=heads)
 
-    variants = {"plain": plain, "plain again": plain, "merge": reading("merge"), "concatenate": reading("concatenate")}
+    merge, concatenate = (choose_attention(path, None, None, device, dtype, HEAD_DIM)
+                          for path in ("merge", "concatenate"))
+    variants = {"plain": plain, "plain again": plain, "merge": reading(dataclasses.replace(merge, kernel=False)),
+                "concatenate": reading(concatenate)}
+    if merge.kernel:
+        variants["merge by the Triton kernel"] = reading(merge)
 
     def seconds(name: str) -> float:
         comfy.model_management.synchronize()
@@ -136,11 +144,27 @@ def attention_alone(options) -> dict:
         comfy.model_management.synchronize()
         return time.perf_counter() - started
 
+    timed = in_turns(variants, seconds, options.rounds)
+    for name, row in timed.items():
+        keys = n if name.startswith("plain") else n + n // RATIO
+        row["tflops_per_second"] = 4 * n * keys * heads * HEAD_DIM / row["ms"] / 1e9
+        row["peak_bytes"] = peak_bytes(variants[name])
     return {
         "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {n // RATIO} identity tokens, "
                 f"{options.dtype}",
-        "flops_share": 1 / RATIO, "timed": in_turns(variants, seconds, options.rounds),
+        "flops_share": 1 / RATIO, "timed": timed,
     }
+
+
+def peak_bytes(call) -> int | None:
+    """What a call allocates at its peak, on a GPU; PyTorch does not count on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def in_turns(variants: dict, seconds, rounds: int) -> dict:

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from standin_core.attention import restricted_attention
+from standin_core.attention import choice, restricted_attention
 from standin_core.attention.choice import AttentionChoice, kernel_refusal
 from standin_core.attention.naive import naive_restricted_attention
 from standin_core.attention.states import FUSED
@@ -123,7 +123,28 @@ def test_within_the_restricted_attention(dtype):
     assert_close(found, naive_restricted_attention(q, k, v, identities, heads), RELATIVE_RMS[dtype])
 
 
-def test_where_it_is_taken():
-    assert kernel_refusal(torch.device("cuda"), 128) is None
-    assert kernel_refusal(torch.device("cpu"), 128) == "it runs on CUDA, not on cpu"
-    assert kernel_refusal(torch.device("cuda"), 96) == "it knows head dims 64 and 128, not 96"
+def test_where_it_is_not_taken():
+    assert kernel_refusal(torch.device("cpu"), torch.float32, 128) == "it runs on CUDA, not on cpu"
+    assert kernel_refusal(torch.device("cuda"), torch.float32, 96) == "it knows head dims 64 and 128, not 96"
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_asked_before_it_is_taken(dtype, head_dim):
+    """Right here; and where it fails or is wrong, the run is told and merges in PyTorch."""
+    assert choice.kernel_fault.__wrapped__(DEVICE, dtype, head_dim) is None
+
+
+def fails(*_):
+    raise RuntimeError("no such card\nand more")
+
+
+def nothing_read(q, k, v, video, scale, bias):
+    return video
+
+
+@pytest.mark.parametrize("broken, words", [(fails, "it failed on this device (RuntimeError: no such card)"),
+                                           (nothing_read, "it is wrong on this device, by ")])
+def test_a_kernel_that_does_not_work_here(monkeypatch, broken, words):
+    monkeypatch.setattr(choice, "_extend_by_kernel", broken)
+    assert choice.kernel_fault.__wrapped__(DEVICE, torch.float32, 64).startswith(words)

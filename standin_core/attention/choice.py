@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..contracts import StandInError
+from .naive import naive_state
 from .states import FUSED, TILE, TILED, StateSource, merge_states
 
 KERNEL_HEAD_DIMS = (64, 128)
@@ -68,7 +69,7 @@ def choose_attention(requested: str, weighting: str | None, foreign: str | None,
             if refusal is None:
                 known = "merging copies nothing" if weighting is None else "it knows no weight but 1"
                 refusals.append(f"concatenate: {known}")
-                no_kernel = kernel_refusal(device, head_dim)
+                no_kernel = kernel_refusal(device, dtype, head_dim)
                 if no_kernel is not None:
                     refusals.append(f"Triton kernel: {no_kernel}")
                 return AttentionChoice("merge", source, tuple(refusals), kernel=no_kernel is None)
@@ -79,7 +80,7 @@ def choose_attention(requested: str, weighting: str | None, foreign: str | None,
     return AttentionChoice("merge", TILED, tuple(refusals))
 
 
-def kernel_refusal(device: torch.device, head_dim: int) -> str | None:
+def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the Triton kernel cannot merge there, or None."""
     if device.type != "cuda":
         return f"it runs on CUDA, not on {device.type}"
@@ -87,6 +88,29 @@ def kernel_refusal(device: torch.device, head_dim: int) -> str | None:
         return f"it knows head dims {' and '.join(map(str, KERNEL_HEAD_DIMS))}, not {head_dim}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    return kernel_fault(device, dtype, head_dim)
+
+
+@functools.cache
+def kernel_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """What goes wrong when the kernel merges two small states on this device, compared with PyTorch, or None.
+
+    A kernel is compiled on the user's machine, by a compiler and for a card that nobody has tried it with: it is asked
+    once a process whether it is right there, before a run depends on it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, output = (torch.randn(1, 2, 200, head_dim, generator=generator).to(device, dtype) for _ in range(2))
+    k, v = (torch.randn(100, 2, head_dim, generator=generator).to(device, dtype) for _ in range(2))
+    log_sum_exp, bias = torch.zeros(1, 2, 200, device=device), torch.zeros(1, 1, device=device)
+    in_fp32 = [x.to(torch.float32, copy=True) for x in (q, k, v, output)]
+    expected, _ = _extend_by_state(naive_state)(*in_fp32[:3], (in_fp32[3], log_sum_exp), head_dim**-0.5, bias)
+    try:
+        found, _ = _extend_by_kernel(q, k, v, (output, log_sum_exp.clone()), head_dim**-0.5, bias)
+        difference = float((found - expected).norm() / expected.norm())
+    except Exception as error:  # whatever Triton, its compiler or the driver raise
+        return f"it failed on this device ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+    if not difference <= 2 * torch.finfo(dtype).eps + 1e-6:
+        return f"it is wrong on this device, by {difference:.1e}"
     return None
 
 
