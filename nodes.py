@@ -326,9 +326,10 @@ class ApplyIdentityBranch(io.ComfyNode):
                 io.Boolean.Input("normalize_references", default=False, optional=True, **ADVANCED, tooltip=(
                     "On, several photos weigh together as much as one; off, each has the full weight.")),
                 io.Combo.Input("cache", options=list(CACHE_MODES), optional=True, **ADVANCED, tooltip=(
-                    "Where the identity's keys and values live; the result is the same. resident on the GPU (839 MB "
-                    "for 14B); offloaded in host memory; streaming computes them anew (3 % slower, no memory); fp8 "
-                    "takes half and rounds them; auto is resident where there is room, else offloaded.")),
+                    "Where the identity's keys and values live; the result is the same but for fp8. resident on the "
+                    "GPU (839 MB for 14B); fp8 takes half of that and rounds; offloaded in host memory; streaming "
+                    "computes them anew in every call (3 % slower with the model's weights on the GPU); auto is "
+                    "resident where there is room, else offloaded.")),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )

@@ -6,6 +6,7 @@ rank, T/h/w latent frames/height/width. Latents are in *VAE space* (a ComfyUI LA
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ ATTENTION_PATHS = ("auto", "merge", "concatenate")
 # where the identity K/V of a run live, see kv_cache
 CACHE_MODES = ("auto", "resident", "offloaded", "streaming", "fp8")
 # which pass of classifier-free guidance reads the identity: both is the paper
+MOST_REFERENCES = 16  # each costs as many tokens as the first; more is a video connected by mistake
 GUIDANCES = ("both passes", "positive pass", "own scale")
 
 
@@ -144,9 +146,13 @@ class IdentityBranch:
             raise StandInError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
                                "identity would never be read: set end above start.")
         percents = [percent for percent, _ in self.schedule]
-        if percents != sorted(set(percents)) or any(factor < 0 for _, factor in self.schedule):
-            raise StandInError(f"the strength schedule is {list(self.schedule)}, needed are rising percents with "
-                               "factors of at least 0, like 0:0, 0.2:1.")
+        if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
+                or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
+            raise StandInError(f"the strength schedule is {list(self.schedule)}, needed are rising percents from 0 to "
+                               "1 with factors of at least 0, like 0:0, 0.2:1.")
+        if len(self.reference_latent) > MOST_REFERENCES:
+            raise StandInError(f"{len(self.reference_latent)} reference images came, at most {MOST_REFERENCES} photos "
+                               "of a person are read: pick some with ImageFromBatch.")
         for name, known in (("attention", ATTENTION_PATHS), ("cache", CACHE_MODES), ("guidance", GUIDANCES)):
             if getattr(self, name) not in known:
                 raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")

@@ -53,14 +53,14 @@ def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callabl
     return points[-1][1]
 
 
-def query_bias(branch: IdentityBranch, strength: float, grid: tuple[int, int, int], reads: torch.Tensor | None,
+def query_bias(branch: IdentityBranch, strength: float, region: torch.Tensor | None, reads: torch.Tensor | None,
                device: torch.device) -> torch.Tensor:
-    """[B or 1, N_vid or 1] float32. grid: (t, h, w) of the video in tokens; reads: [B] bool, or None for all."""
+    """[B or 1, N_vid or 1] float32. region: from region_weights, on the device; reads: [B] bool, or None for all."""
     bias = torch.full((1, 1), math.log(strength), device=device)
     if branch.normalize_references:
         bias -= math.log(len(branch.reference_latent))
-    if branch.region is not None:
-        bias = bias + region_weights(branch.region, grid).to(device).log().unsqueeze(0)
+    if region is not None:
+        bias = bias + region.log().unsqueeze(0)
     if reads is not None:
         bias = bias.masked_fill(~reads.to(device).unsqueeze(1), -math.inf)
     return bias
@@ -81,14 +81,15 @@ def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
     """region: [F, H, W] in 0..1 -> [t * h * w], the share of each video token that it covers.
 
-    F is 1, t, or the 4t - 3 frames that t latent frames hold; of those, the largest value counts. Raises StandInError
-    for another number.
+    F is 1 (or left out), t, or the 4t - 3 frames that t latent frames hold; of those, the largest value counts. Raises
+    StandInError for another number.
     """
     frames, height, width = grid
+    region = (region if region.ndim == 3 else region[None]).float().clamp(0, 1)
     if len(region) == FRAMES_PER_LATENT * (frames - 1) + 1 and frames > 1:
         region = torch.cat((region[:1], region[1:].unflatten(0, (-1, FRAMES_PER_LATENT)).amax(dim=1)))
     if len(region) not in (1, frames):
         raise StandInError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
                            f"{frames}, or one for each of its {FRAMES_PER_LATENT * (frames - 1) + 1} frames.")
-    pooled = torch.nn.functional.adaptive_avg_pool2d(region.float(), (height, width))
+    pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

@@ -18,8 +18,8 @@ FP8 = torch.float8_e4m3fn
 class IdentityCacheSpec:
     """The size of the identity K/V of one identity in one expert, known before a byte is allocated.
 
-    tokens: of all its references. entries: how many are kept at a time on one device, one for each LoRA-hook group of
-    the run.
+    blocks: that read it; tokens: of all its references. entries: how many are kept at a time on one device, one for
+    each LoRA-hook group of the run.
     """
 
     blocks: int
@@ -45,7 +45,7 @@ class IdentityCacheSpec:
             return layers * self.layer_bytes
         if mode == "fp8":
             return layers * 2 * (self.tokens * self.dim + 4 * self.heads) + self.layer_bytes
-        return 2 * self.layer_bytes
+        return 2 * self.layer_bytes * self.entries
 
 
 class ResidentLayers:
@@ -126,7 +126,8 @@ class Fp8Layers:
         return (split / scale).to(FP8), scale
 
     def __getitem__(self, block: int) -> Layer:
-        return tuple((values.float() * scale).to(self._dtype).flatten(-2) for values, scale in self._layers[block])
+        return tuple(values.to(self._dtype).mul_(scale.to(self._dtype)).flatten(-2)
+                     for values, scale in self._layers[block])
 
     def clear(self) -> None:
         self._layers.clear()
@@ -161,7 +162,9 @@ Layers = ResidentLayers | OffloadedLayers | Fp8Layers | StreamingLayers
 
 
 def hold(mode: str, build: Callable[[], Iterable[Layer]], device: torch.device, heads: int) -> Layers:
-    """mode: one of CACHE_MODES but "auto"; build: yields (K, V), [R, M, C] each, for one block after the other."""
+    """mode: one of CACHE_MODES but "auto"; build: yields (K, V), [R, M, C] each, for one block after the other, which
+    are counted from 0 at the first that it yields.
+    """
     if mode == "streaming":
         return StreamingLayers(build)
     if mode == "offloaded":

@@ -6,10 +6,12 @@ APPLY_MODEL builds the identity K/V on first use and installs the restricted att
 """
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
 import time
+import uuid
 
 import comfy.model_management
 import comfy.samplers
@@ -18,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 
 from .attention import AttentionChoice, choose_attention, restricted_attention
 from .contracts import Adapter, IdentityBranch, IdentityReport, RunReport, StandInError
-from .controls import kept_tokens, query_bias, strength_at
+from .controls import kept_tokens, query_bias, region_weights, strength_at
 from .identity import identity_layers
 from .kv_cache import IdentityCache, IdentityCacheSpec, hold
 from .reference import reference_from
@@ -65,7 +67,8 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
         raise StandInError(f"the identity is read in blocks {branch.first_block} to {branch.last_block}, and the model "
                            f"has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there is).")
     branches = (*applied_branches(model), branch)
-    for name in ("attention", "cache", "guidance", "guidance_scale"):
+    shared = ("attention", "cache", "guidance", *(("guidance_scale",) if branch.guidance == "own scale" else ()))
+    for name in shared:
         if len({getattr(each, name) for each in branches}) > 1:
             raise StandInError(f"{name} differs between the identities of this model, and one run has one: set it "
                                "alike in every Apply Identity Branch.")
@@ -109,8 +112,14 @@ class Run:
     Several devices may call the model at a time (ComfyUI's multi-GPU), hence the lock.
     """
 
-    def __init__(self, branches: tuple[IdentityBranch, ...], steps: int, hook_groups: int):
+    def __init__(self, branches: tuple[IdentityBranch, ...], steps: int, hook_groups: int,
+                 positive: frozenset[uuid.UUID] = frozenset()):
+        """positive: ComfyUI's uuids of the positive conditions."""
         self.branches = branches
+        self.positive = positive
+        self.guided_calls = 0
+        self.plain_uuids: dict[uuid.UUID, uuid.UUID] = {}
+        self.regions: dict[tuple, torch.Tensor] = {}
         self.hook_groups = hook_groups
         self.caches = [IdentityCache(entries=hook_groups) for _ in branches]
         self.modes: dict[torch.device, str] = {}
@@ -162,7 +171,9 @@ class Run:
 
         def build():
             latent = branch.reference_latent.to(device=device, dtype=wan.dtype)
-            return identity_layers(wan, latent, branch.adapter, branch.kept_tokens)
+            blocks = branch.blocks(len(wan.blocks))
+            return itertools.islice(identity_layers(wan, latent, branch.adapter, branch.kept_tokens), blocks.start,
+                                    blocks.stop)
 
         def synchronize():
             if device.type == "cuda":
@@ -170,6 +181,17 @@ class Run:
 
         return self.caches[index].layers((device, wan.dtype, id(wan.model)), strengths,
                                          lambda: hold(mode, build, device, wan.heads), synchronize)
+
+    def region(self, index: int, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor | None:
+        """The weights of one identity's region, pooled once for each size of the video."""
+        region = self.branches[index].region
+        if region is None:
+            return None
+        key = index, grid, device
+        with self.lock:
+            if key not in self.regions:
+                self.regions[key] = region_weights(region, grid).to(device)
+            return self.regions[key]
 
     def note_bytes(self) -> None:
         with self.lock:
@@ -179,10 +201,12 @@ class Run:
     def close(self, finished: bool, sink: ReportSink | None) -> None:
         """Let the identity K/V go; hand the report over if the run came to its end."""
         report = self.report
-        report.builds = sum(cache.builds for cache in self.caches)
+        if report.cache != "streaming":
+            report.builds = sum(cache.builds for cache in self.caches)
         report.build_ms = sum(cache.build_ms for cache in self.caches)
         for cache in self.caches:
             cache.clear()
+        self.regions.clear()
         if not finished:
             return
         if self.started is not None and report.steps:
@@ -214,7 +238,9 @@ class _Wrappers:
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
-        run = options[KEY] = Run(self.branches, steps=len(sigmas) - 1, hook_groups=_hook_groups(guider.conds))
+        _check_guider(self.branches[0], guider)
+        positive = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
+        run = options[KEY] = Run(self.branches, len(sigmas) - 1, _hook_groups(guider.conds), positive)
         finished = False
         try:
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -264,7 +290,7 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
     readings = []
     for index, branch in enumerate(run.branches):
         strength = strength_at(branch, base.model_sampling.percent_to_sigma, t)
-        reads = _reads(branch, options, len(x))
+        reads = _reads(branch, run.positive, options, len(x))
         if strength == 0 or (reads is not None and not bool(reads.any())):
             continue
         identity_grid = wan.grid(branch.reference_latent.shape)
@@ -273,15 +299,28 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
         if branch.kept_tokens is not None:
             positions = positions[:, branch.kept_tokens.to(x.device)]
         readings.append(Reading(run.layers(index, base, wan, x.device), wan.rotation(positions),
-                                query_bias(branch, strength, grid, reads, x.device), branch.blocks(len(wan.blocks))))
+                                query_bias(branch, strength, run.region(index, grid, x.device), reads, x.device),
+                                branch.blocks(len(wan.blocks))))
     return readings
 
 
-def _reads(branch: IdentityBranch, options: dict, batch: int) -> torch.Tensor | None:
+def _check_guider(branch: IdentityBranch, guider) -> None:
+    """Raises StandInError where the passes are not those of plain classifier-free guidance."""
+    if branch.guidance == "both passes":
+        return
+    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
+        raise StandInError(f"guidance is set to {branch.guidance}, and {type(guider).__name__} makes passes of its "
+                           "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both passes.")
+    if branch.guidance == "own scale" and guider.cfg == 0:
+        raise StandInError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
+                           "guidance.")
+
+
+def _reads(branch: IdentityBranch, positive: frozenset[uuid.UUID], options: dict, batch: int) -> torch.Tensor | None:
     """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in one batch."""
     if branch.guidance == "both passes":
         return None
-    passes = torch.tensor([each == 0 for each in options["cond_or_uncond"]])
+    passes = torch.tensor([each in positive for each in options["uuids"]])
     return passes.repeat_interleave(batch // len(passes))
 
 
@@ -293,14 +332,17 @@ def guide_identity(args: dict) -> list[torch.Tensor]:
     two conditions (InstructPix2Pix, arXiv 2211.09800, section 3.2.1). D_p is one more pass. ComfyUI goes on with
     ``D_0 + cfg (D - D_0)``, to which ``D = D_p + s / cfg (D_i - D_p)`` is handed.
     """
+    run: Run | None = args["model_options"]["transformer_options"].get(KEY)
+    # where this step's pass did not read the identity, there is nothing to scale
+    if run is None or run.report.identity_calls == run.guided_calls:
+        return args["conds_out"]
+    run.guided_calls = run.report.identity_calls
     with_identity, *others = args["conds_out"]
     options = args["model_options"].copy()
     options["transformer_options"] = {**options["transformer_options"], WITHOUT: True}
-    run: Run | None = options["transformer_options"].get(KEY)
-    if run is None:
-        return args["conds_out"]
-    (positive,) = comfy.samplers.calc_cond_batch(args["model"], args["conds"][:1], args["input"], args["timestep"],
-                                                 options)
+    # under another name, since EasyCache remembers by it what a condition gave
+    plain = [{**cond, "uuid": run.plain_uuids.setdefault(cond["uuid"], uuid.uuid4())} for cond in args["conds"][0]]
+    (positive,) = comfy.samplers.calc_cond_batch(args["model"], [plain], args["input"], args["timestep"], options)
     scale = run.branches[0].guidance_scale / args["cond_scale"]
     return [positive + scale * (with_identity - positive), *others]
 
@@ -324,7 +366,8 @@ def extra_bytes(model, branches: tuple[IdentityBranch, ...], noise_shape: tuple[
 
 
 def _spec(branch: IdentityBranch, wan: Wan, hook_groups: int) -> IdentityCacheSpec:
-    return IdentityCacheSpec(len(wan.blocks), _tokens(branch, wan), wan.dim, wan.heads, wan.dtype, hook_groups)
+    blocks = len(branch.blocks(len(wan.blocks)))
+    return IdentityCacheSpec(blocks, _tokens(branch, wan), wan.dim, wan.heads, wan.dtype, hook_groups)
 
 
 def _tokens(branch: IdentityBranch, wan: Wan) -> int:
@@ -336,6 +379,8 @@ def _tokens(branch: IdentityBranch, wan: Wan) -> int:
 def _cache_mode(branches: tuple[IdentityBranch, ...], wan: Wan, device: torch.device, hook_groups: int) -> str:
     """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample."""
     requested = branches[0].cache
+    if requested == "fp8" and device.type == "mps":
+        raise StandInError("cache is set to fp8, which this device (MPS) does not know: set it to auto or offloaded.")
     if requested != "auto":
         return requested
     needed = sum(_spec(branch, wan, hook_groups).device_bytes("resident") for branch in branches)

@@ -42,8 +42,8 @@ class Modulation(NamedTuple):
 class Reading(NamedTuple):
     """One identity as the blocks of one model call read it.
 
-    layers: K before rotation and V of each block, [R, N_ref, C], by ``layers[block]``; rotation: of the identity
-    tokens; bias: on their logits, for each query [B or 1, N_vid or 1] float32; blocks: which read it.
+    layers: K before rotation and V, [R, N_ref, C], by ``layers[i]`` for the i-th of the blocks; rotation: of the
+    identity tokens; bias: on their logits, for each query [B or 1, N_vid or 1] float32; blocks: which read it.
     """
 
     layers: object
@@ -136,8 +136,8 @@ class Wan:
         modules = []
         try:
             for i, block in enumerate(self.blocks):
-                identities = tuple((_source(reading.layers, i), reading.rotation, reading.bias) for reading in readings
-                                   if i in reading.blocks)
+                identities = tuple((_source(reading.layers, i - reading.blocks.start), reading.rotation, reading.bias)
+                                   for reading in readings if i in reading.blocks)
                 if not identities:
                     continue
                 module = block.attn
@@ -203,6 +203,10 @@ def _override(func, q, k, v, *args, **kwargs):
     module.identity_read = True
     identities = []
     for source, rotation, bias in module.identities:
+        if bias.shape[1] not in (1, q.shape[-2]):
+            raise StandInError(f"the region has weights for {bias.shape[1]} video tokens and this model has "
+                               f"{q.shape[-2]}, because another node adds tokens to the video: take out that node, or "
+                               "the region.")
         identity_k, identity_v = source if isinstance(source, tuple) else source()
         identities.append((rotate(module, identity_k, rotation), identity_v, bias))
 

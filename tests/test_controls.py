@@ -2,8 +2,11 @@
 import gc
 
 import comfy.model_sampling
+import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_easycache import EasyCacheNode
 
 import tiny
 from standin_core.contracts import CACHE_MODES, IdentityBranch, StandInError
@@ -151,7 +154,8 @@ def test_a_schedule_that_cannot_be_read(text):
         parse_schedule(text)
 
 
-@pytest.mark.parametrize("schedule", [((0.5, 1), (0.2, 1)), ((0.5, 1), (0.5, 2)), ((0.0, -1),)])
+@pytest.mark.parametrize("schedule", [((0.5, 1), (0.2, 1)), ((0.5, 1), (0.5, 2)), ((0.0, -1),), ((0, 0), (20, 1)),
+                                      ((0.0, float("nan")),), ((0.0, float("inf")),)])
 def test_a_schedule_that_makes_no_sense(schedule):
     with pytest.raises(StandInError, match="needed are rising percents"):
         branch(schedule=schedule)
@@ -199,6 +203,73 @@ def test_guidance_of_its_own(model, predictions, scale, cfg):
     found = one_step(tiny.with_identity(model, guidance="own scale", guidance_scale=scale), POSITIVE, NEGATIVE, cfg=cfg)
     base = negative + cfg * (positive - negative)
     assert_close(found, base + scale * (identity - positive), WHOLE_RUN)
+
+
+@pytest.mark.parametrize("controls", [{"strength": 0.0}, {"region": torch.zeros(1, 8, 12)}, {"end_percent": 0.01}],
+                         ids=["strength 0", "no region", "one step"])
+def test_a_scale_of_nothing_is_the_base_model(model, plain, controls):
+    """Bit for bit where nothing reads, and without the pass that it would cost."""
+    calls = []
+
+    def counted(executor, *args, **kwargs):
+        calls.append(len(args[0]))
+        return executor(*args, **kwargs)
+
+    patched = tiny.with_identity(model, guidance="own scale", guidance_scale=3.0, **controls)
+    patched.add_wrapper_with_key("diffusion_model", "count", counted)
+    found = tiny.sample(patched)[0]
+    if "strength" in controls:
+        assert torch.equal(found, plain) and len(calls) == tiny.STEPS
+    elif "region" in controls:
+        assert_close(found, plain, WHOLE_RUN)
+    else:
+        assert len(calls) == tiny.STEPS + 1
+
+
+def test_guidance_of_its_own_beside_easy_cache(model):
+    """EasyCache remembers by condition what it gave; the pass without the identity is another one to it."""
+    def guided(patched):
+        seen = []
+
+        def look(args):
+            seen.append(args["conds_out"][0].clone())
+            return args["conds_out"]
+
+        patched.set_model_sampler_pre_cfg_function(look)
+        tiny.sample(patched, steps=8)
+        return seen
+
+    plain, cached = (guided(tiny.with_identity(each, guidance="own scale", guidance_scale=6.0))
+                     for each in (model, EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0]))
+    assert all(relative_rms(found, wanted) < 0.5 for wanted, found in zip(plain, cached))
+
+
+@pytest.mark.parametrize("guidance", ["positive pass", "own scale"])
+def test_a_guider_with_passes_of_its_own_is_refused(model, guidance):
+    guider = Guider_DualCFG(tiny.with_identity(model, guidance=guidance))
+    guider.set_conds(POSITIVE, POSITIVE, NEGATIVE)
+    guider.set_cfg(4.0, 2.0)
+    with pytest.raises(StandInError, match="Guider_DualCFG makes passes of its own"):
+        guider.sample(tiny.random(*tiny.LATENT), torch.zeros(tiny.LATENT), comfy.samplers.sampler_object("euler"),
+                      torch.tensor([1.0, 0.0]))
+
+
+def test_a_scale_of_its_own_needs_a_cfg(model):
+    with pytest.raises(StandInError, match="needs a cfg above 0"):
+        one_step(tiny.with_identity(model, guidance="own scale"), POSITIVE, NEGATIVE, cfg=0.0)
+
+
+def test_a_video_for_a_photo_is_refused(model):
+    with pytest.raises(StandInError, match="17 reference images came, at most 16"):
+        apply_identity_branch(model, tiny.adapter(), torch.zeros(17, 16, 1, 4, 4))
+
+
+def test_only_the_blocks_that_read_are_kept(model):
+    expected, (report,) = run(model, first_block=1, last_block=2)
+    assert report.cache_bytes == run(model)[1][0].cache_bytes * 2 // tiny.WAN.blocks
+    for mode in ("offloaded", "streaming"):
+        assert torch.equal(run(model, first_block=1, last_block=2, cache=mode)[0], expected)
+    assert relative_rms(run(model, first_block=1, last_block=2, cache="fp8")[0], expected) < FP8
 
 
 def test_the_guidance_function_goes_with_the_identity(model, plain):
@@ -270,6 +341,7 @@ def test_region_weights_by_hand():
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_numbers_of_masks(count):
     assert region_weights(torch.ones(count, 32, 48), GRID).tolist() == [1.0] * 72
+    assert torch.equal(region_weights(torch.eye(48), GRID), region_weights(torch.eye(48)[None], GRID))
 
 
 def test_another_number_of_masks():
@@ -310,7 +382,7 @@ def test_bias_of_everything_at_once():
     """Weights multiply: strength 2, half for each of two photos, a quarter of the region, and one of two passes."""
     both = IdentityBranch(tiny.adapter(), references(1, 2), normalize_references=True,
                           region=torch.full((1, 32, 48), 0.25))
-    bias = query_bias(both, 2.0, GRID, torch.tensor([True, False]), torch.device("cpu"))
+    bias = query_bias(both, 2.0, region_weights(both.region, GRID), torch.tensor([True, False]), torch.device("cpu"))
     assert bias.shape == (2, 72)
     assert torch.allclose(bias[0].exp(), torch.tensor(0.25), rtol=1e-6)
     assert bool((bias[1] == -torch.inf).all())
