@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 
 from .contracts import IdentityBranch, StandInError
-
-FRAMES_PER_LATENT = 4  # after the first, which stands alone
+from .latent_time import frames_of, largest_in_each
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
@@ -86,10 +85,10 @@ def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Te
     """
     frames, height, width = grid
     region = (region if region.ndim == 3 else region[None]).float().clamp(0, 1)
-    if len(region) == FRAMES_PER_LATENT * (frames - 1) + 1 and frames > 1:
-        region = torch.cat((region[:1], region[1:].unflatten(0, (-1, FRAMES_PER_LATENT)).amax(dim=1)))
+    if len(region) == frames_of(frames):
+        region = largest_in_each(region)
     if len(region) not in (1, frames):
         raise StandInError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
-                           f"{frames}, or one for each of its {FRAMES_PER_LATENT * (frames - 1) + 1} frames.")
+                           f"{frames}, or one for each of its {frames_of(frames)} frames.")
     pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

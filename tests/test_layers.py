@@ -7,9 +7,9 @@ import pytest
 CORE = Path(__file__).resolve().parent.parent / "standin_core"
 
 # each stage may import those before it
-ORDER = ["contracts", "weights", "rope", "face", "reference", "face_swap", "wan", "identity", "kv_cache",
+ORDER = ["contracts", "latent_time", "weights", "rope", "face", "reference", "face_swap", "wan", "identity", "kv_cache",
          "attention", "controls", "report", "run", "sampler"]
-WITHOUT_COMFYUI = ["contracts", "weights", "rope", "kv_cache", "attention", "controls", "report"]
+WITHOUT_COMFYUI = ["contracts", "latent_time", "weights", "rope", "kv_cache", "attention", "controls", "report"]
 
 
 def files():

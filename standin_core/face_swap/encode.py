@@ -5,12 +5,12 @@ import torch
 
 from ..contracts import StandInError
 from ..face import checked_masks
+from ..latent_time import FRAMES_PER_LATENT, largest_in_each
 from ..reference import check_wan_vae
 from .prepare import SIZE_MULTIPLE
 
 SWAP_BACKGROUNDS = ("locked", "free")
 MASK_EDGES = ("hard", "soft")
-FRAMES_PER_LATENT = 4  # after the first, which stands alone
 PIXELS_PER_LATENT = 8
 
 
@@ -47,7 +47,5 @@ def latent_mask(mask: torch.Tensor, size: tuple[int, int], edge: str) -> torch.T
     a face in any of the four must be denoised. In space it is the covered share of a latent pixel; "hard" takes those
     covered by more than half. (ComfyUI would interpolate in time as if every latent frame held as many frames.)
     """
-    first, rest = mask[:1], mask[1:]
-    groups = torch.cat((first, rest.unflatten(0, (-1, FRAMES_PER_LATENT)).amax(dim=1))) if len(rest) else first
-    shares = torch.nn.functional.adaptive_avg_pool2d(groups.float(), size)
+    shares = torch.nn.functional.adaptive_avg_pool2d(largest_in_each(mask).float(), size)
     return ((shares > 0.5).float() if edge == "hard" else shares)[None, None]
