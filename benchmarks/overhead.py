@@ -33,7 +33,7 @@ import comfy.sample
 import comfy.sd
 from comfy.ldm.modules.attention import optimized_attention
 from machine import machine
-from standin_core.attention import choose_attention, restricted_attention
+from standin_core.attention import PYTORCH, choose_attention, restricted_attention
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
 from standin_core.weights import parse_adapter
@@ -130,7 +130,7 @@ def attention_alone(options) -> dict:
         identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
         return lambda: attend(optimized_attention, q, k, v, identities, heads=heads)
 
-    merge, concatenate = (choose_attention(path, None, None, device, dtype, HEAD_DIM)
+    merge, concatenate = (choose_attention(path, None, PYTORCH, device, dtype, HEAD_DIM)
                           for path in ("merge", "concatenate"))
     variants = {"plain": plain, "plain again": plain, "merge": reading(dataclasses.replace(merge, kernel=False)),
                 "concatenate": reading(concatenate)}

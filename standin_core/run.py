@@ -18,7 +18,15 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .attention import AttentionChoice, choose_attention, restricted_attention
+from .attention import (
+    FLASH_ATTN,
+    PYTORCH,
+    SAGE,
+    AttentionChoice,
+    AttentionInUse,
+    choose_attention,
+    restricted_attention,
+)
 from .contracts import Adapter, IdentityBranch, IdentityReport, RunReport, StandInError
 from .controls import kept_tokens, query_bias, region_weights, strength_at
 from .identity import identity_layers
@@ -33,6 +41,7 @@ log = logging.getLogger(__name__)
 
 KEY = "stand_in"
 SINK = "stand_in_report_sink"
+TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 WITHOUT = "stand_in_without"  # set for the one more pass of guidance "own scale"
 
 
@@ -182,16 +191,27 @@ class Run:
         return self.caches[index].layers((device, wan.dtype, id(wan.model)), strengths,
                                          lambda: hold(mode, build, device, wan.heads), synchronize)
 
-    def region(self, index: int, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor | None:
-        """The weights of one identity's region, pooled once for each size of the video."""
+    def region(self, index: int, grid: tuple[int, int, int], device: torch.device,
+               window=None) -> torch.Tensor | None:
+        """The weights of one identity's region, pooled once for each size of the video.
+
+        window: ComfyUI's IndexListContextWindow where the model sees a part of the video, else None.
+        """
         region = self.branches[index].region
         if region is None:
             return None
+        if window is not None:
+            if window.dim != TIME:
+                raise StandInError("a region cannot follow context windows along height or width: set their dim to "
+                                   f"{TIME}, or take out the region.")
+            grid = window.total_frames, *grid[1:]
         key = index, grid, device
         with self.lock:
             if key not in self.regions:
                 self.regions[key] = region_weights(region, grid).to(device)
-            return self.regions[key]
+            weights = self.regions[key]
+        # the window knows which frames it has, the one before its first among them (causal_window_fix)
+        return weights if window is None else window.get_tensor(weights.unflatten(0, (grid[0], -1)), dim=0).flatten()
 
     def note_bytes(self) -> None:
         with self.lock:
@@ -298,9 +318,9 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
                                        x.device)
         if branch.kept_tokens is not None:
             positions = positions[:, branch.kept_tokens.to(x.device)]
+        region = run.region(index, grid, x.device, options.get("context_window"))
         readings.append(Reading(run.layers(index, base, wan, x.device), wan.rotation(positions),
-                                query_bias(branch, strength, run.region(index, grid, x.device), reads, x.device),
-                                branch.blocks(len(wan.blocks))))
+                                query_bias(branch, strength, region, reads, x.device), branch.blocks(len(wan.blocks))))
     return readings
 
 
@@ -395,17 +415,20 @@ def _hook_groups(conds: dict) -> int:
 
 
 def _choose(branches: tuple[IdentityBranch, ...], wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
-    foreign = None
-    if OVERRIDE in options:
-        foreign = "another node overrides ComfyUI's attention"
-    elif not _pytorch_attention():
-        foreign = "ComfyUI runs an attention other than PyTorch's"
     weighting = next((branch.weighting for branch in branches if branch.weighting is not None), None)
-    return choose_attention(branches[0].attention, weighting, foreign, device, wan.dtype, wan.dim // wan.heads)
+    return choose_attention(branches[0].attention, weighting, _attention_in_use(options), device, wan.dtype,
+                            wan.dim // wan.heads)
 
 
-def _pytorch_attention() -> bool:
-    """Whether ComfyUI's attention is PyTorch's, by the order of choice in comfy/ldm/modules/attention.py."""
+def _attention_in_use(options: dict) -> AttentionInUse:
+    """By the order of choice in comfy/ldm/modules/attention.py."""
     manager = comfy.model_management
-    faster = manager.sage_attention_enabled() or manager.flash_attention_enabled() or manager.xformers_enabled()
-    return manager.pytorch_attention_enabled() and not faster
+    if OVERRIDE in options:
+        return AttentionInUse("another node overrides ComfyUI's attention")
+    if manager.sage_attention_enabled():
+        return AttentionInUse("ComfyUI runs SageAttention", SAGE)
+    if manager.flash_attention_enabled():
+        return AttentionInUse("ComfyUI runs FlashAttention", FLASH_ATTN)
+    if manager.pytorch_attention_enabled() and not manager.xformers_enabled():
+        return PYTORCH
+    return AttentionInUse("ComfyUI runs an attention other than PyTorch's")

@@ -1,14 +1,23 @@
 """Restricted attention: the fp32 reference against a loop over queries, then every path against the reference."""
 import math
+import sys
+import types
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from standin_core.attention import choose_attention, restricted_attention
+from standin_core.attention import (
+    FLASH_ATTN,
+    PYTORCH,
+    SAGE,
+    AttentionInUse,
+    choose_attention,
+    restricted_attention,
+)
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.naive import naive_restricted_attention, naive_state
-from standin_core.attention.states import FUSED, TILE, TILED, StateSource, merge_states
+from standin_core.attention.states import FUSED, PACKAGE_BAR, TILE, TILED, StateSource, merge_states, state_fault
 from standin_core.contracts import StandInError
 from tiny import random
 from tolerances import RELATIVE_RMS, assert_close
@@ -76,7 +85,7 @@ def never(*_, **__):
 
 
 @pytest.mark.parametrize("dtype", RELATIVE_RMS, ids=str)
-@pytest.mark.parametrize("source", [*FUSED, TILED], ids=lambda source: source.name)
+@pytest.mark.parametrize("source", [*FUSED, SAGE, FLASH_ATTN, TILED], ids=lambda source: source.name)
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("case", CASES)
 def test_merge_against_the_reference(case, bias, source, dtype):
@@ -89,7 +98,8 @@ def test_merge_against_the_reference(case, bias, source, dtype):
     heads, tensors = inputs(case, dtype, device)
     attend = restricted_attention(AttentionChoice("merge", source, ()))
     expected = naive_restricted_attention(*reading(tensors, bias), heads)
-    assert_close(attend(never, *reading(tensors, bias), heads=heads), expected, RELATIVE_RMS[dtype])
+    bar = PACKAGE_BAR if source is SAGE else RELATIVE_RMS[dtype]
+    assert_close(attend(never, *reading(tensors, bias), heads=heads), expected, bar)
 
 
 def host(q, k, v, heads, **_):
@@ -115,7 +125,7 @@ def test_a_scale_of_its_own(path):
     def scaled_host(q, k, v, heads, scale):
         return host(q * (scale * 24**0.5), k, v, heads)
 
-    attend = restricted_attention(choose_attention(path, None, None, CPU, torch.float32, 24))
+    attend = restricted_attention(choose_attention(path, None, PYTORCH, CPU, torch.float32, 24))
     assert_close(attend(scaled_host, *reading(tensors), heads=heads, scale=0.5),
                  naive_restricted_attention(*reading((queries * (0.5 * 24**0.5), *others)), heads))
 
@@ -125,7 +135,7 @@ def test_heads_already_split(path):
     """Some attention calls come as [B, H, N, D] and want it back so."""
     heads, tensors = inputs("odd sizes that no tile divides")
     q, k, v, identities = reading(tensors)
-    choice = choose_attention(path, None, None, CPU, torch.float32, 24)
+    choice = choose_attention(path, None, PYTORCH, CPU, torch.float32, 24)
 
     def split_host(q, k, v, heads, skip_reshape, skip_output_reshape):
         assert skip_reshape and skip_output_reshape
@@ -159,34 +169,45 @@ def test_merge_is_finite_where_a_plain_exp_would_overflow():
     ({"mask": torch.zeros(1, 1)}, "a mask"), ({"enable_gqa": True}, "grouped keys")])
 def test_what_cannot_be_read_beside_is_refused(path, extra, words):
     heads, tensors = inputs("one query, one identity token")
-    attend = restricted_attention(choose_attention(path, None, None, CPU, torch.float32, 8))
+    attend = restricted_attention(choose_attention(path, None, PYTORCH, CPU, torch.float32, 8))
     with pytest.raises(StandInError, match=f"comes with {words}"):
         attend(host, *reading(tensors), heads=heads, **extra)
 
 
-SAGE = "another node overrides ComfyUI's attention"
+OVERRIDDEN = AttentionInUse("another node overrides ComfyUI's attention")
+WITH_SAGE = AttentionInUse("ComfyUI runs SageAttention", SAGE)
+GIVES_STATES = AttentionInUse("ComfyUI runs this", TILED)
 MPS = torch.device("mps")
 
 # requested, what weighs otherwise, the attention in use if it is not PyTorch's, device -> path, source, a refusal
 CHOICES = {
-    "plain ComfyUI merges": ("auto", None, None, CPU, "merge", CPU_FLASH, "concatenate: merging copies nothing"),
+    "plain ComfyUI merges": ("auto", None, PYTORCH, CPU, "merge", CPU_FLASH, "concatenate: merging copies nothing"),
     "the attention in use is kept where it can be": (
-        "auto", None, SAGE, CPU, "concatenate", None, "gives no log-sum-exp"),
+        "auto", None, OVERRIDDEN, CPU, "concatenate", None, "gives no log-sum-exp"),
     "strength needs states, so the attention in use is left and it is said": (
-        "auto", "strength 0.5", SAGE, CPU, "merge", CPU_FLASH, "strength 0.5 needs one"),
+        "auto", "strength 0.5", OVERRIDDEN, CPU, "merge", CPU_FLASH, "strength 0.5 needs one"),
     "an explicit merge leaves it too": (
-        "merge", None, SAGE, CPU, "merge", CPU_FLASH, "attention set to merge needs one"),
-    "an explicit concatenation": ("concatenate", None, None, CPU, "concatenate", None, "set to concatenate"),
+        "merge", None, OVERRIDDEN, CPU, "merge", CPU_FLASH, "attention set to merge needs one"),
+    "a package that gives states is merged": (
+        "auto", None, GIVES_STATES, CPU, "merge", TILED, "concatenate: merging copies nothing"),
+    "a package that gives states knows strengths": (
+        "auto", "strength 0.5", GIVES_STATES, CPU, "merge", TILED, "concatenate: it knows no weight but 1"),
+    "a package that cannot give states here is kept": (
+        "auto", None, WITH_SAGE, CPU, "concatenate", None, "SageAttention: it runs on cuda, not on cpu"),
+    "a package that cannot give states here is left for a strength": (
+        "auto", "strength 2", WITH_SAGE, CPU, "merge", CPU_FLASH, "ComfyUI runs SageAttention, which gives no"),
+    "an explicit concatenation": ("concatenate", None, PYTORCH, CPU, "concatenate", None, "set to concatenate"),
     "no states on the device: concatenate": (
-        "auto", None, None, MPS, "concatenate", None, "no attention on mps gives a log-sum-exp"),
-    "no states on the device, but a strength": ("auto", "strength 2", None, MPS, "merge", TILED, "no attention on mps"),
+        "auto", None, PYTORCH, MPS, "concatenate", None, "no attention on mps gives a log-sum-exp"),
+    "no states on the device, but a strength": (
+        "auto", "strength 2", PYTORCH, MPS, "merge", TILED, "no attention on mps"),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choice(name):
-    requested, weighting, foreign, device, path, source, refusal = CHOICES[name]
-    choice = choose_attention(requested, weighting, foreign, device, torch.float32, 128)
+    requested, weighting, in_use, device, path, source, refusal = CHOICES[name]
+    choice = choose_attention(requested, weighting, in_use, device, torch.float32, 128)
     assert (choice.path, choice.source) == (path, source)
     assert any(refusal in sentence for sentence in choice.refusals)
     assert all(": " in sentence for sentence in choice.refusals)
@@ -199,6 +220,60 @@ def test_a_source_asks_pytorch():
     refusal = source.refusal(CPU, torch.bfloat16, 72)
     assert refusal == "PyTorch has none for torch.bfloat16 and head dim 72 on this device"
     assert asked[0].shape[-1] == 72 and asked[0].dtype == torch.bfloat16
+
+
+def sageattn_2(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False, **kwargs):
+    """With the signature and the returns of SageAttention 2's, computed in fp64."""
+    assert tensor_layout == "HND" and not is_causal and return_lse
+    output, log_sum_exp = naive_state(q.double(), k.double(), v.double(), sm_scale)
+    return output.to(q.dtype), log_sum_exp.float()
+
+
+def sageattn_1(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, smooth_k=True, **kwargs):
+    """Version 1 swallows return_lse."""
+    return sageattn_2(q, k, v, tensor_layout, is_causal, sm_scale, return_lse=True)[0]
+
+
+def sageattn_in_powers_of_2(*args, return_lse=False, **kwargs):
+    output, log_sum_exp = sageattn_2(*args, return_lse=return_lse, **kwargs)
+    return output, log_sum_exp / math.log(2)
+
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, return_attn_probs=False):
+    """As FlashAttention 2's: [B, N, H, D], and a third thing when asked for more than the output."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    output, log_sum_exp = naive_state(q.double(), k.double(), v.double(), softmax_scale)
+    return output.to(q.dtype).transpose(1, 2), log_sum_exp.float(), torch.empty(0)
+
+
+# the packages need CUDA; what stands in for them here has their signatures (sageattention/core.py of SageAttention 2.2
+# and of 1.0.6, flash_attn_interface.py of FlashAttention 2.8)
+PACKAGES = {
+    "SageAttention 2": (SAGE, sageattn_2, None),
+    "SageAttention 1": (SAGE, sageattn_1, "returns no log-sum-exp, version 2 does"),
+    "another base": (SAGE, sageattn_in_powers_of_2, "it is wrong on this device, by 2"),
+    "FlashAttention 2": (FLASH_ATTN, flash_attn_func, None),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_is_asked_before_it_is_taken(name, monkeypatch):
+    source, function, words = PACKAGES[name]
+    module = types.ModuleType(source.package)
+    setattr(module, function.__name__ if source is FLASH_ATTN else "sageattn", function)
+    monkeypatch.setitem(sys.modules, source.package, module)
+    found = state_fault.__wrapped__(source, CPU, torch.float32, 64)
+    assert found is None if words is None else words in found
+    if words is None:
+        heads, tensors = inputs("more identity than video, as in a short clip")
+        attend = restricted_attention(AttentionChoice("merge", source, ()))
+        assert_close(attend(never, *reading(tensors, 0.3), heads=heads),
+                     naive_restricted_attention(*reading(tensors, 0.3), heads))
+
+
+def test_a_package_that_is_not_installed():
+    source = StateSource("none", None, None, package="no_such_package")
+    assert source.refusal(CPU, torch.float32, 64) == "the package no_such_package is not installed"
 
 
 @pytest.mark.parametrize("source", [source for source in FUSED if source.device_type == "cuda"],
@@ -235,6 +310,6 @@ def test_peak_bytes(name):
 def test_equal_settings_give_one_function():
     """torch.compile guards on a function's identity: another object for every run would compile anew every time."""
     def choice():
-        return choose_attention("auto", None, None, CPU, torch.float32, 128)
+        return choose_attention("auto", None, PYTORCH, CPU, torch.float32, 128)
 
     assert restricted_attention(choice()) is restricted_attention(choice())

@@ -1,4 +1,5 @@
 """The identity beside everything else that people put on a Wan model."""
+import shutil
 import types
 
 import comfy.context_windows
@@ -284,28 +285,16 @@ def test_vace():
     assert relative_rms(samples, tiny.sample(model, **controlled)[0]) > 100 * WHOLE_RUN
 
 
-LORA_KEYS = [f"blocks.{block}.self_attn.{which}" for block in (0, 2) for which in "qkv"]
-
-
-def lora():
-    """A LoRA file of rank 4, as trainers write it."""
-    weights = {}
-    for seed, key in enumerate(LORA_KEYS):
-        weights[f"diffusion_model.{key}.lora_down.weight"] = tiny.random(4, tiny.WAN.dim, seed=seed) / 8
-        weights[f"diffusion_model.{key}.lora_up.weight"] = tiny.random(tiny.WAN.dim, 4, seed=100 + seed) / 8
-    return weights
-
-
 def with_lora(model):
-    return comfy.sd.load_lora_for_models(model, None, lora(), 1.0, 0.0)[0]
+    return comfy.sd.load_lora_for_models(model, None, tiny.lora(), 1.0, 0.0)[0]
 
 
 @pytest.fixture(scope="module")
 def merged():
     """The LoRA merged into the weights beforehand."""
     weights = tiny.WAN.weights()
-    for key in LORA_KEYS:
-        up, down = (lora()[f"diffusion_model.{key}.lora_{which}.weight"] for which in ("up", "down"))
+    for key in tiny.LORA_KEYS:
+        up, down = (tiny.lora()[f"diffusion_model.{key}.lora_{which}.weight"] for which in ("up", "down"))
         weights[f"{key}.weight"] = weights[f"{key}.weight"] + up @ down
     return tiny.load(weights)
 
@@ -320,7 +309,7 @@ def test_a_lora_on_qkv(model, expected, merged, order):
 
 def hooked(condition, strength=1.0, keyframes=()):
     """A condition that brings the LoRA with it, as core's hook nodes make them."""
-    hooks = comfy.hooks.create_hook_lora(lora(), strength, 0.0)
+    hooks = comfy.hooks.create_hook_lora(tiny.lora(), strength, 0.0)
     if keyframes:
         group = comfy.hooks.HookKeyframeGroup()
         for percent, factor in keyframes:
@@ -442,6 +431,20 @@ def test_torch_compile(model, expected, guards, keys):
     assert_close(compiled(tiny.with_identity(model, seed=9)), other, WHOLE_RUN)
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("keys", [WHOLE, BLOCKS], ids=["whole model", "each block"])
+def test_torch_compile_to_machine_code(model, expected, keys):
+    """With inductor, TorchCompileModel's default backend."""
+    torch._dynamo.reset()
+    counters.clear()
+    patched = tiny.with_identity(model)
+    set_torch_compile_wrapper(patched, backend="inductor", keys=keys,
+                              options={"guard_filter_fn": skip_torch_compile_dict})
+    samples, (report,) = tiny.sample(patched)
+    assert_close(samples, expected, WHOLE_RUN)
+    assert report.reads == tiny.STEPS * tiny.WAN.blocks and not counters["graph_break"]
 
 
 CONTROLS = {

@@ -44,6 +44,18 @@ def with_identity(model, seed=1, **controls):
     return apply_identity_branch(model, adapter(), random(1, 16, 1, 8, 16, seed=seed), **controls)
 
 
+LORA_KEYS = [f"blocks.{block}.self_attn.{which}" for block in (0, 2) for which in "qkv"]
+
+
+def lora():
+    """A LoRA file of rank 4, as trainers write it."""
+    weights = {}
+    for seed, key in enumerate(LORA_KEYS):
+        weights[f"diffusion_model.{key}.lora_down.weight"] = random(4, WAN.dim, seed=seed) / 8
+        weights[f"diffusion_model.{key}.lora_up.weight"] = random(WAN.dim, 4, seed=100 + seed) / 8
+    return weights
+
+
 def prompt(length=5, seed=2):
     return [[random(1, length, WAN.text_dim, seed=seed), {}]]
 

@@ -11,6 +11,7 @@ import torch
 from ..contracts import StandInError
 from .naive import naive_state
 from .states import FUSED, TILE, TILED, StateSource, merge_states
+from .trial import fault
 
 KERNEL_HEAD_DIMS = (64, 128)
 
@@ -46,19 +47,39 @@ class AttentionChoice:
         return merged
 
 
-def choose_attention(requested: str, weighting: str | None, foreign: str | None, device: torch.device,
+@dataclass(frozen=True, slots=True)
+class AttentionInUse:
+    """What computes the model's attention without the identity. clause: names it, None for PyTorch's own, which merging
+    keeps; source: the same with a log-sum-exp, where there is such a thing.
+    """
+
+    clause: str | None = None
+    source: StateSource | None = None
+
+
+PYTORCH = AttentionInUse()
+
+
+def choose_attention(requested: str, weighting: str | None, in_use: AttentionInUse, device: torch.device,
                      dtype: torch.dtype, head_dim: int) -> AttentionChoice:
     """Choose for one device of one run.
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
     explicit path is taken. weighting: None where every query reads every identity at weight 1, else what does not, in
-    words. foreign: None where the attention in use is PyTorch's own, else a clause that names it.
+    words.
     """
     if requested == "concatenate":
         return AttentionChoice("concatenate", None, ("merge: attention is set to concatenate",))
-    if requested == "auto" and weighting is None and foreign is not None:
-        return AttentionChoice("concatenate", None, (f"merge: {foreign}, which gives no log-sum-exp",))
+    known = "merging copies nothing" if weighting is None else "it knows no weight but 1"
     refusals = []
+    foreign = in_use.clause
+    if in_use.source is not None:
+        refusal = in_use.source.refusal(device, dtype, head_dim)
+        if refusal is None:
+            return _merge(in_use.source, [f"concatenate: {known}"], device, dtype, head_dim)
+        refusals.append(f"{in_use.source.name}: {refusal}")
+    if requested == "auto" and weighting is None and foreign is not None:
+        return AttentionChoice("concatenate", None, (*refusals, f"merge: {foreign}, which gives no log-sum-exp"))
     if foreign is not None:
         reason = weighting if requested == "auto" else "attention set to merge"
         refusals.append(f"the attention in use: {foreign}, which gives no log-sum-exp, and {reason} needs one, so the "
@@ -67,17 +88,20 @@ def choose_attention(requested: str, weighting: str | None, foreign: str | None,
         if source.device_type == device.type:
             refusal = source.refusal(device, dtype, head_dim)
             if refusal is None:
-                known = "merging copies nothing" if weighting is None else "it knows no weight but 1"
-                refusals.append(f"concatenate: {known}")
-                no_kernel = kernel_refusal(device, dtype, head_dim)
-                if no_kernel is not None:
-                    refusals.append(f"Triton kernel: {no_kernel}")
-                return AttentionChoice("merge", source, tuple(refusals), kernel=no_kernel is None)
+                return _merge(source, [*refusals, f"concatenate: {known}"], device, dtype, head_dim)
             refusals.append(f"{source.name}: {refusal}")
     refusals.append(f"fused merge: no attention on {device.type} gives a log-sum-exp")
     if requested == "auto" and weighting is None:
         return AttentionChoice("concatenate", None, tuple(refusals))
     return AttentionChoice("merge", TILED, tuple(refusals))
+
+
+def _merge(source: StateSource, refusals: list[str], device: torch.device, dtype: torch.dtype,
+           head_dim: int) -> AttentionChoice:
+    no_kernel = kernel_refusal(device, dtype, head_dim)
+    if no_kernel is not None:
+        refusals.append(f"Triton kernel: {no_kernel}")
+    return AttentionChoice("merge", source, tuple(refusals), kernel=no_kernel is None)
 
 
 def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -104,14 +128,12 @@ def kernel_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str
     log_sum_exp, bias = torch.zeros(1, 2, 200, device=device), torch.zeros(1, 1, device=device)
     in_fp32 = [x.to(torch.float32, copy=True) for x in (q, k, v, output)]
     expected, _ = _extend_by_state(naive_state)(*in_fp32[:3], (in_fp32[3], log_sum_exp), head_dim**-0.5, bias)
-    try:
+
+    def difference() -> float:
         found, _ = _extend_by_kernel(q, k, v, (output, log_sum_exp.clone()), head_dim**-0.5, bias)
-        difference = float((found - expected).norm() / expected.norm())
-    except Exception as error:  # whatever Triton, its compiler or the driver raise
-        return f"it failed on this device ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-    if not difference <= 2 * torch.finfo(dtype).eps + 1e-6:
-        return f"it is wrong on this device, by {difference:.1e}"
-    return None
+        return float((found - expected).norm() / expected.norm())
+
+    return fault(difference, 2 * torch.finfo(dtype).eps + 1e-6)
 
 
 @functools.lru_cache(maxsize=32)
