@@ -1,12 +1,14 @@
-"""What the identity costs: plain model against cached identity, merged and concatenated, in one run.
+"""What the identity costs: plain model against every attention path and cache mode, in one run.
 
     python benchmarks/overhead.py                    # inside the environment that scripts/test.py prepares
 
 Model: two blocks of Wan 14B's width, random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
-sampler. Attention: the self-attention of such a block alone at the token counts of 832x480x81, on a few of its heads;
-there the share of the identity is 1/32 and stands out of the noise. On a GPU, all heads and the Triton kernel too:
+sampler. Attention: the self-attention of such a block alone with the 32,760 tokens of 832x480x81, on a few of its
+heads; there the share of the identity is 1/32 and stands out of the noise. On a GPU, all heads, 1280x720x81 (75,600
+tokens) and the Triton kernel too:
 
-    python benchmarks/overhead.py --cuda --dtype bfloat16 --attention-heads 40 --name <card>
+    python benchmarks/overhead.py --cuda --dtype bfloat16 --video-tokens 32768 --attention-heads 40 \
+        --attention-tokens 32760 75600 --name <card>
 
 Variants take turns within each round; a ratio is taken within a round, and its median over the rounds is given with
 half the interquartile range. The plain model takes a second turn in each round: its ratio is the machine's noise.
@@ -34,6 +36,7 @@ import comfy.sd
 from comfy.ldm.modules.attention import optimized_attention
 from machine import machine
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
+from standin_core.contracts import CACHE_MODES
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
 from standin_core.weights import parse_adapter
@@ -43,6 +46,7 @@ DIM, FFN_DIM, HEADS, RANK = 5120, 13824, 40, 128  # Wan 14B
 HEAD_DIM = DIM // HEADS
 PROMPT_TOKENS, TEXT_DIM = 512, 64
 RATIO = 32
+IDENTITY_TOKENS = 1024  # of a photo of 512x512
 STEPS = 3  # the first builds the identity K/V and is not counted
 
 
@@ -51,7 +55,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--video-tokens", type=int, default=1024, help="a multiple of 256")
-    parser.add_argument("--attention-tokens", type=int, default=32768)
+    parser.add_argument("--attention-tokens", type=int, nargs="+", default=[32760])
     parser.add_argument("--attention-heads", type=int, default=2)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cuda", action="store_true")
@@ -62,7 +66,8 @@ def main() -> None:
     with torch.inference_mode():
         result = {
             **machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
-            "model": whole_model(options), "attention": attention_alone(options),
+            "model": whole_model(options),
+            "attention": [attention_alone(options, tokens) for tokens in options.attention_tokens],
         }
     path = PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -82,7 +87,10 @@ def whole_model(options) -> dict:
     prompt = [[torch.randn(1, PROMPT_TOKENS, TEXT_DIM), {}]]
     variants = {"plain": model, "plain again": model}
     for path in ("merge", "concatenate"):
-        variants[path] = apply_identity_branch(model, adapter, reference, attention=path)
+        variants[path] = apply_identity_branch(model, adapter, reference, attention=path, cache="resident")
+    for mode in CACHE_MODES:
+        if mode not in ("auto", "resident"):
+            variants[f"merge, {mode}"] = apply_identity_branch(model, adapter, reference, attention="merge", cache=mode)
     reports = {}
 
     def step_seconds(name: str) -> float:
@@ -109,18 +117,17 @@ def whole_model(options) -> dict:
         "what": f"{options.blocks} block(s) of width {DIM}, {n} video and {identity_tokens} identity tokens, "
                 f"{options.dtype}",
         "flops_share": 4 * n * identity_tokens * c / block, "timed": timed,
-        "build_ms": statistics.median(report.build_ms for report in reports.values()),
-        "builds_per_run": max(report.builds for report in reports.values()),
-        "cache_bytes": reports["merge"].cache_bytes,
+        "build_ms": reports["merge"].build_ms, "builds_per_run": reports["merge"].builds,
+        "cache_bytes": {name: report.cache_bytes for name, report in reports.items()},
     }
 
 
-def attention_alone(options) -> dict:
+def attention_alone(options, n: int) -> dict:
     device = comfy.model_management.get_torch_device()
     dtype, heads = getattr(torch, options.dtype), options.attention_heads
-    n = options.attention_tokens
     q, k, v, identity_k, identity_v = (
-        torch.randn(1, tokens, heads * HEAD_DIM, device=device, dtype=dtype) for tokens in (n, n, n, *[n // RATIO] * 2))
+        torch.randn(1, tokens, heads * HEAD_DIM, device=device, dtype=dtype)
+        for tokens in (n, n, n, IDENTITY_TOKENS, IDENTITY_TOKENS))
 
     def plain():
         return optimized_attention(q, k, v, heads=heads)
@@ -146,13 +153,13 @@ def attention_alone(options) -> dict:
 
     timed = in_turns(variants, seconds, options.rounds)
     for name, row in timed.items():
-        keys = n if name.startswith("plain") else n + n // RATIO
+        keys = n if name.startswith("plain") else n + IDENTITY_TOKENS
         row["tflops_per_second"] = 4 * n * keys * heads * HEAD_DIM / row["ms"] / 1e9
         row["peak_bytes"] = peak_bytes(variants[name])
     return {
-        "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {n // RATIO} identity tokens, "
+        "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {IDENTITY_TOKENS} identity tokens, "
                 f"{options.dtype}",
-        "flops_share": 1 / RATIO, "timed": timed,
+        "flops_share": IDENTITY_TOKENS / n, "timed": timed,
     }
 
 
@@ -187,14 +194,14 @@ def in_turns(variants: dict, seconds, rounds: int) -> dict:
 
 def as_markdown(result: dict) -> str:
     lines = [f"{result['machine']}, torch {result['torch']}, ComfyUI {result['comfyui']}"]
-    for part in (result["model"], result["attention"]):
+    for part in (result["model"], *result["attention"]):
         lines += ["", f"{part['what']}; the identity adds {100 * part['flops_share']:.2f} % FLOPs", "",
                   "| | ms | ratio to plain |", "|---|---|---|"]
         lines += [f"| {name} | {row['ms']:.0f} | {row['ratio']:.4f} ± {row['noise']:.4f} |"
                   for name, row in part["timed"].items()]
     model = result["model"]
-    lines += ["", f"identity K/V: built {model['builds_per_run']} time(s) a run in {model['build_ms']:.0f} ms, "
-                  f"{model['cache_bytes'] / 2**20:.1f} MiB"]
+    lines += ["", f"identity K/V: built {model['builds_per_run']} time(s) a run in {model['build_ms']:.0f} ms; held:"]
+    lines += [f"{name} {held / 2**20:.2f} MiB" for name, held in model["cache_bytes"].items()]
     return "\n".join(lines) + "\n"
 
 
