@@ -3,11 +3,14 @@ import inspect
 import os
 
 import folder_paths
+from comfy.utils import ProgressBar
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
+from .standin_core.attention_map import show_map
 from .standin_core.contracts import ATTENTION_PATHS, CACHE_MODES, GUIDANCES
 from .standin_core.controls import parse_schedule
+from .standin_core.evaluation import EMBEDDERS, REGIONS, CompareSettings, compare, contact_sheet, plot
 from .standin_core.face import (
     BORDER_RULES,
     DETECTORS,
@@ -41,6 +44,7 @@ MODEL_FOLDER = "stand_in"
 
 StandIn = io.Custom("STAND_IN")
 FaceCropType = io.Custom("FACE_CROP")
+AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 
 # ComfyUI 0.3.64 knows no advanced inputs, 0.16.3 does
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
@@ -378,22 +382,110 @@ class StandInSampler(io.ComfyNode):
                 io.Float.Input("boundary", default=0.875, min=0.0, max=1.0, step=0.001, **ADVANCED, tooltip=(
                     "Noise level at which the low-noise expert takes over; higher hands over earlier. The step follows "
                     "from the schedule. Wan 2.2's text-to-video uses 0.875. Unused with one model.")),
+                io.Boolean.Input("attention_map", default=False, optional=True, **ADVANCED, tooltip=(
+                    "On, records in every block how much of the video's attention lies on the identity, for Identity "
+                    "Attention Map, which takes a little time. Off, nothing is recorded.")),
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, for VAE Decode."),
                 io.String.Output("report", tooltip="What the identity did in each run, as JSON."),
+                AttentionMapType.Output("attention_map", tooltip=(
+                    "Where the identity was read, for Identity Attention Map; empty while attention_map is off.")),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, shift, denoise,
-                boundary, low_noise_model=None):
-        settings = SamplerSettings(seed, steps, cfg, sampler_name, scheduler, shift, denoise, boundary)
-        latent, reports = sample(model, low_noise_model, positive, negative, latent_image, settings)
-        text = "\n\n".join(map(as_text, reports)) or "no identity: put Apply Identity Branch before this node"
+                boundary, low_noise_model=None, attention_map=False):
+        settings = SamplerSettings(seed, steps, cfg, sampler_name, scheduler, shift, denoise, boundary, attention_map)
+        latent, sink = sample(model, low_noise_model, positive, negative, latent_image, settings)
+        text = "\n\n".join(map(as_text, sink.reports)) or "no identity: put Apply Identity Branch before this node"
         show_text(cls, text)
-        return io.NodeOutput(latent, as_json(reports), ui=ui.PreviewText(text))
+        return io.NodeOutput(latent, as_json(sink.reports), sink.maps, ui=ui.PreviewText(text))
+
+
+class IdentityAttentionMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IdentityAttentionMap",
+            display_name="Identity Attention Map",
+            category=CATEGORY,
+            description="Shows where in the video the identity was read: the share of the attention that lies on the "
+                        "photo, as a heat map over the frames.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the run, from VAE Decode."),
+                AttentionMapType.Input("attention_map", tooltip=(
+                    "From Stand-In Sampler, with its attention_map switched on.")),
+                io.Int.Input("person", default=0, min=0, max=99, tooltip=(
+                    "Whose map: 0 is the first Apply Identity Branch of the chain, higher the later ones.")),
+                io.Int.Input("first_block", default=0, min=0, max=999, tooltip=(
+                    "First block of the mean. Low blocks place things, high ones finish them.")),
+                io.Int.Input("last_block", default=-1, min=-1, max=999, tooltip=(
+                    "Last block of the mean, included; -1 is the last there is.")),
+                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip=(
+                    "1 shows the map alone, 0 the frames alone.")),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="The frames with the map over them, black to yellow."),
+                io.Mask.Output("mask", tooltip="The map, 1 where the most attention lies."),
+                io.String.Output("report", tooltip="The share of the attention, in all and by block."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, attention_map, opacity, **choice):
+        frames, mask, text = show_map(images, attention_map, opacity, **choice)
+        show_text(cls, text)
+        return io.NodeOutput(frames, mask, text, ui={"text": (text,)})
+
+
+class IdentityReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IdentityReport",
+            display_name="Identity Report",
+            category=CATEGORY,
+            description="Measures in every frame how alike the person is to the photo, and how much is merely copied "
+                        "from it. Likeness with little copied is what to look for.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the video."),
+                io.Image.Input("reference_image", tooltip=(
+                    "The photo that was given to the model. More pictures in the batch are other photos of the same "
+                    "person: with them comes the copy-paste measure.")),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip=(
+                    "Any model of Load CLIP Vision. It sees faces less finely than insightface, and subjects too.")),
+                io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
+                    "What compares. auto takes insightface where you installed it with a model pack, else CLIP "
+                    "vision. Figures of different embedders cannot be compared.")),
+                io.Combo.Input("region", options=list(REGIONS), tooltip=(
+                    "face compares the largest face of each frame; whole frame all of it, for subjects without a "
+                    "face.")),
+                io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
+                    "How sure the detector must be of a face. Lower finds more and more that are none; the cascade "
+                    "has no score.")),
+            ],
+            outputs=[
+                io.Image.Output("plot", tooltip="Similarity and copied pixels over the frames."),
+                io.Image.Output("contact_sheet", tooltip="The frames least and most like the photo."),
+                io.String.Output("report", tooltip="The figures in words."),
+                io.String.Output("json", tooltip="The figures and the series of all frames, as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, reference_image, clip_vision=None, **settings):
+        progress = ProgressBar(len(images))
+        result = compare(images, reference_image, CompareSettings(**settings), clip_vision,
+                         lambda: progress.update(1))
+        pictures, text = (plot(result), contact_sheet(result)), result.as_text()
+        show_text(cls, text)
+        shown = [image for picture in pictures for image in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
+        return io.NodeOutput(*pictures, text, result.as_json(), ui={"images": shown, "text": (text,)})
 
 
 def _detector_input():
@@ -432,7 +524,7 @@ def show_text(cls, text: str) -> None:
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
-                FaceSwapComposite]
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap]
 
 
 async def comfy_entrypoint():

@@ -35,7 +35,7 @@ import comfy.sample
 import comfy.sd
 from comfy.ldm.modules.attention import optimized_attention
 from machine import machine
-from standin_core.attention import PYTORCH, choose_attention, restricted_attention
+from standin_core.attention import FLASH_ATTN, PYTORCH, SAGE, choose_attention, restricted_attention
 from standin_core.contracts import CACHE_MODES
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
@@ -59,17 +59,20 @@ def main() -> None:
     parser.add_argument("--attention-heads", type=int, default=2)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=("model", "attention"), default=("model", "attention"),
+                        help="the record keeps the other one")
     parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds: at least 2 are needed to tell the noise")
-    with torch.inference_mode():
-        result = {
-            **machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
-            "model": whole_model(options),
-            "attention": [attention_alone(options, tokens) for tokens in options.attention_tokens],
-        }
     path = PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    about = {**machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]])}
+    with torch.inference_mode():
+        if "model" in options.parts:
+            result["model"] = {**about, **whole_model(options)}
+        if "attention" in options.parts:
+            result["attention"] = [{**about, **attention_alone(options, n)} for n in options.attention_tokens]
     path.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(as_markdown(result))
 
@@ -143,6 +146,9 @@ def attention_alone(options, n: int) -> dict:
                 "concatenate": reading(concatenate)}
     if merge.kernel:
         variants["merge by the Triton kernel"] = reading(merge)
+    for source in (SAGE, FLASH_ATTN):
+        if source.refusal(device, dtype, HEAD_DIM) is None:
+            variants[f"merge, {source.name}"] = reading(dataclasses.replace(merge, source=source))
 
     def seconds(name: str) -> float:
         comfy.model_management.synchronize()
@@ -155,7 +161,7 @@ def attention_alone(options, n: int) -> dict:
     for name, row in timed.items():
         keys = n if name.startswith("plain") else n + IDENTITY_TOKENS
         row["tflops_per_second"] = 4 * n * keys * heads * HEAD_DIM / row["ms"] / 1e9
-        row["peak_bytes"] = peak_bytes(variants[name])
+        row["peak_bytes"] = peak_bytes(variants[name]) if device.type == "cuda" else None
     return {
         "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {IDENTITY_TOKENS} identity tokens, "
                 f"{options.dtype}",
@@ -163,10 +169,8 @@ def attention_alone(options, n: int) -> dict:
     }
 
 
-def peak_bytes(call) -> int | None:
-    """What a call allocates at its peak, on a GPU; PyTorch does not count on a CPU."""
-    if not torch.cuda.is_available():
-        return None
+def peak_bytes(call) -> int:
+    """What a call allocates on the GPU at its peak."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
@@ -193,16 +197,24 @@ def in_turns(variants: dict, seconds, rounds: int) -> dict:
 
 
 def as_markdown(result: dict) -> str:
-    lines = [f"{result['machine']}, torch {result['torch']}, ComfyUI {result['comfyui']}"]
-    for part in (result["model"], *result["attention"]):
-        lines += ["", f"{part['what']}; the identity adds {100 * part['flops_share']:.2f} % FLOPs", "",
-                  "| | ms | ratio to plain |", "|---|---|---|"]
-        lines += [f"| {name} | {row['ms']:.0f} | {row['ratio']:.4f} ± {row['noise']:.4f} |"
+    lines = []
+    for part in (*([result["model"]] if "model" in result else []), *result.get("attention", [])):
+        lines += [f"{part['what']}; reading the identity adds {100 * part['flops_share']:.2f} % FLOPs; "
+                  f"{part['machine']}, torch {part['torch']}, ComfyUI {part['comfyui']}", "",
+                  "| | ms | ratio to plain | TFLOP/s | peak MiB |", "|---|---|---|---|---|"]
+        lines += [f"| {name} | {row['ms']:.0f} | {row['ratio']:.4f} ± {row['noise']:.4f} | "
+                  f"{_number(row.get('tflops_per_second'), 1)} | {_number(row.get('peak_bytes'), 2**20)} |"
                   for name, row in part["timed"].items()]
-    model = result["model"]
-    lines += ["", f"identity K/V: built {model['builds_per_run']} time(s) a run in {model['build_ms']:.0f} ms; held:"]
-    lines += [f"{name} {held / 2**20:.2f} MiB" for name, held in model["cache_bytes"].items()]
+        lines.append("")
+    if "model" in result:
+        model = result["model"]
+        lines.append(f"identity K/V: built {model['builds_per_run']} time(s) in a run, in {model['build_ms']:.0f} ms")
+        lines += [f"{name} {held / 2**20:.2f} MiB" for name, held in model["cache_bytes"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.2f}"
 
 
 if __name__ == "__main__":

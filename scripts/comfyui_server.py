@@ -40,23 +40,24 @@ def node_id(prompt: dict, class_type: str) -> str:
     return next(key for key, node in prompt.items() if node["class_type"] == class_type)
 
 
-def link_pack(base: Path) -> None:
-    """Put the pack into base/custom_nodes, as a link: what runs is this very checkout."""
-    link = base / "custom_nodes" / "ComfyUI-StandIn"
+def link_node_pack(base: Path, name: str, folder: Path) -> None:
+    """Put a node pack into base/custom_nodes, as a link: what runs is this very checkout."""
+    link = base / "custom_nodes" / name
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):
         return
     if os.name == "nt":
         import _winapi  # a junction needs no privilege, a symbolic link does
-        _winapi.CreateJunction(str(PACK), str(link))
+        _winapi.CreateJunction(str(folder), str(link))
     else:
-        link.symlink_to(PACK, target_is_directory=True)
+        link.symlink_to(folder, target_is_directory=True)
 
 
 @contextlib.contextmanager
 def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Iterator[Server]:
     """A server on a free local port, on the CPU, with models, inputs and outputs in base; stopped at the end."""
-    link_pack(base)
+    link_node_pack(base, "ComfyUI-StandIn", PACK)
+    link_node_pack(base, "tiny_text_encoder", PACK / "scripts" / "tiny_text_encoder")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,6 +101,14 @@ class Server:
         async def fetch():
             async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
                 return await response.json()
+        return asyncio.run(fetch())
+
+    def text(self, path: str) -> str:
+        """The text at a path of the server. Raises aiohttp.ClientResponseError if there is none."""
+        async def fetch():
+            async with (aiohttp.ClientSession(raise_for_status=True) as session,
+                        session.get(self.url + path) as response):
+                return await response.text()
         return asyncio.run(fetch())
 
     def upload(self, file: Path) -> str:

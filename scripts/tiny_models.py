@@ -5,24 +5,34 @@ comes out is noise. Imports ComfyUI: call it where ComfyUI is on the path.
 """
 from __future__ import annotations
 
+import io
 import json
 import math
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
+import comfy.text_encoders.t5
+import comfy.text_encoders.wan
 import safetensors.torch
+import sentencepiece
 import torch
 
-# core's LotusConditioning, a text condition that needs no text encoder, is 1024 wide
-TEXT_DIM = 1024
+TEXT_DIM = 4096
 DIM, HEADS, BLOCKS, RANK = 64, 2, 4, 16
 
 DIFFUSION_MODEL = "tiny_wan_t2v.safetensors"
+LOW_NOISE_MODEL = "tiny_wan_t2v_low_noise.safetensors"
+VACE_MODEL = "tiny_wan_vace.safetensors"
+TEXT_ENCODER = "tiny_umt5.safetensors"
 VAE = "tiny_wan_vae.safetensors"
 ADAPTER = "tiny_stand_in.safetensors"
+LORA = "tiny_lora.safetensors"
+
+FULL_SIZE = {"width": 832, "height": 480, "length": 81}  # of the bundled workflows
 
 VAE_FILE = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny_wan_vae.safetensors"
 
@@ -39,9 +49,15 @@ class TinyWan:
     seed: int = 0
 
     def weights(self) -> dict[str, torch.Tensor]:
-        module = comfy.ldm.wan.model.WanModel(
-            dim=self.dim, ffn_dim=self.ffn_dim, num_heads=self.heads, num_layers=self.blocks, text_dim=self.text_dim,
-            operations=comfy.ops.disable_weight_init)
+        return self._weights(comfy.ldm.wan.model.WanModel)
+
+    def vace_weights(self) -> dict[str, torch.Tensor]:
+        """Of the VACE model, which has two blocks of its own beside the others."""
+        return self._weights(comfy.ldm.wan.model.VaceWanModel, vace_layers=2, vace_in_dim=96)
+
+    def _weights(self, kind: type, **more) -> dict[str, torch.Tensor]:
+        module = kind(dim=self.dim, ffn_dim=self.ffn_dim, num_heads=self.heads, num_layers=self.blocks,
+                      text_dim=self.text_dim, operations=comfy.ops.disable_weight_init, **more)
         return random_weights(module, self.seed)
 
     def metadata(self) -> dict[str, str]:
@@ -85,12 +101,46 @@ def vae_weights() -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in safetensors.torch.load_file(VAE_FILE).items()}
 
 
+def text_encoder_weights() -> dict[str, torch.Tensor]:
+    """A umT5 of one block with a tokenizer of single characters, for ComfyUI's loader (see tiny_text_encoder)."""
+    sizes = json.loads((Path(__file__).parent / "tiny_text_encoder" / "sizes.json").read_text())
+    config = json.loads((Path(comfy.text_encoders.wan.__file__).parent / "umt5_config_xxl.json").read_text()) | sizes
+    module = comfy.text_encoders.t5.T5(config, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    weights = random_weights(module, seed=3)
+    letters = string.ascii_letters + string.digits + ".,:;!?'-#()"
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([letters, " ".join(letters)]), model_writer=model, model_type="char",
+        vocab_size=sizes["vocab_size"], hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        minloglevel=2)
+    weights["spiece_model"] = torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
+    # by which ComfyUI tells a umT5-XXL
+    weights["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] = torch.zeros(10240, 1)
+    return weights
+
+
+def lora_weights(rank: int = 4) -> dict[str, torch.Tensor]:
+    """A LoRA on queries, keys and values, as trainers write it."""
+    generator = torch.Generator().manual_seed(4)
+    weights = {}
+    for block in range(BLOCKS):
+        for which in "qkv":
+            key = f"diffusion_model.blocks.{block}.self_attn.{which}"
+            weights[f"{key}.lora_down.weight"] = torch.randn(rank, DIM, generator=generator) / 8
+            weights[f"{key}.lora_up.weight"] = torch.randn(DIM, rank, generator=generator) / 8
+    return weights
+
+
 def write_tiny_models(models: Path) -> None:
-    """Write the three files into a ComfyUI models folder."""
+    """Write all the files into a ComfyUI models folder."""
     wan = TinyWan()
     for folder, name, weights, metadata in (
             ("diffusion_models", DIFFUSION_MODEL, wan.weights(), wan.metadata()),
+            ("diffusion_models", LOW_NOISE_MODEL, TinyWan(seed=1).weights(), wan.metadata()),
+            ("diffusion_models", VACE_MODEL, wan.vace_weights(), wan.metadata()),
+            ("text_encoders", TEXT_ENCODER, text_encoder_weights(), None),
             ("vae", VAE, vae_weights(), None),
+            ("loras", LORA, lora_weights(), None),
             ("stand_in", ADAPTER, adapter_weights(), None)):
         (models / folder).mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(weights, models / folder / name, metadata=metadata)
@@ -98,34 +148,37 @@ def write_tiny_models(models: Path) -> None:
 
 def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 128, length: int = 17,
                    steps: int = 4, video: str = "") -> dict:
-    """A bundled workflow (API format) with the tiny files, a small video and the uploaded photo and video.
-
-    The text encoder of Wan is umT5-XXL, of which there is no tiny form: core's LotusConditioning stands in for what it
-    makes of the prompts, and the negative one is zeroed. Everything else stays as it is.
+    """A bundled workflow (API format) with the tiny files, a small video and the uploaded photo and video; the graph
+    stays as it is.
     """
     prompt = json.loads(workflow.read_text(encoding="utf-8"))
-    conditions = []
-    for node_id, node in list(prompt.items()):
+    for node in prompt.values():
         inputs = node["inputs"]
         match node["class_type"]:
             case "UNETLoader":
-                inputs["unet_name"] = DIFFUSION_MODEL
+                inputs["unet_name"] = _tiny_wan_for(inputs["unet_name"])
+            case "CLIPLoader":
+                inputs["clip_name"] = TEXT_ENCODER
             case "VAELoader":
                 inputs["vae_name"] = VAE
+            case "LoraLoaderModelOnly":
+                inputs["lora_name"] = LORA
             case "LoadStandIn":
                 inputs["adapter"] = ADAPTER
             case "LoadImage":
                 inputs["image"] = photo
             case "LoadVideo":
                 inputs["file"] = video
-            case "EmptyHunyuanLatentVideo":
-                inputs |= {"width": width, "height": height, "length": length}
             case "StandInSampler":
                 inputs["steps"] = steps
-                conditions = [inputs["positive"][0], inputs["negative"][0]]
-            case "CLIPLoader":
-                del prompt[node_id]
-    positive, negative = conditions
-    prompt[positive] = {"class_type": "LotusConditioning", "inputs": {}}
-    prompt[negative] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": [positive, 0]}}
+        # the whole video, or half of it as a mask of a region
+        for name, value in (("width", width), ("height", height), ("length", length)):
+            if isinstance(inputs.get(name), int):
+                inputs[name] = value * inputs[name] // FULL_SIZE[name]
     return prompt
+
+
+def _tiny_wan_for(name: str) -> str:
+    if "vace" in name:
+        return VACE_MODEL
+    return LOW_NOISE_MODEL if "low_noise" in name else DIFFUSION_MODEL

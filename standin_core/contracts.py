@@ -180,6 +180,19 @@ class IdentityBranch:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionMap:
+    """How much of the video's self-attention went to each identity in one run.
+
+    mass: [P, L, t, h, w] float32 on the CPU, for P identities, L main blocks and the video's tokens: the share of the
+    softmax that lies on the identity's tokens, the mean over heads, steps and passes; 0 where a block did not read.
+    calls: of the model, that were recorded.
+    """
+
+    mass: torch.Tensor
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
 class IdentityReport:
     """One identity of a run. reference_size: (h, w) of the reference latent, of which there are references."""
 

@@ -68,40 +68,52 @@ class ResidentLayers:
 
 
 class OffloadedLayers:
-    """K and V of every block in host memory, pinned where there is a GPU; the next block's come while one reads."""
+    """K and V of every block in host memory, pinned where there is a GPU; the next block's come while one reads.
+
+    On a GPU two layers are on the device for the whole run, and the blocks take turns in them: memory that was given
+    back while another stream still reads it would not be free until then, and the host runs many blocks ahead.
+    """
 
     stay = False
 
     def __init__(self, layers: Iterable[Layer], device: torch.device):
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._layers = [tuple(self._to_host(tensor) for tensor in layer) for layer in layers]
-        self._ahead: tuple[int, Layer] | None = None
-        self.device_bytes = 2 * sum(tensor.nbytes for tensor in self._layers[0]) if self._layers else 0
+        self._layers = [self._to_host(layer) for layer in layers]  # [2, R, M, C], K and V in one piece
+        # the first is the one to fetch into, the second the one that is read
+        self._turns = [torch.empty_like(self._layers[0], device=device) for _ in range(2)] if self._stream else []
+        self._ahead: int | None = None
+        self.device_bytes = 2 * self._layers[0].nbytes if self._layers else 0
 
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
-        return host.copy_(tensor)
+    def _to_host(self, layer: Layer) -> torch.Tensor:
+        key, value = layer
+        host = torch.empty(2, *key.shape, dtype=key.dtype, pin_memory=self._stream is not None)
+        host[0].copy_(key)
+        host[1].copy_(value)
+        return host
 
     def __getitem__(self, block: int) -> Layer:
-        layer = self._ahead[1] if self._ahead is not None and self._ahead[0] == block else self._fetch(block)
-        if self._stream is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._stream)
-            for tensor in layer:
-                tensor.record_stream(current)
-        following = (block + 1) % len(self._layers)
-        self._ahead = following, self._fetch(following)
-        return layer
-
-    def _fetch(self, block: int) -> Layer:
         if self._stream is None:
-            return tuple(tensor.to(self._device) for tensor in self._layers[block])
+            return tuple(self._layers[block].to(self._device))
+        if self._ahead != block:
+            self._fetch(block)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._turns.reverse()
+        self._fetch((block + 1) % len(self._layers))
+        return tuple(self._turns[1])
+
+    def _fetch(self, block: int) -> None:
+        # what the block before reads from there has been queued by now
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            return tuple(tensor.to(self._device, non_blocking=True) for tensor in self._layers[block])
+            self._turns[0].copy_(self._layers[block], non_blocking=True)
+        self._ahead = block
 
     def clear(self) -> None:
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
         self._ahead = None
+        self._turns.clear()
         self._layers.clear()
 
 

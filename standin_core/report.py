@@ -5,18 +5,21 @@ import dataclasses
 import json
 import math
 
-from .contracts import IdentityReport, RunReport
+from .contracts import AttentionMap, IdentityReport, RunReport
 
 
 class ReportSink:
-    """Takes the reports of the runs it is handed to.
+    """Takes the reports of the runs it is handed to, and their attention maps.
 
     An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run (0.3.64 with
     ``deepcopy``, hence ``__deepcopy__``).
     """
 
-    def __init__(self):
+    def __init__(self, maps_attention: bool = False):
+        """maps_attention: record how much of the attention goes to the identity."""
         self.reports: list[RunReport] = []
+        self.maps_attention = maps_attention
+        self.maps: list[AttentionMap] = []
 
     def __deepcopy__(self, memo):
         return self

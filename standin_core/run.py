@@ -27,6 +27,7 @@ from .attention import (
     choose_attention,
     restricted_attention,
 )
+from .attention_map import AttentionRecorder
 from .contracts import Adapter, IdentityBranch, IdentityReport, RunReport, StandInError
 from .controls import kept_tokens, query_bias, region_weights, strength_at
 from .identity import identity_layers
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 KEY = "stand_in"
 SINK = "stand_in_report_sink"
+WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 WITHOUT = "stand_in_without"  # set for the one more pass of guidance "own scale"
 
@@ -122,9 +124,13 @@ class Run:
     """
 
     def __init__(self, branches: tuple[IdentityBranch, ...], steps: int, hook_groups: int,
-                 positive: frozenset[uuid.UUID] = frozenset()):
-        """positive: ComfyUI's uuids of the positive conditions."""
+                 whole: tuple[int, int, int], positive: frozenset[uuid.UUID] = frozenset(),
+                 maps_attention: bool = False):
+        """whole: (t, h, w) of the video in tokens. positive: ComfyUI's uuids of the positive conditions.
+        maps_attention: record where the identity is read.
+        """
         self.branches = branches
+        self.whole = whole
         self.positive = positive
         self.guided_calls = 0
         self.plain_uuids: dict[uuid.UUID, uuid.UUID] = {}
@@ -135,6 +141,8 @@ class Run:
         self.choices: dict[torch.device, AttentionChoice] = {}
         self.started: float | None = None
         self.lock = threading.Lock()
+        self.maps_attention = maps_attention
+        self.recorder: AttentionRecorder | None = None
         self.report = RunReport(identities=[], steps=steps)
 
     def __deepcopy__(self, memo):
@@ -147,6 +155,8 @@ class Run:
                 self.report.model = type(base).__name__
                 self.report.video_grid = grid
                 self.report.identities = [_identity_report(branch, wan) for branch in self.branches]
+                if self.maps_attention:
+                    self.recorder = AttentionRecorder(len(self.branches), len(wan.blocks))
             self.report.model_calls += 1
 
     def identity_read(self, blocks: int) -> None:
@@ -193,9 +203,10 @@ class Run:
 
     def region(self, index: int, grid: tuple[int, int, int], device: torch.device,
                window=None) -> torch.Tensor | None:
-        """The weights of one identity's region, pooled once for each size of the video.
+        """The weights of one identity's region, pooled once.
 
-        window: ComfyUI's IndexListContextWindow where the model sees a part of the video, else None.
+        window: ComfyUI's IndexListContextWindow where the model sees a part of the video, else None. Raises
+        StandInError where it sees another part, as it does for a prompt that has an area.
         """
         region = self.branches[index].region
         if region is None:
@@ -205,6 +216,9 @@ class Run:
                 raise StandInError("a region cannot follow context windows along height or width: set their dim to "
                                    f"{TIME}, or take out the region.")
             grid = window.total_frames, *grid[1:]
+        if grid != self.whole:
+            raise StandInError("the model sees a part of the video, as it does for a prompt with an area, and the "
+                               "region would not lie where it was drawn: take out the area, or the region.")
         key = index, grid, device
         with self.lock:
             if key not in self.regions:
@@ -234,8 +248,11 @@ class Run:
             report.ms_per_step = (elapsed_ms - report.build_ms) / report.steps
         if sink is None:
             log.info("Stand-In: %s", as_text(report))
-        else:
-            sink.reports.append(report)
+            return
+        sink.reports.append(report)
+        recorded = None if self.recorder is None else self.recorder.map()
+        if recorded is not None:
+            sink.maps.append(recorded)
 
 
 def _identity_report(branch: IdentityBranch, wan: Wan) -> IdentityReport:
@@ -260,7 +277,12 @@ class _Wrappers:
         options = guider.model_options.setdefault("transformer_options", {})
         _check_guider(self.branches[0], guider)
         positive = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
-        run = options[KEY] = Run(self.branches, len(sigmas) - 1, _hook_groups(guider.conds), positive)
+        maps_attention = _maps_attention(options)
+        if maps_attention:
+            _check_map(self.branches[0])
+        whole = Wan(guider.model_patcher.model).grid(noise.shape)
+        run = options[KEY] = Run(self.branches, len(sigmas) - 1, _hook_groups(guider.conds), whole, positive,
+                                 maps_attention)
         finished = False
         try:
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -298,7 +320,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if not readings:
         return executor(*arguments, **kwargs)
     attend = restricted_attention(run.attention(wan, x.device, options))
-    with wan.identity_installed(readings, attend) as reads:
+    note_mass = None if run.recorder is None else run.recorder.for_call(grid, options.get(WINDOW))
+    with wan.identity_installed(readings, attend, note_mass) as reads:
         output = executor(*arguments, **kwargs)
         run.identity_read(reads())
     run.note_bytes()
@@ -318,8 +341,8 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
                                        x.device)
         if branch.kept_tokens is not None:
             positions = positions[:, branch.kept_tokens.to(x.device)]
-        region = run.region(index, grid, x.device, options.get("context_window"))
-        readings.append(Reading(run.layers(index, base, wan, x.device), wan.rotation(positions),
+        region = run.region(index, grid, x.device, options.get(WINDOW))
+        readings.append(Reading(index, run.layers(index, base, wan, x.device), wan.rotation(positions),
                                 query_bias(branch, strength, region, reads, x.device), branch.blocks(len(wan.blocks))))
     return readings
 
@@ -414,8 +437,20 @@ def _hook_groups(conds: dict) -> int:
     return max(1, comfy.samplers.get_total_hook_groups_in_conds(conds))
 
 
+def _check_map(branch: IdentityBranch) -> None:
+    """Raises StandInError where the attention gives no log-sum-exp to make a map of."""
+    if branch.attention == "concatenate":
+        raise StandInError("an attention map needs log-sum-exps, and attention is set to concatenate: set it to auto "
+                           "or merge in Apply Identity Branch, or switch attention_map off.")
+
+
+def _maps_attention(options: dict) -> bool:
+    return SINK in options and options[SINK].maps_attention
+
+
 def _choose(branches: tuple[IdentityBranch, ...], wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
-    weighting = next((branch.weighting for branch in branches if branch.weighting is not None), None)
+    weighting = next((branch.weighting for branch in branches if branch.weighting is not None),
+                     "the attention map" if _maps_attention(options) else None)
     return choose_attention(branches[0].attention, weighting, _attention_in_use(options), device, wan.dtype,
                             wan.dim // wan.heads)
 

@@ -15,7 +15,7 @@ import comfy.utils
 import latent_preview
 import torch
 
-from .contracts import RunReport, StandInError
+from .contracts import StandInError
 from .report import ReportSink
 from .run import SINK
 from .wan import Wan
@@ -34,7 +34,9 @@ def sampler_names() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """boundary: sigma at which the low-noise expert takes over, 0 to 1. The rest is as in ComfyUI's KSampler."""
+    """boundary: sigma at which the low-noise expert takes over, 0 to 1. attention_map: record where the identity is
+    read. The rest is as in ComfyUI's KSampler.
+    """
 
     seed: int
     steps: int = 20
@@ -44,6 +46,7 @@ class SamplerSettings:
     shift: float = 5.0
     denoise: float = 1.0
     boundary: float = 0.875
+    attention_map: bool = False
 
 
 def flow_matching_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
@@ -58,12 +61,12 @@ def switch_step(sigmas: torch.Tensor, boundary: float) -> int:
 
 
 def sample(model, low_noise_model, positive, negative, latent: dict,
-           settings: SamplerSettings) -> tuple[dict, list[RunReport]]:
+           settings: SamplerSettings) -> tuple[dict, ReportSink]:
     """Denoise a ComfyUI LATENT ([B, 16, T, h, w], VAE space); low_noise_model may be None.
 
     The two experts share one schedule, one noise and one clean latent, so a ``noise_mask`` keeps its region through
-    the switch; samplers with a history begin it anew there. Returns the LATENT and the report of each run that had an
-    identity branch. Raises StandInError before any work.
+    the switch; samplers with a history begin it anew there. Returns the LATENT, and the report and attention map of
+    each run that had an identity branch. Raises StandInError before any work.
     """
     experts = _experts(model, low_noise_model)
     _check(experts, latent, settings)
@@ -71,22 +74,22 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
     for expert in experts:
         _check_latent(expert, samples)
     noise = comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index"))
-    output, reports = denoise(model, low_noise_model, positive, negative, samples, noise, latent.get("noise_mask"),
-                              settings)
+    output, sink = denoise(model, low_noise_model, positive, negative, samples, noise, latent.get("noise_mask"),
+                           settings)
     result = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     result["samples"] = output
-    return result, reports
+    return result, sink
 
 
 def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, noise: torch.Tensor,
-            noise_mask: torch.Tensor | None, settings: SamplerSettings) -> tuple[torch.Tensor, list[RunReport]]:
+            noise_mask: torch.Tensor | None, settings: SamplerSettings) -> tuple[torch.Tensor, ReportSink]:
     """As ``sample``, from given noise. samples, noise: [B, 16, T, h, w], VAE space; returns the same."""
     experts = [_with_shift(expert, settings.shift) for expert in _experts(model, low_noise_model)]
     sigmas = _sigmas(experts[0], settings)
     steps = len(sigmas) - 1
     switch = switch_step(sigmas, settings.boundary) if len(experts) == 2 else steps
     preview = latent_preview.prepare_callback(experts[0], steps)
-    sink = ReportSink()
+    sink = ReportSink(settings.attention_map)
     unfinished = None
     for expert, (first, last) in zip(experts, ((0, switch), (switch, steps))):
         if first == last:
@@ -100,7 +103,7 @@ def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, n
             # the expert that begins at step k must not draw the noise of step 0 again
             seed=(settings.seed + first) % 2**64)
         unfinished = expert_sampler.unfinished
-    return output, sink.reports
+    return output, sink
 
 
 class _ExpertSampler:

@@ -7,6 +7,7 @@ LoRAs) inside the call, and so the identity tokens see the same weights as the v
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -42,10 +43,12 @@ class Modulation(NamedTuple):
 class Reading(NamedTuple):
     """One identity as the blocks of one model call read it.
 
-    layers: K before rotation and V, [R, N_ref, C], by ``layers[i]`` for the i-th of the blocks; rotation: of the
-    identity tokens; bias: on their logits, for each query [B or 1, N_vid or 1] float32; blocks: which read it.
+    person: its place among the identities of the model. layers: K before rotation and V, [R, N_ref, C], by
+    ``layers[i]`` for the i-th of the blocks; rotation: of the identity tokens; bias: on their logits, for each query
+    [B or 1, N_vid or 1] float32; blocks: which read it.
     """
 
+    person: int
     layers: object
     rotation: torch.Tensor
     bias: torch.Tensor
@@ -124,11 +127,13 @@ class Wan:
         return optimized_attention(q, k, v, heads=self.heads)
 
     @contextlib.contextmanager
-    def identity_installed(self, readings: list[Reading], attend: Callable) -> Iterator[Callable[[], int]]:
+    def identity_installed(self, readings: list[Reading], attend: Callable,
+                           note_mass: Callable | None = None) -> Iterator[Callable[[], int]]:
         """Within the context, the self-attention of the main blocks reads the identities; yields the count of reads.
 
         attend: ``attend(func, q, k, v, identities, *args, **kwargs)``, where func is what would have computed the
         attention otherwise, identities are (K, V, bias) for each reading, and the rest is as ComfyUI passed it.
+        note_mass: called with the number of a block, the persons that it reads and the mass on each ([B, H, N_vid]).
 
         The class of the module is exchanged, not its ``forward``: torch.compile guards on a module's type and on its
         tensors, whereas ComfyUI drops the guards on transformer_options. VACE blocks are not touched.
@@ -136,23 +141,28 @@ class Wan:
         modules = []
         try:
             for i, block in enumerate(self.blocks):
+                reads = [reading for reading in readings if i in reading.blocks]
                 identities = tuple((_source(reading.layers, i - reading.blocks.start), reading.rotation, reading.bias)
-                                   for reading in readings if i in reading.blocks)
+                                   for reading in reads)
                 if not identities:
                     continue
                 module = block.attn
                 foreign = module.__dict__.pop("forward", None)
                 modules.append((module, type(module), foreign))
+                note = None
+                if note_mass is not None:
+                    note = torch.compiler.disable(
+                        functools.partial(note_mass, i, [reading.person for reading in reads]))
                 module.__dict__.update(identities=identities, identity_attend=attend, identity_read=False,
-                                       foreign_forward=foreign)
+                                       note_mass=note, foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
             # an exception would keep this frame, and with it K and V of the last block
-            identities = None
+            identities = reads = None
             yield lambda: sum(module.identity_read for module, _, _ in modules)
         finally:
             for module, original, foreign in modules:
                 module.__class__ = original
-                for name in ("identities", "identity_attend", "identity_read", "foreign_forward"):
+                for name in ("identities", "identity_attend", "identity_read", "note_mass", "foreign_forward"):
                     module.__dict__.pop(name, None)
                 if foreign is not None:
                     module.__dict__["forward"] = foreign
@@ -213,4 +223,6 @@ def _override(func, q, k, v, *args, **kwargs):
     def host(*arguments, **keywords):
         return func(*arguments, **keywords) if previous is None else previous(func, *arguments, **keywords)
 
+    if module.note_mass is not None:
+        kwargs["note_mass"] = module.note_mass
     return module.identity_attend(host, q, k, v, identities, *args, **kwargs)

@@ -1,4 +1,5 @@
 """The identity beside everything else that people put on a Wan model."""
+import dataclasses
 import shutil
 import types
 
@@ -17,15 +18,14 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
-from comfy_extras.nodes_wan import WanVaceToVideo
 from torch._dynamo.utils import counters
 
 import standin_core.attention.choice
+import standin_core.run
 import tiny
+from standin_core.attention.states import TILED
 from standin_core.contracts import StandInError
-from standin_core.identity import identity_layers
-from standin_core.wan import Wan
-from tiny_models import vae_weights
+from tiny_models import lora_weights
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
 
@@ -102,6 +102,16 @@ def test_area_conditioning(model):
     samples, (report,) = tiny.sample(patched, positive=[area, whole])
     assert report.builds == 1
     assert relative_rms(samples, tiny.sample(model, positive=[area, whole])[0]) > 100 * WHOLE_RUN
+    everywhere = [whole[0], {"area": (8, 12, 0, 0), "strength": 1.0}]
+    assert_close(tiny.sample(patched, positive=[everywhere])[0], tiny.sample(patched)[0], WHOLE_RUN)
+
+
+def test_an_area_beside_a_region_is_refused(model):
+    """The model then sees a part of the video, and the region is drawn on all of it."""
+    (whole,) = tiny.prompt()
+    patched = tiny.with_identity(model, region=torch.ones(64, 96).tril())
+    with pytest.raises(StandInError, match="would not lie where it was drawn"):
+        tiny.sample(patched, positive=[[whole[0], {"area": (4, 6, 2, 2), "strength": 1.0}], whole])
 
 
 def override(calls):
@@ -131,24 +141,29 @@ def test_another_packs_attention_override(model, expected, order):
     assert_close(samples, expected, WHOLE_RUN)
 
 
-def test_an_override_and_a_strength(model):
-    """No log-sum-exp comes from an unknown function, so the video's self-attention leaves it, and it is said."""
-    calls = []
-    patched = tiny.with_identity(model, strength=0.5)
-    patched.model_options["transformer_options"]["optimized_attention_override"] = override(calls)
-    samples, (report,) = tiny.sample(patched)
-    assert "strength 0.5 needs one, so the video's self-attention leaves it" in report.refusals[0]
-    assert 32 not in calls
-    assert_close(samples, tiny.sample(tiny.with_identity(model, strength=0.5))[0], WHOLE_RUN)
-
-
 def test_an_attention_that_is_not_pytorchs(model, expected, monkeypatch):
-    """As with --use-sage-attention and the like: ComfyUI's function is kept."""
+    """As with --use-split-cross-attention and the like: ComfyUI's function is kept."""
     monkeypatch.setattr(comfy.model_management, "ENABLE_PYTORCH_ATTENTION", False)
     samples, (report,) = tiny.sample(tiny.with_identity(model))
     assert report.attention == "concatenate"
     assert "ComfyUI runs an attention other than PyTorch's, which gives no log-sum-exp" in report.refusals[0]
     assert_close(samples, expected, WHOLE_RUN)
+
+
+@pytest.mark.parametrize("name", ["SageAttention", "FlashAttention"])
+def test_a_package_that_gives_states(model, monkeypatch, name):
+    """As with --use-sage-attention and --use-flash-attention: the video's attention is the package's, and merged."""
+    enabled, source, module = {
+        "SageAttention": ("sage_attention_enabled", standin_core.run.SAGE, "SAGE"),
+        "FlashAttention": ("flash_attention_enabled", standin_core.run.FLASH_ATTN, "FLASH_ATTN")}[name]
+    plain = tiny.sample(tiny.with_identity(model, strength=0.5))[0]
+    monkeypatch.setattr(comfy.model_management, enabled, lambda: True)
+    assert standin_core.run._attention_in_use({}).source is source
+    here = dataclasses.replace(source, device_type=None, package=None, state=TILED.state)
+    monkeypatch.setattr(standin_core.run, module, here)
+    samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.5))
+    assert report.attention == f"merge, {name}"
+    assert_close(samples, plain, WHOLE_RUN)
 
 
 def test_a_device_without_states(model, monkeypatch):
@@ -167,24 +182,6 @@ def test_a_shifted_rope(model, expected, order):
         return ScaleROPE.execute(model, scale_x=1, shift_x=5, scale_y=1, shift_y=-3, scale_t=1, shift_t=2).args[0]
 
     assert_close(tiny.sample(in_order(order, model, patch))[0], expected, WHOLE_RUN)
-
-
-def test_image_to_video_channels(model):
-    """Wan 2.2's image-to-video models take 36 channels; the reference has 16, and the rest counts as zero."""
-    weights = tiny.WAN.weights()
-    more = tiny.random(tiny.WAN.dim, 20, 1, 2, 2)
-    weights["patch_embedding.weight"] = torch.cat((weights["patch_embedding.weight"], more), dim=1)
-    wide = tiny.load(weights)
-    assert wide.model.diffusion_model.in_dim == 36
-    latent = tiny.random(1, 16, 1, 8, 16)
-    pairs = zip(identity_layers(Wan(wide.model), latent, tiny.adapter()),
-                identity_layers(Wan(model.model), latent, tiny.adapter()), strict=True)
-    for (key, value), (expected_key, expected_value) in pairs:
-        assert_close(key, expected_key)
-        assert_close(value, expected_value)
-    samples, (report,) = tiny.sample(tiny.with_identity(wide))
-    assert report.reads == tiny.STEPS * tiny.WAN.blocks
-    assert relative_rms(samples, tiny.sample(wide)[0]) > 100 * WHOLE_RUN
 
 
 def own_attention(self, x, freqs, transformer_options):
@@ -263,38 +260,19 @@ def test_context_windows(model):
     assert_close(samples, torch.cat(windows, dim=2), WHOLE_RUN)
 
 
-def test_vace():
-    """A control video and a reference picture through core's node; the VACE blocks do not see the identity."""
-    model, vae = tiny.load(tiny.vace_weights()), comfy.sd.VAE(sd=vae_weights())
-    positive, negative, latent, _ = WanVaceToVideo.execute(
-        tiny.prompt(), tiny.prompt(seed=3), vae, width=96, height=64, length=9, batch_size=1, strength=0.8,
-        control_video=torch.rand(9, 64, 96, 3), reference_image=torch.rand(1, 64, 96, 3)).args
-    controlled = {"latent": latent["samples"], "positive": positive, "negative": negative}
-    lengths = []
-
-    def watch(func, q, k, v, heads, **kwargs):
-        lengths.append(k.shape[1] - q.shape[1])
-        return func(q, k, v, heads=heads, **kwargs)
-
-    patched = tiny.with_identity(model)
-    patched.model_options["transformer_options"]["optimized_attention_override"] = watch
-    samples, (report,) = tiny.sample(patched, **controlled)
-    assert report.video_grid == (4, 4, 6)  # the reference picture of VACE is one frame more
-    assert lengths.count(32) == report.reads == tiny.WAN.blocks * report.model_calls
-    assert lengths.count(0) == 2 * report.model_calls  # two VACE blocks
-    assert relative_rms(samples, tiny.sample(model, **controlled)[0]) > 100 * WHOLE_RUN
+LORA_KEYS = [f"blocks.{block}.self_attn.{which}" for block in range(tiny.WAN.blocks) for which in "qkv"]
 
 
 def with_lora(model):
-    return comfy.sd.load_lora_for_models(model, None, tiny.lora(), 1.0, 0.0)[0]
+    return comfy.sd.load_lora_for_models(model, None, lora_weights(), 1.0, 0.0)[0]
 
 
 @pytest.fixture(scope="module")
 def merged():
     """The LoRA merged into the weights beforehand."""
     weights = tiny.WAN.weights()
-    for key in tiny.LORA_KEYS:
-        up, down = (tiny.lora()[f"diffusion_model.{key}.lora_{which}.weight"] for which in ("up", "down"))
+    for key in LORA_KEYS:
+        up, down = (lora_weights()[f"diffusion_model.{key}.lora_{which}.weight"] for which in ("up", "down"))
         weights[f"{key}.weight"] = weights[f"{key}.weight"] + up @ down
     return tiny.load(weights)
 
@@ -309,7 +287,7 @@ def test_a_lora_on_qkv(model, expected, merged, order):
 
 def hooked(condition, strength=1.0, keyframes=()):
     """A condition that brings the LoRA with it, as core's hook nodes make them."""
-    hooks = comfy.hooks.create_hook_lora(tiny.lora(), strength, 0.0)
+    hooks = comfy.hooks.create_hook_lora(lora_weights(), strength, 0.0)
     if keyframes:
         group = comfy.hooks.HookKeyframeGroup()
         for percent, factor in keyframes:
@@ -445,6 +423,7 @@ def test_torch_compile_to_machine_code(model, expected, keys):
     samples, (report,) = tiny.sample(patched)
     assert_close(samples, expected, WHOLE_RUN)
     assert report.reads == tiny.STEPS * tiny.WAN.blocks and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] > 0 and counters["inductor"]
 
 
 CONTROLS = {

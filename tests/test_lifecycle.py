@@ -10,7 +10,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
-from standin_core.contracts import IdentityBranch, StandInError
+from standin_core.contracts import ATTENTION_PATHS, CACHE_MODES, IdentityBranch, StandInError
 from standin_core.kv_cache import IdentityCache
 from standin_core.run import KEY, Run, apply_model, remove_identity_branch
 from tiny_models import TinyWan
@@ -93,8 +93,10 @@ def test_two_identities_on_one_model_do_not_mix(model):
     assert torch.equal(tiny.sample(one)[0], first)
 
 
-def test_strength_zero_is_the_base_model_bit_for_bit(model, plain):
-    samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.0))
+@pytest.mark.parametrize("path", ATTENTION_PATHS)
+@pytest.mark.parametrize("cache", CACHE_MODES)
+def test_strength_zero_is_the_base_model_bit_for_bit(model, plain, path, cache):
+    samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.0, attention=path, cache=cache))
     assert torch.equal(samples, plain)
     assert (report.builds, report.cache_bytes, report.identity_calls) == (0, 0, 0)
 
@@ -210,8 +212,9 @@ def test_two_models_in_two_threads_share_a_run(model):
             return base.apply_model(tiny.random(*tiny.LATENT), torch.tensor([0.9]), c_crossattn=condition,
                                     transformer_options=options)
 
-    expected = [call(each.model, Run((branch,), steps=1, hook_groups=1)) for each in models]
-    shared = Run((branch,), steps=1, hook_groups=1)
+    run = {"branches": (branch,), "steps": 1, "hook_groups": 1, "whole": (3, 4, 6)}
+    expected = [call(each.model, Run(**run)) for each in models]
+    shared = Run(**run)
     with ThreadPoolExecutor(2) as pool:
         for _ in range(5):
             found = list(pool.map(lambda each: call(each.model, shared), models))

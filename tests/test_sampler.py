@@ -42,7 +42,8 @@ def low():
 def run(model, low=None, latent=None, **settings):
     settings = SamplerSettings(**({"seed": 7, "steps": STEPS, "cfg": 4.0} | settings))
     latent = {"samples": torch.zeros(tiny.LATENT)} if latent is None else latent
-    return sample(model, low, tiny.prompt(), tiny.prompt(seed=3), latent, settings)
+    output, sink = sample(model, low, tiny.prompt(), tiny.prompt(seed=3), latent, settings)
+    return output, sink.reports
 
 
 def samples_of(*args, **kwargs):

@@ -31,11 +31,8 @@ def prompt(server, video, tmp_path_factory):
     moving_photo.write_video(folder / "video.mp4", video)
     prompt = on_tiny_models(WORKFLOW, server.upload(folder / "person.png"), steps=STEPS,
                             video=server.upload(folder / "video.mp4"))
-    photo, face, source = (node_id(prompt, name) for name in ("LoadImage", "FacePreprocess", "GetVideoComponents"))
-    prompt["subject"] = {"class_type": "InvertMask", "inputs": {"mask": [photo, 1]}}  # ComfyUI's is 1 where transparent
-    prompt[face]["inputs"]["subject_mask"] = ["subject", 0]
-    prepared, decoded, composite = (node_id(prompt, name) for name in (
-        "FaceSwapPrepare", "VAEDecode", "FaceSwapComposite"))
+    source, prepared, decoded, composite = (node_id(prompt, name) for name in (
+        "GetVideoComponents", "FaceSwapPrepare", "VAEDecode", "FaceSwapComposite"))
     vae = prompt[decoded]["inputs"]["vae"]
     prompt["encoded"] = {"class_type": "VAEEncode", "inputs": {"pixels": [prepared, 0], "vae": vae}}
     prompt["round"] = {"class_type": "VAEDecode", "inputs": {"samples": ["encoded", 0], "vae": vae}}

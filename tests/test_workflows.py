@@ -1,64 +1,62 @@
-"""The bundled workflows: the graph users open and the prompt the demo queues are one and the same."""
+"""The bundled workflows: what they name, and every one of them through the queue of a real server on tiny weights."""
 import json
 from pathlib import Path
 
+import av
+import numpy as np
+import PIL.Image
 import pytest
+from workflow_graphs import SOURCES, STYLE, WORKFLOWS
 
+import moving_photo
 import pack
+from comfyui_server import node_id
 from environment import PACK
+from tiny_models import on_tiny_models
 
-WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
-NOTES = ("MarkdownNote", "Note")
+FILES = sorted((PACK / "workflows").glob("*.json"))
+WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
+VIDEO_WIDTH, VIDEO_HEIGHT = 160, 128  # large enough for the face in it to be found
 
 
 def load(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def prompt_of(graph: dict) -> dict:
-    """What the graph says, node by node: class, linked inputs, widget values by name."""
-    links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
-    prompt = {}
-    for node in graph["nodes"]:
-        if node["type"] in NOTES:
-            continue
-        values, inputs = list(node.get("widgets_values") or []), {}
-        for entry in node["inputs"]:
-            if "widget" in entry and entry["name"] != "upload":
-                value = values.pop(0)
-                if entry["name"] == "seed":
-                    values.pop(0)  # the frontend's "control after generate"
-                inputs[entry["name"]] = value
-            if entry.get("link") is not None:
-                inputs[entry["name"]] = links[entry["link"]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
+def test_every_workflow_is_there_in_all_forms():
+    names = {workflow.name for workflow in WORKFLOWS}
+    assert len(names) == len(WORKFLOWS) == 10
+    assert names == {path.stem for path in FILES} == {path.stem for path in (PACK / "workflows" / "api").glob("*.json")}
+    assert names == {path.stem for path in (PACK / "workflows").glob("*.jpg")}
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_graph_and_prompt_agree(path):
-    prompt = load(path.parent / "api" / path.name)
-    expected = {key: {"class_type": node["class_type"], "inputs": {
-        # the player of LoadVideo is a widget to the export and none to the graph
-        name: value for name, value in node["inputs"].items() if name != "video-preview"}}
-        for key, node in prompt.items()}
-    assert prompt_of(load(path)) == expected
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
+def test_the_files_are_of_their_graph(workflow):
+    """Classes, links and the values that the graph sets; the rest are the defaults of the page."""
+    api = load(PACK / "workflows" / "api" / f"{workflow.name}.json")
+    for number, node in workflow.prompt.items():
+        assert api[number]["class_type"] == node["class_type"]
+        assert {name: api[number]["inputs"].get(name) for name in node["inputs"]} == node["inputs"]
+    assert api.keys() == workflow.prompt.keys()
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_model_names_its_source(path):
     """So that ComfyUI can offer what is missing."""
-    graph = load(path)
-    loaders = [node for node in graph["nodes"] if node["type"].endswith("Loader") or node["type"] == "LoadStandIn"]
-    assert loaders
+    loaders = [node for node in load(path)["nodes"]
+               if node["type"] in ("UNETLoader", "CLIPLoader", "VAELoader", "LoraLoaderModelOnly", "LoadStandIn")]
+    assert len(loaders) >= 4
     for node in loaders:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0]
-        assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
-        assert model["directory"]
+        if model["name"] == STYLE:
+            assert model["url"].startswith("https://civitai.com/models/")
+        else:
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+            assert model["directory"] == SOURCES[model["name"]][2]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_our_nodes_take_these_inputs(path):
     for node in load(path.parent / "api" / path.name).values():
         if node["class_type"] in pack.node_classes():
@@ -66,5 +64,43 @@ def test_our_nodes_take_these_inputs(path):
             assert set(node["inputs"]) <= known
 
 
-def test_every_prompt_has_its_graph():
-    assert {path.name for path in (PACK / "workflows" / "api").glob("*.json")} == {path.name for path in WORKFLOWS}
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_note_and_groups_explain(path):
+    graph = load(path)
+    (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    assert "| file | folder in models | source |" in note["widgets_values"][0]
+    assert len(graph["groups"]) >= 5
+
+
+@pytest.fixture(scope="module")
+def photo(server, tmp_path_factory):
+    """Cut out, as a face swap needs it."""
+    path = tmp_path_factory.mktemp("photo") / "cut_out.png"
+    PIL.Image.fromarray(moving_photo.cut_out()).save(path)
+    return server.upload(path)
+
+
+@pytest.fixture(scope="module")
+def video(server, tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "face.mp4"
+    moving_photo.write_video(path, moving_photo.video(LENGTH, VIDEO_WIDTH, VIDEO_HEIGHT))
+    return server.upload(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_workflow_runs(server, photo, video, path):
+    """The graph as it is, on tiny files: a video comes out, and the identity was read."""
+    prompt = on_tiny_models(path.parent / "api" / path.name, photo, WIDTH, HEIGHT, LENGTH, STEPS, video)
+    result = server.run(prompt)
+    (item,) = result.outputs[node_id(prompt, "SaveVideo")]["images"]
+    with av.open(str(server.path_of(item))) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    size = (VIDEO_HEIGHT, VIDEO_WIDTH) if path.stem == "face_swap" else (HEIGHT, WIDTH)
+    assert frames.shape == (LENGTH, *size, 3)
+    reports = json.loads(result.outputs[node_id(prompt, "PreviewAny")]["text"][0])
+    assert len(reports) == (2 if path.stem == "identity_wan_2_2" else 1)
+    assert all(report["reads"] > 0 for report in reports)
+    assert len(reports[0]["identities"]) == (2 if path.stem == "two_people" else 1)
+    assert reports[0]["identities"][0]["references"] == (3 if path.stem == "several_photos" else 1)
+    if path.stem == "low_memory":
+        assert reports[0]["cache"] == "streaming"

@@ -1,8 +1,6 @@
 """A tiny random Wan in ComfyUI's own loader and sampler, and the identity on it."""
 import functools
 
-import comfy.ldm.wan.model
-import comfy.ops
 import comfy.sample
 import comfy.sd
 import torch
@@ -10,7 +8,7 @@ import torch
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
 from standin_core.weights import parse_adapter
-from tiny_models import TinyWan, adapter_weights, random_weights
+from tiny_models import TinyWan, adapter_weights
 
 WAN = TinyWan(text_dim=32)
 LATENT = (1, 16, 3, 8, 12)
@@ -20,14 +18,6 @@ STEPS = 3
 @functools.cache
 def adapter():
     return parse_adapter(adapter_weights(), "tiny_stand_in.safetensors", sha256="0" * 64)
-
-
-def vace_weights():
-    """WAN with two VACE blocks beside its four."""
-    module = comfy.ldm.wan.model.VaceWanModel(
-        dim=WAN.dim, ffn_dim=WAN.ffn_dim, num_heads=WAN.heads, num_layers=WAN.blocks, text_dim=WAN.text_dim,
-        vace_layers=2, vace_in_dim=96, operations=comfy.ops.disable_weight_init)
-    return random_weights(module, seed=0)
 
 
 def random(*shape, seed=0):
@@ -42,18 +32,6 @@ def load(weights=None, dtype=torch.float32):
 def with_identity(model, seed=1, **controls):
     """The reference has 32 tokens, 4 x 8, so that height and width cannot be mixed up unseen."""
     return apply_identity_branch(model, adapter(), random(1, 16, 1, 8, 16, seed=seed), **controls)
-
-
-LORA_KEYS = [f"blocks.{block}.self_attn.{which}" for block in (0, 2) for which in "qkv"]
-
-
-def lora():
-    """A LoRA file of rank 4, as trainers write it."""
-    weights = {}
-    for seed, key in enumerate(LORA_KEYS):
-        weights[f"diffusion_model.{key}.lora_down.weight"] = random(4, WAN.dim, seed=seed) / 8
-        weights[f"diffusion_model.{key}.lora_up.weight"] = random(WAN.dim, 4, seed=100 + seed) / 8
-    return weights
 
 
 def prompt(length=5, seed=2):

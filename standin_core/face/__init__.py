@@ -2,8 +2,8 @@
 
 The authors' steps (WeChatCV/Stand-In, ``preprocessor/image_input_preprocessor.py``) with every choice made visible.
 """
-from .detectors import DETECTORS, WHICH, Detector, Face, choose, installed_models
-from .geometry import BORDER_RULES
+from .detectors import DETECTORS, WHICH, Detector, Face, choose, installed_models, load_detector
+from .geometry import BORDER_RULES, square_around
 from .given import ready_detector
 from .parsing import KEPT_LABELS, NORMALIZATIONS
 from .pixels import check_finite, checked_masks, to_uint8
@@ -12,4 +12,4 @@ from .presets import PRESETS
 
 __all__ = ["BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS", "PRESETS",
            "WHICH", "Detector", "Face", "FaceSettings", "check_finite", "checked_masks", "choose", "crop_faces",
-           "installed_models", "ready_detector", "to_uint8"]
+           "installed_models", "load_detector", "ready_detector", "square_around", "to_uint8"]

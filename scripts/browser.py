@@ -1,0 +1,92 @@
+"""ComfyUI's page in a headless Chromium, driven by playwright."""
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync")
+PACK_NAME = "ComfyUI-StandIn"
+READY = "window.app && window.app.graph && window.app.canvas"
+UP_MS = 120_000
+
+
+@dataclass
+class ComfyPage:
+    """A page of ComfyUI. errors: what the console said as an error, and what was thrown."""
+
+    page: object
+    url: str
+    errors: list[str] = field(default_factory=list)
+
+    def open(self, workflow: str | None = None) -> None:
+        """The page, with a bundled workflow where one is named, as a link to a template opens it."""
+        query = "" if workflow is None else "?" + urlencode({"template": workflow, "source": PACK_NAME})
+        self.page.goto(self.url + query)
+        self.page.wait_for_function(READY, timeout=UP_MS)
+        if workflow is not None:
+            self.page.wait_for_function("window.app.graph._nodes.length > 3", timeout=UP_MS)
+        self.settle()
+
+    def settle(self) -> None:
+        """Until the number of nodes and their sizes stay, and no dialog covers them."""
+        last = None
+        for _ in range(40):
+            self.page.wait_for_timeout(400)
+            now = self.page.evaluate("JSON.stringify(window.app.graph._nodes.map(n => [n.id, ...n.size]))")
+            if now == last:
+                break
+            last = now
+        self.page.keyboard.press("Escape")
+        self.page.wait_for_timeout(400)
+
+    def prompt(self) -> dict:
+        """The graph as the frontend sends it to the queue."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def load(self, prompt: dict, name: str) -> None:
+        """A prompt of the server's as a graph."""
+        self.page.evaluate("([prompt, name]) => window.app.loadApiJson(prompt, name)", [prompt, name])
+        self.settle()
+
+    def boxes(self) -> list[dict]:
+        """Where the nodes are drawn: id, type, and left, top, right, bottom with the title."""
+        return json.loads(self.page.evaluate("""() => JSON.stringify(window.app.graph._nodes.map(n => ({
+            id: n.id, type: n.type, title: n.title, left: n.pos[0], top: n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
+            right: n.pos[0] + n.size[0], bottom: n.pos[1] + n.size[1]})))"""))
+
+    def fit(self, margin: float = 40) -> None:
+        """Show the whole graph."""
+        self.page.evaluate("""margin => {
+            const nodes = window.app.graph._nodes, view = window.app.canvas;
+            const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1])) - 70;
+            const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]));
+            const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1]));
+            const scale = Math.min((innerWidth - 140) / (right - left + margin), (innerHeight - 120) / (bottom - top));
+            view.ds.scale = scale;
+            view.ds.offset = [90 / scale - left, 60 / scale - top];
+            view.setDirty(true, true);
+        }""", margin)
+        self.page.wait_for_timeout(1500)
+
+
+@contextlib.contextmanager
+def comfy_page(url: str, width: int = 1900, height: int = 1040) -> Iterator[ComfyPage]:
+    """A fresh browser on ComfyUI's page; CHROMIUM must be there."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        try:
+            page = browser.new_page(viewport={"width": width, "height": height})
+            comfy = ComfyPage(page, url)
+            page.on("console", lambda message: message.type == "error" and comfy.errors.append(message.text))
+            page.on("pageerror", lambda error: comfy.errors.append(str(error)))
+            yield comfy
+        finally:
+            browser.close()

@@ -1,0 +1,110 @@
+"""Write the bundled workflows from their graphs, laid out by ComfyUI's own page, with their thumbnails.
+
+    .standin/venv/bin/python scripts/build_workflows.py [name ...]     # after scripts/test.py has set everything up
+
+Needs Chromium.
+"""
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import PIL.Image
+from browser import ComfyPage, comfy_page
+from workflow_graphs import SOURCES, STYLE, WORKFLOWS, Workflow
+
+from comfyui_server import running_server
+from environment import COMFYUI, PACK
+
+TITLE, GAP, COLUMN_GAP, NOTE_WIDTH = 40, 50, 60, 620
+THUMBNAIL = (640, 360)
+
+# nodes from top to bottom in columns, each group around its column, the note to their left
+LAYOUT = """([columns, models, titles, heights, note, sizes]) => {
+  const graph = window.app.graph, [title, gap, columnGap, noteWidth] = sizes;
+  let left = 0;
+  for (const [name, ids] of columns) {
+    const nodes = ids.map(id => graph.getNodeById(id));
+    const width = Math.max(340, ...nodes.map(n => n.computeSize()[0]));
+    let top = 0;
+    for (const node of nodes) {
+      node.pos = [left, top];
+      node.setSize([width, Math.max(node.computeSize()[1], heights[node.id] || 0)]);
+      if (models[node.id].length) node.properties.models = models[node.id];
+      if (titles[node.id]) node.title = titles[node.id];
+      top += node.size[1] + title + gap;
+    }
+    const group = new LiteGraph.LGraphGroup(name);
+    group.pos = [left - 20, -2 * title];
+    group.size = [width + 40, top + title];
+    graph.add(group);
+    left += width + 40 + columnGap;
+  }
+  const words = LiteGraph.createNode('MarkdownNote');
+  words.title = 'How to use';
+  words.pos = [-noteWidth - 80, 0];
+  words.setSize([noteWidth, 880]);
+  graph.add(words);
+  words.widgets[0].value = note;
+  return graph.serialize();
+}"""
+
+
+def build(comfy: ComfyPage, workflow: Workflow) -> None:
+    """Write the graph, the prompt and the thumbnail of a workflow."""
+    comfy.open()
+    comfy.load(workflow.prompt, workflow.name)
+    nodes = [node for _, column in workflow.columns for node in column]
+    ids = {node.key: str(number) for number, node in enumerate(nodes, start=1)}
+    columns = [[title, [ids[node.key] for node in column]] for title, column in workflow.columns]
+    arguments = [columns, {ids[node.key]: workflow.models(node) for node in nodes},
+                 {ids[node.key]: node.title for node in nodes}, {ids[node.key]: node.height for node in nodes},
+                 workflow.words, [TITLE, GAP, COLUMN_GAP, NOTE_WIDTH]]
+    comfy.page.evaluate(LAYOUT, arguments)
+    comfy.settle()
+    comfy.fit()
+    graph = comfy.page.evaluate("window.app.graph.serialize()")
+    graph["extra"]["ds"] = {"scale": 0.6, "offset": [NOTE_WIDTH + 120, 140]}
+    folder = PACK / "workflows"
+    write(folder / f"{workflow.name}.json", graph)
+    write(folder / "api" / f"{workflow.name}.json", comfy.prompt())
+    picture = PIL.Image.open(io.BytesIO(comfy.page.screenshot())).convert("RGB")
+    box = (60, 40, picture.width, 40 + (picture.width - 60) * 9 / 16)  # without the bars of the page
+    picture.resize(THUMBNAIL, PIL.Image.Resampling.LANCZOS, box=box).save(folder / f"{workflow.name}.jpg", quality=88)
+
+
+def write(path: Path, record: dict) -> None:
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def empty_models(base: Path) -> None:
+    """Files of the right names, so that the page offers them."""
+    for name, (_, _, folder) in {**SOURCES, STYLE: ("", "", "loras")}.items():
+        path = base / "models" / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (base / "input").mkdir(exist_ok=True)
+    for name in ("photo.png", "video.mp4", "control.mp4"):
+        (base / "input" / name).touch()
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or [workflow.name for workflow in WORKFLOWS]
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        empty_models(base)
+        comfyui = Path(os.environ.get("COMFYUI_PATH", COMFYUI))
+        with (running_server(comfyui, base, base / "log.txt") as server,
+              comfy_page(server.url, 1900, 1100) as comfy):
+            for workflow in WORKFLOWS:
+                if workflow.name in chosen:
+                    build(comfy, workflow)
+                    sys.stdout.write(f"{workflow.name}\n")
+
+
+if __name__ == "__main__":
+    main()

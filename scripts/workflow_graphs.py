@@ -1,0 +1,386 @@
+"""The bundled workflows as data: nodes in columns, what links them, the files they name and the words beside them.
+
+scripts/build_workflows.py lays them out in ComfyUI's own page and writes the files in workflows/.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+HUGGING_FACE = "https://huggingface.co/{}/resolve/main/{}{}"
+WAN_21, WAN_22 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
+
+T2V = "wan2.1_t2v_14B_fp8_scaled.safetensors"
+T2V_HIGH = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
+T2V_LOW = "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors"
+VACE = "wan2.1_vace_14B_fp16.safetensors"
+UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+VAE = "wan_2.1_vae.safetensors"
+ADAPTER = "Stand-In_wan2.1_T2V_14B_ver1.0_fp16.safetensors"
+ADAPTER_HIGH, ADAPTER_LOW = "Stand-In_wan2.2_T2V_A14B_high.ckpt", "Stand-In_wan2.2_T2V_A14B_low.ckpt"
+DISTILLED = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors"
+STYLE = "studio_ghibli_wan2.1_t2v_14b.safetensors"
+
+# file name -> repository, folder in it, folder in models
+SOURCES = {
+    T2V: (WAN_21, "split_files/diffusion_models/", "diffusion_models"),
+    VACE: (WAN_21, "split_files/diffusion_models/", "diffusion_models"),
+    T2V_HIGH: (WAN_22, "split_files/diffusion_models/", "diffusion_models"),
+    T2V_LOW: (WAN_22, "split_files/diffusion_models/", "diffusion_models"),
+    UMT5: (WAN_21, "split_files/text_encoders/", "text_encoders"),
+    VAE: (WAN_21, "split_files/vae/", "vae"),
+    ADAPTER: ("Kijai/WanVideo_comfy", "LoRAs/Stand-In/", "stand_in"),
+    ADAPTER_HIGH: ("BowenXue/Stand-In", "", "stand_in"),
+    ADAPTER_LOW: ("BowenXue/Stand-In", "", "stand_in"),
+    DISTILLED: ("Kijai/WanVideo_comfy", "", "loras"),
+}
+STYLE_PAGE = "https://civitai.com/models/1404755"
+
+NEGATIVE = ("overexposed, static, blurred details, subtitles, painting, still picture, worst quality, low quality, "
+            "JPEG artifacts, ugly, extra fingers, deformed hands, deformed face, fused fingers, cluttered background, "
+            "three legs, walking backwards")
+PROMPT_TIP = "Say *a man* or *a woman* and what happens. Do not describe the face: the photo does."
+FACE_FILES = ("Face Preprocess works without the two face files (`detection_Resnet50_Final.pth`, "
+              "`parsing_bisenet.pth`, facexlib's releases v0.1.0 and v0.2.0, folder `facexlib`), with a plainer "
+              "detector and the background kept; its *download_missing* fetches them.")
+
+
+@dataclass(frozen=True)
+class Node:
+    """inputs: widget values, and links as (key of a node, number of its output)."""
+
+    key: str
+    kind: str
+    inputs: dict = field(default_factory=dict)
+    title: str = ""
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """columns: title of the group and its nodes, from top to bottom; note: Markdown, above the table of the files."""
+
+    name: str
+    columns: tuple[tuple[str, tuple[Node, ...]], ...]
+    note: str
+
+    @property
+    def prompt(self) -> dict:
+        """As the server takes it. Numbers in the order of the columns."""
+        nodes = [node for _, column in self.columns for node in column]
+        numbers = {node.key: str(number) for number, node in enumerate(nodes, start=1)}
+        return {numbers[node.key]: {
+            "class_type": node.kind,
+            "inputs": {name: [numbers[value[0]], value[1]] if isinstance(value, tuple) else value
+                       for name, value in node.inputs.items()},
+            **({"_meta": {"title": node.title}} if node.title else {})} for node in nodes}
+
+    def models(self, node: Node) -> list[dict]:
+        """What ComfyUI shows for a file that is missing."""
+        return [{"name": value, "url": url(value), "directory": SOURCES[value][2] if value in SOURCES else "loras"}
+                for value in node.inputs.values() if value in SOURCES or value == STYLE]
+
+    @property
+    def words(self) -> str:
+        named = {model["name"]: model for _, column in self.columns for node in column for model in self.models(node)}
+        rows = "\n".join(f"| `{name}` | `{model['directory']}` | "
+                         f"{SOURCES[name][0] if name in SOURCES else STYLE_PAGE} |" for name, model in named.items())
+        # the page breaks a line where the text does
+        note = re.sub(r"(?<!\n)\n\s*(?!\s|\d\.|-|#)", " ", self.note)
+        return f"{note}\n\n| file | folder in models | source |\n|---|---|---|\n{rows}\n"
+
+
+def url(name: str) -> str:
+    if name == STYLE:
+        return STYLE_PAGE
+    repository, folder, _ = SOURCES[name]
+    return HUGGING_FACE.format(repository, folder, name)
+
+
+def model(key: str = "model", name: str = T2V, title: str = "") -> Node:
+    return Node(key, "UNETLoader", {"unet_name": name, "weight_dtype": "default"}, title)
+
+
+def adapter(key: str = "adapter", name: str = ADAPTER, title: str = "") -> Node:
+    return Node(key, "LoadStandIn", {"adapter": name}, title)
+
+
+def encoder() -> Node:
+    return Node("encoder", "CLIPLoader", {"clip_name": UMT5, "type": "wan", "device": "default"})
+
+
+def vae() -> Node:
+    return Node("vae", "VAELoader", {"vae_name": VAE})
+
+
+MODELS = (model(), adapter(), encoder(), vae())
+
+
+def photo(key: str = "photo", title: str = "") -> Node:
+    return Node(key, "LoadImage", {"image": "photo.png"}, title, height=330)
+
+
+def face(key: str = "face", image: str = "photo", **settings) -> Node:
+    return Node(key, "FacePreprocess", {"image": (image, 0), **settings}, height=930)
+
+
+def identity(key: str = "identity", source: tuple = ("model", 0), stand_in: str = "adapter",
+             reference: tuple = ("face", 0), title: str = "", **settings) -> Node:
+    return Node(key, "ApplyIdentityBranch", {"model": source, "stand_in": (stand_in, 0), "vae": ("vae", 0),
+                                             "reference_image": reference, **settings}, title)
+
+
+def prompts(positive: str) -> tuple[Node, Node]:
+    return (Node("positive", "CLIPTextEncode", {"clip": ("encoder", 0), "text": positive}, "Prompt", 180),
+            Node("negative", "CLIPTextEncode", {"clip": ("encoder", 0), "text": NEGATIVE}, "Negative prompt", 180))
+
+
+EMPTY = Node("latent", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1},
+             "Empty video")
+
+
+def sampler(source: str = "identity", latent: tuple = ("latent", 0),
+            conditioning: tuple = (("positive", 0), ("negative", 0)), **settings) -> Node:
+    return Node("sampler", "StandInSampler", {
+        "model": (source, 0), "positive": conditioning[0], "negative": conditioning[1], "latent_image": latent,
+        "seed": 0, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
+        "denoise": 1.0, "boundary": 0.875, **settings}, height=760)
+
+
+def video(samples: tuple = ("sampler", 0), frames: tuple = ("decoded", 0), decode: Node | None = None,
+          between: tuple[Node, ...] = (), before: tuple[Node, ...] = (), **of_video) -> tuple[Node, ...]:
+    return (*before, decode or Node("decoded", "VAEDecode", {"samples": samples, "vae": ("vae", 0)}), *between,
+            Node("video", "CreateVideo", {"images": frames, "fps": 16, **of_video}),
+            Node("save", "SaveVideo", {"video": ("video", 0), "filename_prefix": "video/stand-in", "format": "mp4",
+                                       "codec": "h264"}, height=420),
+            Node("report", "PreviewAny", {"source": ("sampler", 1)}, "Run report", 260))
+
+
+CAFE = ("A woman sits at a cafe table by the window. She looks up, smiles at the camera and raises her cup. Soft "
+        "morning light, medium shot.")
+
+IDENTITY = Workflow(
+    "identity_text_to_video",
+    (("Models", MODELS), ("Face", (photo(), face())), ("Identity and prompt", (identity(), *prompts(CAFE))),
+     ("Sample", (EMPTY, sampler())), ("Video and report", video())),
+    f"""## One photo in, a video of that person out
+
+1. **Load Image**: one clear, frontal photo of the person.
+2. **Prompt**: {PROMPT_TIP}
+3. Run. The report says what the identity did.
+
+The settings are the authors': 20 steps, cfg 5, shift 5. {FACE_FILES} The authors' own `.ckpt` (BowenXue/Stand-In) works
+as well.""")
+
+DISTILLED_STEPS = Workflow(
+    "identity_in_4_steps",
+    (("Models", (model(), Node("distilled", "LoraLoaderModelOnly", {
+        "model": ("model", 0), "lora_name": DISTILLED, "strength_model": 1.0}, "Distilled LoRA"), *MODELS[1:])),
+     ("Face", (photo(), face())),
+     ("Identity and prompt", (identity(source=("distilled", 0)), *prompts(CAFE))),
+     ("Sample", (EMPTY, sampler(steps=4, cfg=1.0))), ("Video and report", video())),
+    f"""## The same in 4 steps
+
+The LoRA is distilled: 4 steps and **cfg 1**, which skips the negative prompt. A tenth of the time of 20 steps at cfg 5,
+with a little less motion. It stands before Apply Identity Branch, so that the identity is computed with it.
+
+{PROMPT_TIP} Few steps at a high strength look pasted more easily: lower *strength* to 0.8, or set *time_offset* to -10,
+if the face does not move.
+
+{FACE_FILES}""")
+
+WAN22 = Workflow(
+    "identity_wan_2_2",
+    (("High-noise expert", (model("model", T2V_HIGH), adapter("adapter", ADAPTER_HIGH))),
+     ("Low-noise expert", (model("low_model", T2V_LOW), adapter("low_adapter", ADAPTER_LOW), encoder(), vae())),
+     ("Face", (photo(), face())),
+     ("Identity", (identity(title="Identity, high noise"),
+                   identity("low_identity", ("low_model", 0), "low_adapter", title="Identity, low noise"))),
+     ("Prompt and sample", (*prompts(CAFE), EMPTY, sampler(low_noise_model=("low_identity", 0)))),
+     ("Video and report", video())),
+    f"""## Wan 2.2 A14B, both experts
+
+Each expert has an adapter of its own and an Apply Identity Branch of its own; both read the same face. **Stand-In
+Sampler** hands over where the noise falls below *boundary* (0.875 is Wan 2.2's for text to video), so there are no
+start and end steps to set.
+
+{PROMPT_TIP}
+
+{FACE_FILES}""")
+
+CONTROLLED = Workflow(
+    "identity_vace_control",
+    (("Models", (model("model", VACE), *MODELS[1:])), ("Face", (photo(), face())),
+     ("Control video", (
+         Node("control", "LoadVideo", {"file": "control.mp4"}, "Pose or depth video", 420),
+         Node("frames", "GetVideoComponents", {"video": ("control", 0)}),
+         Node("vace", "WanVaceToVideo", {
+             "positive": ("positive", 0), "negative": ("negative", 0), "vae": ("vae", 0),
+             "control_video": ("frames", 0), "width": 832, "height": 480, "length": 81, "batch_size": 1,
+             "strength": 0.8}))),
+     ("Identity and prompt", (identity(), *prompts(
+         "A man in a grey coat dances on an empty square in the evening. Street lamps, wet cobbles, full shot."))),
+     ("Sample", (sampler(latent=("vace", 2), conditioning=(("vace", 0), ("vace", 1))),)),
+     ("Video and report", video(("trimmed", 0), before=(
+         Node("trimmed", "TrimVideoLatent", {"samples": ("sampler", 0), "trim_amount": ("vace", 3)}),)))),
+    f"""## A pose or depth video says how, the photo says who
+
+1. **Pose or depth video**: what VACE follows, already drawn: a skeleton, a depth or a line video, from any node that
+   makes them (ComfyUI has Depth Anything 3 and Canny).
+2. **WanVaceToVideo, strength**: 0.8 is the authors'; **0.5** with a face in the control video and no first frame,
+   because VACE draws faces of its own. Lower follows the control less and keeps the person better.
+3. A first frame or another reference for VACE goes into its *reference_image*; Trim Video Latent takes that frame away
+   again.
+
+{PROMPT_TIP}
+
+{FACE_FILES}""")
+
+STYLED = Workflow(
+    "identity_in_a_style",
+    (("Models", (model(), Node("style", "LoraLoaderModelOnly", {
+        "model": ("model", 0), "lora_name": STYLE, "strength_model": 1.0}, "Style LoRA"), *MODELS[1:])),
+     ("Face", (photo(), face())),
+     ("Identity and prompt", (identity(source=("style", 0)), *prompts(
+         "Studio Ghibli style. A woman runs up a green hill against the wind, stops at the top and looks out over the "
+         "sea. Summer clouds."))),
+     ("Sample", (EMPTY, sampler())), ("Video and report", video())),
+    f"""## A person in a style
+
+Any style LoRA for Wan 2.1 14B in **Style LoRA**, with its own trigger words first in the prompt. The one named here is
+*Studio Ghibli* by seruva19; save it under this name or choose yours.
+
+The LoRA stands before Apply Identity Branch, so the identity is drawn in the style too. A photo that stays a photo:
+lower *strength* to 0.7, or begin later with *start_percent* 0.1. A style that loses the person: raise *strength* to
+1.5.
+
+{PROMPT_TIP}
+
+{FACE_FILES}""")
+
+HALF_WIDTH = 416
+TWO_PEOPLE = Workflow(
+    "two_people",
+    (("Models", MODELS),
+     ("Left person", (photo("photo", "Photo of the left person"), face("face", "photo"))),
+     ("Right person", (photo("other_photo", "Photo of the right person"), face("other_face", "other_photo"))),
+     ("Who is where", (
+         Node("nothing", "SolidMask", {"value": 0.0, "width": 832, "height": 480}, "Nowhere"),
+         Node("half", "SolidMask", {"value": 1.0, "width": HALF_WIDTH, "height": 480}, "Half of the width"),
+         Node("left", "MaskComposite", {"destination": ("nothing", 0), "source": ("half", 0), "x": 0, "y": 0,
+                                        "operation": "add"}, "Left half"),
+         Node("right", "InvertMask", {"mask": ("left", 0)}, "Right half"))),
+     ("Identities", (
+         identity("left_identity", region=("left", 0), title="Identity on the left"),
+         identity("identity", ("left_identity", 0), reference=("other_face", 0), region=("right", 0),
+                  title="Identity on the right"))),
+     ("Prompt and sample", (*prompts(
+         "A woman on the left and a man on the right sit on a park bench and talk; he laughs, she turns to him. Autumn "
+         "leaves, medium shot."), EMPTY, sampler())),
+     ("Video and report", video())),
+    f"""## Two people, each in a region
+
+One Apply Identity Branch after the other: each adds a person, with a photo, a *region* and a *strength* of its own. The
+regions are masks in the size of the video; where a mask is black, nobody there reads that photo. Say in the prompt
+who is where.
+
+Paint masks of your own in place of the halves, or connect one for each frame for people who move. Regions are
+untrained: the adapters were made with one person, everywhere.
+
+{PROMPT_TIP}
+
+{FACE_FILES}""")
+
+SUBJECT = Workflow(
+    "any_subject",
+    (("Models", MODELS),
+     ("Subject", (photo("photo", "Picture of the subject"), face(detector="none", parser="none"))),
+     ("Identity and prompt", (identity(), *prompts(
+         "A toy robot walks across a wooden desk, stops in front of a lamp and waves. Warm light, shallow depth of "
+         "field."))),
+     ("Sample", (EMPTY, sampler())), ("Video and report", video())),
+    """## An object, an animal, a cartoon
+
+Face Preprocess takes the whole picture here: *detector* none, padded to a square on white. The subject should fill it
+and stand on a plain background; of a picture with transparency, what is transparent becomes white.
+
+Name the subject in the prompt ("a toy robot") and say what it does; do not describe how it looks. The adapters were
+trained on people: subjects are what they happen to be good at.""")
+
+LOW_MEMORY = Workflow(
+    "low_memory",
+    (("Models", MODELS), ("Face", (photo(), face())),
+     ("Identity and prompt", (identity(cache="streaming"), *prompts(CAFE))),
+     ("Sample", (EMPTY, sampler())),
+     ("Video and report", video(decode=Node("decoded", "VAEDecodeTiled", {
+         "samples": ("sampler", 0), "vae": ("vae", 0), "tile_size": 256, "overlap": 64, "temporal_size": 64,
+         "temporal_overlap": 8})))),
+    f"""## On a small card
+
+- **fp8 weights**: ComfyUI streams what does not fit from host memory by itself.
+- **Apply Identity Branch, cache: streaming** computes the identity's keys and values of each block when the video needs
+  them and keeps none: 42 MB instead of 839 MB, about 3 % more work. *fp8* keeps half of the 839 MB, *offloaded* keeps
+  them in host memory.
+- **Tiled VAE Decode** decodes in pieces.
+- **GGUF**: replace Load Diffusion Model by *Unet Loader (GGUF)* of ComfyUI-GGUF (city96); the rest stays as it is.
+
+{PROMPT_TIP} {FACE_FILES}""")
+
+SEVERAL_PHOTOS = Workflow(
+    "several_photos",
+    (("Models", MODELS),
+     ("First photo", (photo("photo"), face("face", "photo"))),
+     ("Second photo", (photo("photo_2"), face("face_2", "photo_2"))),
+     ("Third photo", (photo("photo_3"), face("face_3", "photo_3"))),
+     ("Identity and prompt", (
+         Node("two", "ImageBatch", {"image1": ("face", 0), "image2": ("face_2", 0)}),
+         Node("three", "ImageBatch", {"image1": ("two", 0), "image2": ("face_3", 0)}),
+         identity(reference=("three", 0), normalize_references=True), *prompts(CAFE))),
+     ("Sample", (EMPTY, sampler())), ("Video and report", video())),
+    f"""## Several photos of one person
+
+Three crops in one batch: the video reads all of them, each for itself. Photos with different expressions help more than
+photos from different sides. *normalize_references* keeps their weight together that of one photo; off, three photos
+weigh three times as much.
+
+Experimental: the released adapters were trained with one photo.
+
+{PROMPT_TIP} {FACE_FILES}""")
+
+FACE_SWAP = Workflow(
+    "face_swap",
+    (("Models", MODELS),
+     ("New face", (photo(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
+                   face("face", "rgba"))),
+     ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 420),
+                Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
+     ("Paste", (
+         Node("prepared", "FaceSwapPrepare", {"images": ("frames", 0), "face": ("face", 5)}),
+         Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
+                                           "background": "locked"}),
+         identity())),
+     ("Prompt and sample", (*prompts("A woman talks to the camera."), sampler(denoise=0.85))),
+     ("Back over the source", video(
+         frames=("composite", 0), fps=("frames", 2), audio=("frames", 1), between=(
+             Node("composite", "FaceSwapComposite", {"source": ("frames", 0), "images": ("decoded", 0),
+                                                     "mask": ("prepared", 1)}),)))),
+    f"""## Another face in a video
+
+1. **Load Video**: one shot, the face in view; 832x480 or near. It is cut to 4k+1 frames, 81 at most is what the model
+   knows.
+2. **Load Image**: the new person. The face must be cut out: by BiSeNet (its file, see below), by a mask on
+   *subject_mask*, or by the photo's own transparency (Join Image with Alpha).
+3. **Prompt**: *a man* or *a woman* and what is seen. Do not describe the face.
+
+**Stand-In Sampler, denoise** 0.85 is the authors'. Higher: a more natural face that follows the old expression less.
+Lower: more of the pasted photo.
+
+**Face Swap Encode, background** locked keeps all outside the mask; free looks more natural at the edge and lets the
+background drift. Face Swap Composite then puts the source back.
+
+The authors call this experimental, and it is: profiles, hands before the face and fast turns show.
+
+{FACE_FILES}""")
+
+WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
+             SEVERAL_PHOTOS)

@@ -1,0 +1,10 @@
+"""How much a video shows the person of a photo: similarity frame by frame, and beside it how much is pasted.
+
+Similarity alone rewards a copy: a video that shows the photo itself in every frame has the highest. So ``measures``
+has both kinds, ``embedders`` turn pictures into vectors (insightface, or any CLIP vision model), ``compare`` runs them
+over a video, and ``figures`` draws what came out.
+"""
+from .compare import EMBEDDERS, REGIONS, CompareSettings, Comparison, compare
+from .figures import contact_sheet, plot
+
+__all__ = ["EMBEDDERS", "REGIONS", "CompareSettings", "Comparison", "compare", "contact_sheet", "plot"]

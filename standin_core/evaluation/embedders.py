@@ -1,0 +1,102 @@
+"""What turns a picture of a face, or of anything, into a vector."""
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import folder_paths
+import numpy as np
+import torch
+
+from ..contracts import StandInError
+from ..face import Face, choose, load_detector, square_around
+
+CROP_PX = 224
+FACE_SCALE = 1.3  # of the box, for an embedder that takes crops: the whole head
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A face, or a whole picture, as the embedder saw it. vector: [D]; crop: [S, S, 3] uint8."""
+
+    vector: np.ndarray
+    crop: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """see: a picture [H, W, 3] uint8 and its index -> Seen, or None where there is no face."""
+
+    name: str
+    see: Callable[[np.ndarray, int], Seen | None]
+
+
+def clip_embedder(clip_vision, whole: bool, min_score: float) -> Embedder:
+    """clip_vision: a model of ComfyUI's Load CLIP Vision. whole: the whole picture and not the largest face in it."""
+    detector = None if whole else load_detector("auto", min_score)
+
+    def see(picture: np.ndarray, index: int) -> Seen | None:
+        if detector is None:
+            place = square_around(None, *picture.shape[:2], FACE_SCALE, "all sides")
+        else:
+            face = _largest(detector.find(picture, index))
+            if face is None:
+                return None
+            place = square_around(face.box, *picture.shape[:2], FACE_SCALE, "all sides")
+        crop = place.cut(picture, CROP_PX, WHITE)
+        encoded = clip_vision.encode_image(torch.from_numpy(crop)[None].float() / 255)
+        return Seen(encoded["image_embeds"][0].float().cpu().numpy(), crop)
+
+    found = "the whole frame" if detector is None else f"faces found by {detector.name}"
+    return Embedder(f"CLIP vision on {found}", see)
+
+
+def insightface_embedder(min_score: float) -> Embedder:
+    """The recognition network of the first model pack found, on the CPU; aligned by key points as it was trained."""
+    from insightface.model_zoo import get_model
+    from insightface.utils.face_align import norm_crop
+
+    file = _recognition_file()
+    detector = load_detector("insightface", min_score)
+    network = get_model(str(file), providers=["CPUExecutionProvider"])
+    network.prepare(ctx_id=-1)
+
+    def see(picture: np.ndarray, index: int) -> Seen | None:
+        face = _largest(detector.find(picture, index))
+        if face is None:
+            return None
+        aligned = norm_crop(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), face.points.astype(np.float32))
+        return Seen(network.get_feat(aligned)[0], cv2.cvtColor(aligned, cv2.COLOR_BGR2RGB))
+
+    return Embedder(f"insightface {file.stem}", see)
+
+
+def insightface_missing() -> str | None:
+    """Why insightface cannot compare faces here, or None."""
+    for package in ("insightface", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed (optional: pip install insightface onnxruntime)"
+    if _recognition_file() is None:
+        return "no model pack with a recognition network (w600k_*.onnx or glintr100.onnx) is in models/insightface"
+    return None
+
+
+def checked_clip_vision(clip_vision) -> None:
+    """Raises StandInError without one."""
+    if clip_vision is None:
+        raise StandInError("embedder is clip vision and none is connected: connect Load CLIP Vision (any model, like "
+                           "clip_vision_h.safetensors).")
+
+
+def _recognition_file() -> Path | None:
+    packs = Path(folder_paths.models_dir) / "insightface" / "models"
+    found = [path for pattern in ("w600k_*.onnx", "glintr*.onnx") for path in sorted(packs.rglob(pattern))]
+    return found[0] if found else None
+
+
+def _largest(faces: list[Face]) -> Face | None:
+    return next(iter(choose(faces, "largest", 0)), None)

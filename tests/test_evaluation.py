@@ -1,0 +1,137 @@
+"""The measures of likeness, against arithmetic written out, and the way from frames to figures."""
+import json
+import math
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from standin_core.contracts import StandInError
+from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, plot
+from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize
+
+NAN = math.nan
+
+
+def test_cosine_by_hand():
+    found = cosine(np.array([[3.0, 4.0], [0.0, 2.0]]), np.array([[1.0, 0.0], [0.0, -1.0]]))
+    assert np.allclose(found, [[0.6, -0.8], [0.0, -1.0]], atol=1e-15)
+
+
+def test_summary_by_hand():
+    found = summarize(np.array([0.2, NAN, 0.4, 0.5, 0.6]))  # 0.2 + 0.1 a frame
+    assert found.mean == pytest.approx(0.425)
+    assert found.minimum == 0.2
+    assert found.p05 == pytest.approx(0.2 + 0.15 * 0.2)  # 5 % of the way over three gaps
+    assert found.drift == pytest.approx(4 * 0.1)
+    assert found.coverage == 0.8
+
+
+def test_summary_of_no_face_and_of_one():
+    nothing = summarize(np.array([NAN, NAN]))
+    assert nothing.coverage == 0 and math.isnan(nothing.mean) and math.isnan(nothing.drift)
+    assert summarize(np.array([NAN, 0.3])).drift == 0
+
+
+def test_copy_paste_by_angles():
+    """Photos r and t lie 60 degrees apart; a frame at r is a copy, at t it is none, in the middle neither."""
+    def at(degrees):
+        return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+
+    r, t = at(0), at(60)
+    frames = np.stack([at(0), at(30), at(60), at(45)])
+    found = copy_paste(cosine(frames, t[None]), cosine(frames, r[None])[:, 0], cosine(t[None], r[None])[:, 0])
+    assert np.allclose(found, [1, 0, -1, -0.5], atol=1e-7)
+
+
+def test_copied_pixels():
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    darker = (photo // 2 + 20).astype(np.uint8)
+    shifted = np.roll(photo, (3, -5), (0, 1))
+    other = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    assert copied_pixels(photo, photo) == pytest.approx(1, abs=1e-6)
+    assert copied_pixels(darker, photo) > 0.99 and copied_pixels(shifted, photo) > 0.99
+    assert copied_pixels(255 - photo, photo) < 0.3 and copied_pixels(other, photo) < 0.3
+    assert copied_pixels(np.full_like(photo, 90), photo) == 0
+
+
+class ClipVision:
+    """In the place of a loaded CLIP vision model: the mean colour of the picture, as a vector."""
+
+    def encode_image(self, image):
+        assert image.shape == (1, embedders.CROP_PX, embedders.CROP_PX, 3) and image.min() >= 0 and image.max() <= 1
+        return {"image_embeds": image.mean(dim=(1, 2))}
+
+
+PHOTO = torch.from_numpy(skimage.data.astronaut()).float()[None] / 255
+
+
+def video():
+    """The photo, the photo with another colour, and two pictures of nobody."""
+    tinted = PHOTO * torch.tensor([0.5, 1.0, 0.5])
+    return torch.cat((PHOTO, tinted, torch.zeros_like(PHOTO), torch.ones_like(PHOTO)))
+
+
+def test_faces_in_a_video():
+    result = compare(video(), PHOTO, CompareSettings("clip vision"), ClipVision())
+    assert result.embedder == "CLIP vision on faces found by cascade"
+    assert result.similarity[0] == pytest.approx(1, abs=1e-6) and result.copied[0] == pytest.approx(1, abs=1e-5)
+    assert 0.9 < result.similarity[1] < 0.999
+    assert np.isnan(result.similarity[2:]).all() and result.copy_paste is None
+    assert result.summaries["similarity"].coverage == 0.5
+    text = result.as_text()
+    assert "seen in 2 of 4 frames (50 %)" in text and "in frame 2" in text
+    record = json.loads(result.as_json())
+    assert record["frames"]["similarity"][2] is None and record["summary"]["similarity"]["coverage"] == 0.5
+
+
+def test_whole_frames_and_other_photos():
+    """With photos beside the given one come the nearest of them and the copy-paste measure."""
+    given, other = torch.tensor([1.0, 0.2, 0.2]), torch.tensor([0.2, 1.0, 0.2])
+    photos = torch.stack([colour.expand(32, 32, 3) for colour in (given, other)])
+    frames = torch.stack([colour.expand(16, 32, 3) for colour in (given, other, (given + other) / 2)])
+    result = compare(frames, photos, CompareSettings("auto", "whole frame"), ClipVision())
+    assert result.copy_paste[0] > 0.3 > -0.3 > result.copy_paste[1] and abs(result.copy_paste[2]) < 0.01
+    assert np.allclose(result.nearest, np.maximum(result.similarity, result.nearest))
+    assert "copy-paste" in result.as_text()
+
+
+def test_progress_is_told():
+    told = []
+    compare(video(), PHOTO, CompareSettings("clip vision"), ClipVision(), lambda: told.append(1))
+    assert len(told) == 4
+
+
+def test_a_video_without_any_face():
+    result = compare(torch.zeros(3, 64, 64, 3), PHOTO, CompareSettings("clip vision"), ClipVision())
+    assert "no face in any frame" in result.as_text()
+    assert json.loads(result.as_json())["summary"]["similarity"] == {
+        "mean": None, "p05": None, "minimum": None, "drift": None, "coverage": 0.0}
+    assert plot(result).shape == (1, 360, 960, 3) and contact_sheet(result).ndim == 4
+
+
+@pytest.mark.parametrize("settings, clip, photos, words", [
+    (CompareSettings("clip vision"), None, PHOTO, "none is connected"),
+    (CompareSettings("auto"), None, PHOTO, "no CLIP vision is connected"),
+    (CompareSettings("insightface"), ClipVision(), PHOTO, "insightface cannot run"),
+    (CompareSettings("insightface", "whole frame"), ClipVision(), PHOTO, "region is whole frame"),
+    (CompareSettings("clip vision"), ClipVision(), torch.zeros(1, 64, 64, 3), "no face was found in photo 1 of 1"),
+    (CompareSettings("clip vision"), ClipVision(), PHOTO[:0], "is empty"),
+])
+def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch):
+    monkeypatch.setattr(embedders, "_recognition_file", lambda: None)
+    with pytest.raises(StandInError, match=words):
+        compare(video(), photos, settings, clip)
+
+
+def test_pictures():
+    """The blue line lies at the top where a frame is the photo; the sheet has the photo first."""
+    result = compare(torch.cat((PHOTO, PHOTO)), PHOTO, CompareSettings("clip vision"), ClipVision())
+    drawn = plot(result)[0]
+    blue = ((drawn - torch.tensor([31, 96, 180]) / 255).abs().amax(dim=-1) < 0.02).nonzero()
+    line = blue[blue[:, 1] > 400]
+    assert 40 <= line[:, 0].float().mean() <= 48
+    sheet = contact_sheet(result)[0]
+    assert sheet.shape == (2 * 202, 3 * 176, 3)
+    assert float((sheet[3:173, 3:173] - sheet[3:173, 179:349]).abs().mean()) < 0.02
