@@ -86,7 +86,7 @@ class FacePreprocess(io.ComfyNode):
                     "transparent is removed.")),
                 io.Combo.Input("preset", options=list(PRESETS), tooltip=(
                     "Stand-In inference is what the authors run: crop 1.5, all but the background kept. Their ComfyUI "
-                    "preprocessor drops neck and clothes, and pads the whole photo if the face is near any border. "
+                    "preprocessor keeps face and hair alone, and pads the whole photo if the face is near any border. "
                     "Face only drops the hair too; head and shoulders crops at 2.5.")),
                 _detector_input(),
                 io.Combo.Input("which_face", options=list(WHICH), tooltip=(
@@ -257,7 +257,8 @@ class FaceSwapComposite(io.ComfyNode):
                     "Pixels over which the edge fades to either side. Higher hides the seam and lets more of the "
                     "swapped background in; 0 cuts along the mask.")),
                 io.Float.Input("color_match", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
-                    "How far the colours of the swapped video are brought to the source's. 0 leaves them.")),
+                    "How far the colours of the swapped video are brought to the source's: higher nearer, 0 leaves "
+                    "them.")),
                 io.Combo.Input("color_region", options=list(COLOR_REGIONS), tooltip=(
                     "Where colours are compared: surroundings corrects a drift of the whole picture and leaves the new "
                     "skin alone; face gives the new face the colours of the old one.")),
@@ -300,9 +301,10 @@ class ApplyIdentityBranch(io.ComfyNode):
                     "Frame at which the reference stands before the video, which begins at 0. -1 is the paper; farther "
                     "away (-5, -25) some users see less of the photo leak into the picture, and less likeness.")),
                 io.Combo.Input("attention", options=list(ATTENTION_PATHS), default="auto", **ADVANCED, tooltip=(
-                    "How the video reads the identity; the result is the same. merge computes the two attentions apart "
-                    "with PyTorch and copies nothing. concatenate appends keys for whatever attention is in use, at "
-                    "strength 1 only. auto merges where PyTorch's attention is in use, and otherwise concatenates.")),
+                    "How the video reads the identity; the result is the same. merge computes the two attentions apart, "
+                    "by PyTorch, SageAttention 2 or FlashAttention, and copies nothing. concatenate appends keys for "
+                    "whatever attention is in use, and knows one strength for all, 1. auto merges where the attention "
+                    "in use can, or a control needs it, and otherwise concatenates.")),
                 # what came later is optional, so that saved prompts without it still run
                 io.Mask.Input("reference_mask", optional=True, tooltip=(
                     "The mask of Face Preprocess: identity tokens without any of the subject are left out, which costs "
@@ -421,11 +423,11 @@ class IdentityAttentionMap(io.ComfyNode):
                 io.Int.Input("person", default=0, min=0, max=99, tooltip=(
                     "Whose map: 0 is the first Apply Identity Branch of the chain, higher the later ones.")),
                 io.Int.Input("first_block", default=0, min=0, max=999, tooltip=(
-                    "First block of the mean. Low blocks place things, high ones finish them.")),
+                    "First block of the mean; higher leaves out early blocks. A block that did not read counts as 0.")),
                 io.Int.Input("last_block", default=-1, min=-1, max=999, tooltip=(
-                    "Last block of the mean, included; -1 is the last there is.")),
+                    "Last block of the mean, included; lower leaves out late blocks, -1 is the last there is.")),
                 io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip=(
-                    "1 shows the map alone, 0 the frames alone.")),
+                    "Higher shows more of the map and less of the frames: 1 the map alone, 0 the frames alone.")),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames with the map over them, black to yellow."),
@@ -457,13 +459,14 @@ class IdentityReport(io.ComfyNode):
                     "The photo that was given to the model. More pictures in the batch are other photos of the same "
                     "person: with them comes the copy-paste measure.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "Any model of Load CLIP Vision. It sees faces less finely than insightface, and subjects too.")),
+                    "Any model of Load CLIP Vision. It tells faces apart less finely than insightface, and compares "
+                    "subjects without a face too.")),
                 io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
                     "What compares. auto takes insightface where you installed it with a model pack, else CLIP "
                     "vision. Figures of different embedders cannot be compared.")),
                 io.Combo.Input("region", options=list(REGIONS), tooltip=(
                     "face compares the largest face of each frame; whole frame all of it, for subjects without a "
-                    "face.")),
+                    "face, and needs CLIP vision.")),
                 io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
                     "How sure the detector must be of a face. Lower finds more and more that are none; the cascade "
                     "has no score.")),
@@ -472,7 +475,8 @@ class IdentityReport(io.ComfyNode):
                 io.Image.Output("plot", tooltip="Similarity and copied pixels over the frames."),
                 io.Image.Output("contact_sheet", tooltip="The frames least and most like the photo."),
                 io.String.Output("report", tooltip="The figures in words."),
-                io.String.Output("json", tooltip="The figures and the series of all frames, as JSON."),
+                io.String.Output("json", tooltip=(
+                    "The figures, and for every frame similarity and copied pixels, as JSON.")),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -18,14 +18,24 @@ UP_MS = 120_000
 
 @dataclass
 class ComfyPage:
-    """A page of ComfyUI. errors: what the console said as an error, and what was thrown."""
+    """A page of ComfyUI. errors: what was thrown, and what the console and the server answered as errors."""
 
-    page: object
+    browser: object
     url: str
+    size: dict
+    page: object = None
     errors: list[str] = field(default_factory=list)
 
     def open(self, workflow: str | None = None) -> None:
-        """The page, with a bundled workflow where one is named, as a link to a template opens it."""
+        """A fresh page, with a bundled workflow where one is named, as a link to a template opens it."""
+        if self.page is not None:
+            self.page.context.close()  # ComfyUI would open again what was open
+        self.errors.clear()
+        self.page = self.browser.new_context(viewport=self.size).new_page()
+        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        self.page.on("response", lambda answer: answer.status >= 400 and self.errors.append(
+            f"{answer.status} {answer.url}"))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         query = "" if workflow is None else "?" + urlencode({"template": workflow, "source": PACK_NAME})
         self.page.goto(self.url + query)
         self.page.wait_for_function(READY, timeout=UP_MS)
@@ -76,17 +86,13 @@ class ComfyPage:
 
 
 @contextlib.contextmanager
-def comfy_page(url: str, width: int = 1900, height: int = 1040) -> Iterator[ComfyPage]:
-    """A fresh browser on ComfyUI's page; CHROMIUM must be there."""
+def comfy_page(url: str, width: int = 2800, height: int = 1500) -> Iterator[ComfyPage]:
+    """A browser for ComfyUI's page; CHROMIUM must be there."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            comfy = ComfyPage(page, url)
-            page.on("console", lambda message: message.type == "error" and comfy.errors.append(message.text))
-            page.on("pageerror", lambda error: comfy.errors.append(str(error)))
-            yield comfy
+            yield ComfyPage(browser, url, {"width": width, "height": height})
         finally:
             browser.close()

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import PIL.Image
+import PIL.ImageOps
 from browser import ComfyPage, comfy_page
 from workflow_graphs import SOURCES, STYLE, WORKFLOWS, Workflow
 
@@ -25,7 +26,7 @@ THUMBNAIL = (640, 360)
 
 # nodes from top to bottom in columns, each group around its column, the note to their left
 LAYOUT = """([columns, models, titles, heights, note, sizes]) => {
-  const graph = window.app.graph, [title, gap, columnGap, noteWidth] = sizes;
+  const graph = window.app.graph, [title, gap, columnGap, noteWidth, noteHeight] = sizes;
   let left = 0;
   for (const [name, ids] of columns) {
     const nodes = ids.map(id => graph.getNodeById(id));
@@ -47,7 +48,7 @@ LAYOUT = """([columns, models, titles, heights, note, sizes]) => {
   const words = LiteGraph.createNode('MarkdownNote');
   words.title = 'How to use';
   words.pos = [-noteWidth - 80, 0];
-  words.setSize([noteWidth, 880]);
+  words.setSize([noteWidth, noteHeight]);
   graph.add(words);
   words.widgets[0].value = note;
   return graph.serialize();
@@ -63,7 +64,7 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     columns = [[title, [ids[node.key] for node in column]] for title, column in workflow.columns]
     arguments = [columns, {ids[node.key]: workflow.models(node) for node in nodes},
                  {ids[node.key]: node.title for node in nodes}, {ids[node.key]: node.height for node in nodes},
-                 workflow.words, [TITLE, GAP, COLUMN_GAP, NOTE_WIDTH]]
+                 workflow.words, [TITLE, GAP, COLUMN_GAP, NOTE_WIDTH, note_height(workflow.words)]]
     comfy.page.evaluate(LAYOUT, arguments)
     comfy.settle()
     comfy.fit()
@@ -73,8 +74,15 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     write(folder / f"{workflow.name}.json", graph)
     write(folder / "api" / f"{workflow.name}.json", comfy.prompt())
     picture = PIL.Image.open(io.BytesIO(comfy.page.screenshot())).convert("RGB")
-    box = (60, 40, picture.width, 40 + (picture.width - 60) * 9 / 16)  # without the bars of the page
-    picture.resize(THUMBNAIL, PIL.Image.Resampling.LANCZOS, box=box).save(folder / f"{workflow.name}.jpg", quality=88)
+    graph_alone = picture.crop((60, 40, picture.width, picture.height))  # without the bars of the page
+    PIL.ImageOps.fit(graph_alone, THUMBNAIL, PIL.Image.Resampling.LANCZOS, centering=(0, 0)).save(
+        folder / f"{workflow.name}.jpg", quality=88)
+
+
+def note_height(words: str) -> int:
+    """Of text in the note's width, with room."""
+    lines = sum(1 + len(line) // 75 for line in words.splitlines())
+    return 80 + 21 * lines
 
 
 def write(path: Path, record: dict) -> None:
@@ -99,7 +107,7 @@ def main() -> None:
         empty_models(base)
         comfyui = Path(os.environ.get("COMFYUI_PATH", COMFYUI))
         with (running_server(comfyui, base, base / "log.txt") as server,
-              comfy_page(server.url, 1900, 1100) as comfy):
+              comfy_page(server.url) as comfy):
             for workflow in WORKFLOWS:
                 if workflow.name in chosen:
                     build(comfy, workflow)

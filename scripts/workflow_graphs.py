@@ -86,7 +86,7 @@ class Workflow:
         rows = "\n".join(f"| `{name}` | `{model['directory']}` | "
                          f"{SOURCES[name][0] if name in SOURCES else STYLE_PAGE} |" for name, model in named.items())
         # the page breaks a line where the text does
-        note = re.sub(r"(?<!\n)\n\s*(?!\s|\d\.|-|#)", " ", self.note)
+        note = re.sub(r"(?<!\n)\n *(?![\n ]|\d\.|-|#)", " ", self.note)
         return f"{note}\n\n| file | folder in models | source |\n|---|---|---|\n{rows}\n"
 
 

@@ -79,7 +79,7 @@ def combined(maps: list[AttentionMap], person: int, first_block: int, last_block
     """
     if not maps:
         raise StandInError("there is no attention map: switch attention_map on in Stand-In Sampler, with Apply "
-                           "Identity Branch before it.")
+                           "Identity Branch before it at a strength above 0.")
     persons, blocks = maps[0].mass.shape[:2]
     if person >= persons:
         raise StandInError(f"person is {person} and the model reads {persons}, counted from 0: lower it.")

@@ -26,7 +26,6 @@ def ours(errors):
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
 def test_workflow_in_the_page(comfy, workflow):
     """Opened as the template browser opens it: all nodes known, no overlap, nothing cut, and the prompt is the file."""
-    comfy.errors.clear()
     comfy.open(workflow.name)
     comfy.fit()
     comfy.page.screenshot(path=SCREENSHOTS / f"{workflow.name}.png")
