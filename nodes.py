@@ -301,10 +301,10 @@ class ApplyIdentityBranch(io.ComfyNode):
                     "Frame at which the reference stands before the video, which begins at 0. -1 is the paper; farther "
                     "away (-5, -25) some users see less of the photo leak into the picture, and less likeness.")),
                 io.Combo.Input("attention", options=list(ATTENTION_PATHS), default="auto", **ADVANCED, tooltip=(
-                    "How the video reads the identity; the result is the same. merge computes the two attentions apart, "
-                    "by PyTorch, SageAttention 2 or FlashAttention, and copies nothing. concatenate appends keys for "
-                    "whatever attention is in use, and knows one strength for all, 1. auto merges where the attention "
-                    "in use can, or a control needs it, and otherwise concatenates.")),
+                    "How the video reads the identity; the result is the same. merge computes the two attentions "
+                    "apart, by PyTorch, SageAttention 2 or FlashAttention, and copies nothing. concatenate appends "
+                    "keys for whatever attention is in use, and knows one strength for all, 1. auto merges where the "
+                    "attention in use can, or a control needs it, and otherwise concatenates.")),
                 # what came later is optional, so that saved prompts without it still run
                 io.Mask.Input("reference_mask", optional=True, tooltip=(
                     "The mask of Face Preprocess: identity tokens without any of the subject are left out, which costs "

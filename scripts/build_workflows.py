@@ -6,7 +6,6 @@ Needs Chromium.
 """
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -14,7 +13,10 @@ import tempfile
 from pathlib import Path
 
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import PIL.ImageOps
+import skimage.data
 from browser import ComfyPage, comfy_page
 from workflow_graphs import SOURCES, STYLE, WORKFLOWS, Workflow
 
@@ -22,7 +24,7 @@ from comfyui_server import running_server
 from environment import COMFYUI, PACK
 
 TITLE, GAP, COLUMN_GAP, NOTE_WIDTH = 40, 50, 60, 620
-THUMBNAIL = (640, 360)
+THUMBNAIL, NIGHT, PALE = (640, 360), (22, 32, 48), (224, 232, 240)
 
 # nodes from top to bottom in columns, each group around its column, the note to their left
 LAYOUT = """([columns, models, titles, heights, note, sizes]) => {
@@ -73,10 +75,28 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     folder = PACK / "workflows"
     write(folder / f"{workflow.name}.json", graph)
     write(folder / "api" / f"{workflow.name}.json", comfy.prompt())
-    picture = PIL.Image.open(io.BytesIO(comfy.page.screenshot())).convert("RGB")
-    graph_alone = picture.crop((60, 40, picture.width, picture.height))  # without the bars of the page
-    PIL.ImageOps.fit(graph_alone, THUMBNAIL, PIL.Image.Resampling.LANCZOS, centering=(0, 0)).save(
-        folder / f"{workflow.name}.jpg", quality=88)
+    thumbnail(workflow).save(folder / f"{workflow.name}.jpg", quality=90)
+
+
+def thumbnail(workflow: Workflow) -> PIL.Image.Image:
+    """What goes in, an arrow, and in a frame of film what it is about."""
+    card = PIL.Image.new("RGB", THUMBNAIL, NIGHT)
+    draw = PIL.ImageDraw.Draw(card)
+    head = PIL.Image.fromarray(skimage.data.astronaut()[:230, 110:340])
+    left = 40
+    for index in range(workflow.photos):
+        photo = [head, PIL.ImageOps.mirror(PIL.ImageOps.grayscale(head).convert("RGB")), head.rotate(8)][index]
+        offset = 26 * (index - (workflow.photos - 1) / 2)
+        card.paste(photo.resize((150, 150), PIL.Image.Resampling.LANCZOS), (int(left + offset), int(105 + 2 * offset)))
+    draw.line([(235, 180), (280, 180)], fill=PALE, width=6)
+    draw.polygon([(280, 166), (304, 180), (280, 194)], fill=PALE)
+    draw.rectangle([325, 80, 610, 280], outline=PALE, width=4)
+    for x in range(337, 600, 26):
+        for y in (88, 260):
+            draw.rectangle([x, y, x + 12, y + 12], fill=PALE)
+    draw.multiline_text((467, 180), workflow.headline, fill=PALE, font=PIL.ImageFont.load_default(34), anchor="mm",
+                        align="center", spacing=10)
+    return card
 
 
 def note_height(words: str) -> int:

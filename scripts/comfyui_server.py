@@ -57,7 +57,7 @@ def link_node_pack(base: Path, name: str, folder: Path) -> None:
 def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Iterator[Server]:
     """A server on a free local port, on the CPU, with models, inputs and outputs in base; stopped at the end."""
     link_node_pack(base, "ComfyUI-StandIn", PACK)
-    link_node_pack(base, "tiny_text_encoder", PACK / "scripts" / "tiny_text_encoder")
+    link_node_pack(base, "tiny_encoders", PACK / "scripts" / "tiny_encoders")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -12,6 +12,8 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.clip_model
+import comfy.clip_vision
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
@@ -28,12 +30,14 @@ DIFFUSION_MODEL = "tiny_wan_t2v.safetensors"
 LOW_NOISE_MODEL = "tiny_wan_t2v_low_noise.safetensors"
 VACE_MODEL = "tiny_wan_vace.safetensors"
 TEXT_ENCODER = "tiny_umt5.safetensors"
+CLIP_VISION = "tiny_clip_vision.safetensors"
 VAE = "tiny_wan_vae.safetensors"
 ADAPTER = "tiny_stand_in.safetensors"
 LORA = "tiny_lora.safetensors"
 
 FULL_SIZE = {"width": 832, "height": 480, "length": 81}  # of the bundled workflows
 
+ENCODER_SIZES = json.loads((Path(__file__).resolve().parent / "tiny_encoders" / "sizes.json").read_text())
 VAE_FILE = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny_wan_vae.safetensors"
 
 
@@ -102,8 +106,8 @@ def vae_weights() -> dict[str, torch.Tensor]:
 
 
 def text_encoder_weights() -> dict[str, torch.Tensor]:
-    """A umT5 of one block with a tokenizer of single characters, for ComfyUI's loader (see tiny_text_encoder)."""
-    sizes = json.loads((Path(__file__).parent / "tiny_text_encoder" / "sizes.json").read_text())
+    """A umT5 of one block with a tokenizer of single characters, for ComfyUI's loader (see tiny_encoders)."""
+    sizes = ENCODER_SIZES["text"]
     config = json.loads((Path(comfy.text_encoders.wan.__file__).parent / "umt5_config_xxl.json").read_text()) | sizes
     module = comfy.text_encoders.t5.T5(config, torch.float32, "cpu", comfy.ops.disable_weight_init)
     weights = random_weights(module, seed=3)
@@ -116,6 +120,17 @@ def text_encoder_weights() -> dict[str, torch.Tensor]:
     weights["spiece_model"] = torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
     # by which ComfyUI tells a umT5-XXL
     weights["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] = torch.zeros(10240, 1)
+    return weights
+
+
+def clip_vision_weights() -> dict[str, torch.Tensor]:
+    """A CLIP vision model of two layers, for ComfyUI's loader (see tiny_encoders)."""
+    config = json.loads((Path(comfy.clip_vision.__file__).parent / "clip_vision_config_vitl.json").read_text())
+    module = comfy.clip_model.CLIPVisionModelProjection(config | ENCODER_SIZES["vision"], torch.float32, "cpu",
+                                                        comfy.ops.disable_weight_init)
+    weights = random_weights(module, seed=5)
+    # by which ComfyUI tells a ViT-L
+    weights["vision_model.encoder.layers.22.layer_norm1.weight"] = torch.zeros(1)
     return weights
 
 
@@ -139,6 +154,7 @@ def write_tiny_models(models: Path) -> None:
             ("diffusion_models", LOW_NOISE_MODEL, TinyWan(seed=1).weights(), wan.metadata()),
             ("diffusion_models", VACE_MODEL, wan.vace_weights(), wan.metadata()),
             ("text_encoders", TEXT_ENCODER, text_encoder_weights(), None),
+            ("clip_vision", CLIP_VISION, clip_vision_weights(), None),
             ("vae", VAE, vae_weights(), None),
             ("loras", LORA, lora_weights(), None),
             ("stand_in", ADAPTER, adapter_weights(), None)):

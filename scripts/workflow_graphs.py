@@ -58,9 +58,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Workflow:
-    """columns: title of the group and its nodes, from top to bottom; note: Markdown, above the table of the files."""
+    """headline: of the thumbnail, with so many photos; columns: title of the group and its nodes, from top to bottom;
+    note: Markdown, above the table of the files.
+    """
 
     name: str
+    headline: str
+    photos: int
     columns: tuple[tuple[str, tuple[Node, ...]], ...]
     note: str
 
@@ -160,7 +164,7 @@ CAFE = ("A woman sits at a cafe table by the window. She looks up, smiles at the
         "morning light, medium shot.")
 
 IDENTITY = Workflow(
-    "identity_text_to_video",
+    "identity_text_to_video", "this person\nin a video", 1,
     (("Models", MODELS), ("Face", (photo(), face())), ("Identity and prompt", (identity(), *prompts(CAFE))),
      ("Sample", (EMPTY, sampler())), ("Video and report", video())),
     f"""## One photo in, a video of that person out
@@ -173,7 +177,7 @@ The settings are the authors': 20 steps, cfg 5, shift 5. {FACE_FILES} The author
 as well.""")
 
 DISTILLED_STEPS = Workflow(
-    "identity_in_4_steps",
+    "identity_in_4_steps", "in 4 steps", 1,
     (("Models", (model(), Node("distilled", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": DISTILLED, "strength_model": 1.0}, "Distilled LoRA"), *MODELS[1:])),
      ("Face", (photo(), face())),
@@ -190,7 +194,7 @@ if the face does not move.
 {FACE_FILES}""")
 
 WAN22 = Workflow(
-    "identity_wan_2_2",
+    "identity_wan_2_2", "Wan 2.2,\nboth experts", 1,
     (("High-noise expert", (model("model", T2V_HIGH), adapter("adapter", ADAPTER_HIGH))),
      ("Low-noise expert", (model("low_model", T2V_LOW), adapter("low_adapter", ADAPTER_LOW), encoder(), vae())),
      ("Face", (photo(), face())),
@@ -209,7 +213,7 @@ start and end steps to set.
 {FACE_FILES}""")
 
 CONTROLLED = Workflow(
-    "identity_vace_control",
+    "identity_vace_control", "VACE: pose\nor depth", 1,
     (("Models", (model("model", VACE), *MODELS[1:])), ("Face", (photo(), face())),
      ("Control video", (
          Node("control", "LoadVideo", {"file": "control.mp4"}, "Pose or depth video", 420),
@@ -237,7 +241,7 @@ CONTROLLED = Workflow(
 {FACE_FILES}""")
 
 STYLED = Workflow(
-    "identity_in_a_style",
+    "identity_in_a_style", "in a style", 1,
     (("Models", (model(), Node("style", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": STYLE, "strength_model": 1.0}, "Style LoRA"), *MODELS[1:])),
      ("Face", (photo(), face())),
@@ -260,7 +264,7 @@ lower *strength* to 0.7, or begin later with *start_percent* 0.1. A style that l
 
 HALF_WIDTH = 416
 TWO_PEOPLE = Workflow(
-    "two_people",
+    "two_people", "two people,\ntwo regions", 2,
     (("Models", MODELS),
      ("Left person", (photo("photo", "Photo of the left person"), face("face", "photo"))),
      ("Right person", (photo("other_photo", "Photo of the right person"), face("other_face", "other_photo"))),
@@ -292,7 +296,7 @@ untrained: the adapters were made with one person, everywhere.
 {FACE_FILES}""")
 
 SUBJECT = Workflow(
-    "any_subject",
+    "any_subject", "any subject", 1,
     (("Models", MODELS),
      ("Subject", (photo("photo", "Picture of the subject"), face(detector="none", parser="none"))),
      ("Identity and prompt", (identity(), *prompts(
@@ -308,7 +312,7 @@ Name the subject in the prompt ("a toy robot") and say what it does; do not desc
 trained on people: subjects are what they happen to be good at.""")
 
 LOW_MEMORY = Workflow(
-    "low_memory",
+    "low_memory", "on a\nsmall card", 1,
     (("Models", MODELS), ("Face", (photo(), face())),
      ("Identity and prompt", (identity(cache="streaming"), *prompts(CAFE))),
      ("Sample", (EMPTY, sampler())),
@@ -327,7 +331,7 @@ LOW_MEMORY = Workflow(
 {PROMPT_TIP} {FACE_FILES}""")
 
 SEVERAL_PHOTOS = Workflow(
-    "several_photos",
+    "several_photos", "several photos\nof one person", 3,
     (("Models", MODELS),
      ("First photo", (photo("photo"), face("face", "photo"))),
      ("Second photo", (photo("photo_2"), face("face_2", "photo_2"))),
@@ -348,7 +352,7 @@ Experimental: the released adapters were trained with one photo.
 {PROMPT_TIP} {FACE_FILES}""")
 
 FACE_SWAP = Workflow(
-    "face_swap",
+    "face_swap", "another face\nin a video", 1,
     (("Models", MODELS),
      ("New face", (photo(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
                    face("face", "rgba"))),

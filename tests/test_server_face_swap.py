@@ -84,7 +84,7 @@ def test_video(server, prompt, locked):
 
 def test_words(prompt, locked):
     (verdict,) = locked.outputs[node_id(prompt, "FacePreprocess")]["text"]
-    assert "background removed by subject_mask" in verdict
+    assert "background removed by alpha" in verdict
     (report,) = locked.outputs[node_id(prompt, "FaceSwapPrepare")]["text"]
     assert "9 of 10 frames, 160x128 of 170x130: face in 9 by cascade" in report
     (run,) = json.loads(locked.outputs[node_id(prompt, "PreviewAny")]["text"][0])
@@ -147,7 +147,6 @@ def test_two_experts(server, prompt):
 
 
 def test_a_reference_that_is_not_cut_out(server, prompt):
-    whole = copy.deepcopy(prompt)
-    del whole[node_id(prompt, "FacePreprocess")]["inputs"]["subject_mask"]
+    whole = change(prompt, "FacePreprocess", image=[node_id(prompt, "LoadImage"), 0])
     with pytest.raises(PromptFailed, match=r"FaceSwapPrepare: .*the reference is not cut out"):
         server.run(whole)

@@ -1,0 +1,28 @@
+"""A custom node pack for demo and tests: lets ComfyUI load tiny text and vision encoders where its own code says how
+large they are. The loaders, the tokenizer and the networks are ComfyUI's; only the sizes differ (scripts/tiny_models.py
+writes the files).
+"""
+import json
+from pathlib import Path
+
+import comfy.clip_vision
+import comfy.text_encoders.wan
+
+SIZES = json.loads((Path(__file__).parent / "sizes.json").read_text())
+
+
+class TinyUMT5(comfy.text_encoders.wan.UMT5XXlModel):
+    def __init__(self, model_options=None, **kwargs):
+        super().__init__(model_options={**(model_options or {}), "model_name": "tiny",
+                                        "tiny_model_config": SIZES["text"]}, **kwargs)
+
+
+class TinyClipVision(comfy.clip_vision.ClipVisionModel):
+    def __init__(self, json_config):
+        super().__init__(json.loads(Path(json_config).read_text()) | SIZES["vision"])
+
+
+comfy.text_encoders.wan.UMT5XXlModel = TinyUMT5
+comfy.clip_vision.ClipVisionModel = TinyClipVision
+
+NODE_CLASS_MAPPINGS = {}
