@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-TEMPLATE_SHARE = 0.75  # of the side of the photo's crop that is looked for in the frame's
+COMPARED_PX = 96
+TEMPLATE_SHARE = 0.6  # of the side of the photo's crop that is looked for in the frame's
+# detectors' boxes differ in size: of the same face in a video, by up to a fourth (measured with the cascade)
+TEMPLATE_SCALES = (0.75, 0.82, 0.9, 1.0, 1.1, 1.22, 1.35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,17 @@ def copy_paste(frame_to_others: np.ndarray, frame_to_photo: np.ndarray, others_t
 
 
 def copied_pixels(crop: np.ndarray, photo: np.ndarray) -> float:
-    """How much the pixels of two crops of a size are the same, [S, S, 3] uint8: the correlation of their brightness
-    where the middle of the photo's fits best. 1 is the photo itself, whatever its contrast; another pose, light or
-    expression lowers it.
+    """How much the pixels of two crops are the same, [S, S, 3] uint8 each: the correlation of their brightness where
+    the middle of the photo's, at a size near its own, fits best. 1 is the photo itself, whatever its contrast; another
+    pose, light or expression lowers it.
     """
-    side = photo.shape[0]
-    margin = round(side * (1 - TEMPLATE_SHARE) / 2)
-    crop, photo = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (crop, photo))
-    found = cv2.matchTemplate(crop, photo[margin:side - margin, margin:side - margin], cv2.TM_CCOEFF_NORMED)
-    return float(np.nan_to_num(found, posinf=0, neginf=0).max())
+    crop, photo = (cv2.resize(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), (COMPARED_PX, COMPARED_PX),
+                              interpolation=cv2.INTER_AREA) for x in (crop, photo))
+    margin = round(COMPARED_PX * (1 - TEMPLATE_SHARE) / 2)
+    middle = photo[margin:COMPARED_PX - margin, margin:COMPARED_PX - margin]
+    best = 0.0
+    for scale in TEMPLATE_SCALES:
+        template = cv2.resize(middle, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        found = cv2.matchTemplate(crop, template, cv2.TM_CCOEFF_NORMED)
+        best = max(best, float(np.nan_to_num(found, posinf=0, neginf=0).max()))
+    return best
