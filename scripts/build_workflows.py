@@ -1,4 +1,5 @@
-"""Write the bundled workflows from their graphs, laid out by ComfyUI's own page, with their thumbnails.
+"""Write the bundled workflows from their graphs, laid out by ComfyUI's own page, with their thumbnails and the README's
+picture of the first.
 
     .standin/venv/bin/python scripts/build_workflows.py [name ...]     # after scripts/test.py has set everything up
 
@@ -6,6 +7,7 @@ Needs Chromium.
 """
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -18,8 +20,9 @@ import PIL.ImageFont
 import PIL.ImageOps
 import skimage.data
 from browser import ComfyPage, comfy_page
-from workflow_graphs import SOURCES, STYLE, WORKFLOWS, Workflow
+from workflow_graphs import IDENTITY, SOURCES, STYLE, WORKFLOWS, Workflow
 
+import moving_photo
 from comfyui_server import running_server
 from environment import COMFYUI, PACK
 
@@ -75,6 +78,10 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     folder = PACK / "workflows"
     write(folder / f"{workflow.name}.json", graph)
     write(folder / "api" / f"{workflow.name}.json", comfy.prompt())
+    if workflow is IDENTITY:
+        picture = PIL.Image.open(io.BytesIO(comfy.page.screenshot()))
+        picture.resize((1900, 1900 * picture.height // picture.width), PIL.Image.Resampling.LANCZOS).save(
+            PACK / "docs" / "images" / "workflow.png", optimize=True)
     thumbnail(workflow).save(folder / f"{workflow.name}.jpg", quality=90)
 
 
@@ -110,14 +117,15 @@ def write(path: Path, record: dict) -> None:
 
 
 def empty_models(base: Path) -> None:
-    """Files of the right names, so that the page offers them."""
+    """Files of the right names, so that the page offers them, and a photo and videos to be seen."""
     for name, (_, _, folder) in {**SOURCES, STYLE: ("", "", "loras")}.items():
         path = base / "models" / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (base / "input").mkdir(exist_ok=True)
-    for name in ("photo.png", "video.mp4", "control.mp4"):
-        (base / "input" / name).touch()
+    PIL.Image.fromarray(skimage.data.astronaut()).save(base / "input" / "photo.png")
+    for name in ("video.mp4", "control.mp4"):
+        moving_photo.write_video(base / "input" / name, moving_photo.video(9, 416, 240))
 
 
 def main() -> None:
