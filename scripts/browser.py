@@ -56,8 +56,11 @@ class ComfyPage:
         self.page.wait_for_timeout(400)
 
     def prompt(self) -> dict:
-        """The graph as the frontend sends it to the queue."""
-        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+        """The graph as the frontend sends it to the queue, without the player of a video, which is no input."""
+        prompt = self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+        for node in prompt.values():
+            node["inputs"].pop("video-preview", None)
+        return prompt
 
     def load(self, prompt: dict, name: str) -> None:
         """A prompt of the server's as a graph."""

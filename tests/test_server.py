@@ -18,7 +18,8 @@ WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
 
 @pytest.fixture(scope="module")
 def photo(server, tmp_path_factory):
-    path = tmp_path_factory.mktemp("photo") / "astronaut.png"
+    # a name of its own: the server does not run again what it ran for another test
+    path = tmp_path_factory.mktemp("photo") / "photo_of_this_test.png"
     PIL.Image.fromarray(skimage.data.astronaut()).save(path)
     return server.upload(path)
 
