@@ -10,7 +10,15 @@ from server import PromptServer
 from .standin_core.attention_map import show_map
 from .standin_core.contracts import ATTENTION_PATHS, CACHE_MODES, GUIDANCES
 from .standin_core.controls import parse_schedule
-from .standin_core.evaluation import EMBEDDERS, REGIONS, CompareSettings, compare, contact_sheet, plot
+from .standin_core.evaluation import (
+    EMBEDDERS,
+    REGIONS,
+    CompareSettings,
+    compare,
+    contact_sheet,
+    insightface_missing,
+    plot,
+)
 from .standin_core.face import (
     BORDER_RULES,
     DETECTORS,
@@ -390,9 +398,10 @@ class StandInSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, for VAE Decode."),
-                io.String.Output("report", tooltip="What the identity did in each run, as JSON."),
+                io.String.Output("report", tooltip="What the identity did in each run, in words."),
                 AttentionMapType.Output("attention_map", tooltip=(
                     "Where the identity was read, for Identity Attention Map; empty while attention_map is off.")),
+                io.String.Output("json", tooltip="The report as JSON, a record for each run."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -404,7 +413,7 @@ class StandInSampler(io.ComfyNode):
         latent, sink = sample(model, low_noise_model, positive, negative, latent_image, settings)
         text = "\n\n".join(map(as_text, sink.reports)) or "no identity: put Apply Identity Branch before this node"
         show_text(cls, text)
-        return io.NodeOutput(latent, as_json(sink.reports), sink.maps, ui=ui.PreviewText(text))
+        return io.NodeOutput(latent, text, sink.maps, as_json(sink.reports), ui=ui.PreviewText(text))
 
 
 class IdentityAttentionMap(io.ComfyNode):
@@ -428,6 +437,9 @@ class IdentityAttentionMap(io.ComfyNode):
                     "Last block of the mean, included; lower leaves out late blocks, -1 is the last there is.")),
                 io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip=(
                     "Higher shows more of the map and less of the frames: 1 the map alone, 0 the frames alone.")),
+                io.Int.Input("trim_latent", default=0, min=0, max=99, **ADVANCED, tooltip=(
+                    "How many latent frames were cut off the beginning, as the trim_latent of WanVaceToVideo says: 1 "
+                    "with a reference picture of VACE, 0 otherwise.")),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames with the map over them, black to yellow."),
@@ -460,7 +472,7 @@ class IdentityReport(io.ComfyNode):
                     "person: with them comes the copy-paste measure.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
                     "Any model of Load CLIP Vision. It tells faces apart less finely than insightface, and compares "
-                    "subjects without a face too.")),
+                    "subjects without a face too; connected, it also gives the CLIP distance of whole pictures.")),
                 io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
                     "What compares. auto takes insightface where you installed it with a model pack, else CLIP "
                     "vision. Figures of different embedders cannot be compared.")),
@@ -476,10 +488,14 @@ class IdentityReport(io.ComfyNode):
                 io.Image.Output("contact_sheet", tooltip="The frames least and most like the photo."),
                 io.String.Output("report", tooltip="The figures in words."),
                 io.String.Output("json", tooltip=(
-                    "The figures, and for every frame similarity and copied pixels, as JSON.")),
+                    "The figures, and those of every frame, as JSON.")),
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, embedder, **inputs):
+        return insightface_missing() if embedder == "auto" else ""
 
     @classmethod
     def execute(cls, images, reference_image, clip_vision=None, **settings):

@@ -80,9 +80,9 @@ class ComfyPage:
             const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1])) - 70;
             const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]));
             const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1]));
-            const scale = Math.min((innerWidth - 140) / (right - left + margin), (innerHeight - 120) / (bottom - top));
+            const scale = Math.min((innerWidth - 140) / (right - left + margin), (innerHeight - 200) / (bottom - top));
             view.ds.scale = scale;
-            view.ds.offset = [90 / scale - left, 60 / scale - top];
+            view.ds.offset = [90 / scale - left, 140 / scale - top];  // below the bar with Run
             view.setDirty(true, true);
         }""", margin)
         self.page.wait_for_timeout(1500)

@@ -20,7 +20,7 @@ import PIL.ImageFont
 import PIL.ImageOps
 import skimage.data
 from browser import ComfyPage, comfy_page
-from workflow_graphs import IDENTITY, SOURCES, STYLE, WORKFLOWS, Workflow
+from workflow_graphs import IDENTITY, SOURCES, SUBJECT, WORKFLOWS, Workflow
 
 import moving_photo
 from comfyui_server import running_server
@@ -89,7 +89,8 @@ def thumbnail(workflow: Workflow) -> PIL.Image.Image:
     """What goes in, an arrow, and in a frame of film what it is about."""
     card = PIL.Image.new("RGB", THUMBNAIL, NIGHT)
     draw = PIL.ImageDraw.Draw(card)
-    head = PIL.Image.fromarray(skimage.data.astronaut()[:230, 110:340])
+    picture = skimage.data.chelsea()[10:250, 90:330] if workflow is SUBJECT else skimage.data.astronaut()[:230, 110:340]
+    head = PIL.Image.fromarray(picture)
     left = 40
     for index in range(workflow.photos):
         photo = [head, PIL.ImageOps.mirror(PIL.ImageOps.grayscale(head).convert("RGB")), head.rotate(8)][index]
@@ -108,8 +109,8 @@ def thumbnail(workflow: Workflow) -> PIL.Image.Image:
 
 def note_height(words: str) -> int:
     """Of text in the note's width, with room."""
-    lines = sum(1 + len(line) // 75 for line in words.splitlines())
-    return 80 + 21 * lines
+    lines = sum(1 + len(line) // 95 for line in words.splitlines())
+    return 60 + 19 * lines
 
 
 def write(path: Path, record: dict) -> None:
@@ -118,8 +119,8 @@ def write(path: Path, record: dict) -> None:
 
 def empty_models(base: Path) -> None:
     """Files of the right names, so that the page offers them, and a photo and videos to be seen."""
-    for name, (_, _, folder) in {**SOURCES, STYLE: ("", "", "loras")}.items():
-        path = base / "models" / folder / name
+    for name, source in SOURCES.items():
+        path = base / "models" / source.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (base / "input").mkdir(exist_ok=True)

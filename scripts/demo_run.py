@@ -19,7 +19,7 @@ import PIL.Image
 import skimage.data
 from comfyui_server import PromptFailed, Server, node_id, running_server
 from demo_report import write_report
-from tiny_models import on_tiny_models, write_tiny_models
+from tiny_models import on_tiny_models, with_record, write_tiny_models
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 HOME = PACK / ".standin" / "demo"
@@ -35,7 +35,7 @@ def main() -> None:
     PIL.Image.fromarray(skimage.data.astronaut()).save(photo)
     say("starting ComfyUI")
     with running_server(COMFYUI, base, HOME / "comfyui.log", "--use-pytorch-cross-attention") as server:
-        prompt = on_tiny_models(WORKFLOW, server.upload(photo))
+        prompt = with_record(on_tiny_models(WORKFLOW, server.upload(photo)))
         outputs = run(server, prompt, "with the identity")
         prompt[node_id(prompt, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.0
         outputs_without = run(server, prompt, "without it, same seed")
@@ -43,7 +43,7 @@ def main() -> None:
         without = frames(saved(server, outputs_without["SaveVideo"]))
         shutil.copy(saved(server, outputs["FacePreprocess"]), result / "face_crop.png")
     (verdict,) = outputs["FacePreprocess"]["text"]
-    reports = json.loads(outputs["PreviewAny"]["text"][0])
+    reports = json.loads(outputs["record"]["text"][0])
     (result / "report.json").write_text(json.dumps({"face": verdict, "runs": reports}, indent=1))
     page = write_report(result, verdict, reports[0], frames(video), without)
     say("done")
@@ -51,10 +51,10 @@ def main() -> None:
 
 
 def run(server: Server, prompt: dict, what: str) -> dict[str, dict]:
-    """Node class -> what the node put into the UI."""
+    """Node class, or "record" -> what the node put into the UI."""
     say(f"queueing the workflow {what}")
     outputs = server.run(prompt, on_progress=lambda node, value, most: say(f"  {node} {value}/{most}")).outputs
-    return {prompt[node]["class_type"]: output for node, output in outputs.items()}
+    return {node if node == "record" else prompt[node]["class_type"]: output for node, output in outputs.items()}
 
 
 def saved(server: Server, output: dict) -> Path:

@@ -194,6 +194,12 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
     return prompt
 
 
+def with_record(prompt: dict) -> dict:
+    """The prompt with one node more, "record", that shows what the sampler did as JSON."""
+    sampler = next(key for key, node in prompt.items() if node["class_type"] == "StandInSampler")
+    return {**prompt, "record": {"class_type": "PreviewAny", "inputs": {"source": [sampler, 3]}}}
+
+
 def _tiny_wan_for(name: str) -> str:
     if "vace" in name:
         return VACE_MODEL

@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-HUGGING_FACE = "https://huggingface.co/{}/resolve/main/{}{}"
 WAN_21, WAN_22 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
 
 T2V = "wan2.1_t2v_14B_fp8_scaled.safetensors"
@@ -21,20 +20,33 @@ ADAPTER_HIGH, ADAPTER_LOW = "Stand-In_wan2.2_T2V_A14B_high.ckpt", "Stand-In_wan2
 DISTILLED = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors"
 STYLE = "studio_ghibli_wan2.1_t2v_14b.safetensors"
 
-# file name -> repository, folder in it, folder in models
+@dataclass(frozen=True)
+class Source:
+    """Where a file comes from: its page, its folder in ``models``, its size if that is known, and its link."""
+
+    page: str
+    folder: str
+    gigabytes: float | None
+    url: str
+
+
+def _hugging_face(repository: str, path: str, folder: str, gigabytes: float | None) -> Source:
+    return Source(repository, folder, gigabytes, f"https://huggingface.co/{repository}/resolve/main/{path}")
+
+
 SOURCES = {
-    T2V: (WAN_21, "split_files/diffusion_models/", "diffusion_models"),
-    VACE: (WAN_21, "split_files/diffusion_models/", "diffusion_models"),
-    T2V_HIGH: (WAN_22, "split_files/diffusion_models/", "diffusion_models"),
-    T2V_LOW: (WAN_22, "split_files/diffusion_models/", "diffusion_models"),
-    UMT5: (WAN_21, "split_files/text_encoders/", "text_encoders"),
-    VAE: (WAN_21, "split_files/vae/", "vae"),
-    ADAPTER: ("Kijai/WanVideo_comfy", "LoRAs/Stand-In/", "stand_in"),
-    ADAPTER_HIGH: ("BowenXue/Stand-In", "", "stand_in"),
-    ADAPTER_LOW: ("BowenXue/Stand-In", "", "stand_in"),
-    DISTILLED: ("Kijai/WanVideo_comfy", "", "loras"),
+    T2V: _hugging_face(WAN_21, f"split_files/diffusion_models/{T2V}", "diffusion_models", 14.3),
+    VACE: _hugging_face(WAN_21, f"split_files/diffusion_models/{VACE}", "diffusion_models", 34.7),
+    T2V_HIGH: _hugging_face(WAN_22, f"split_files/diffusion_models/{T2V_HIGH}", "diffusion_models", 14.3),
+    T2V_LOW: _hugging_face(WAN_22, f"split_files/diffusion_models/{T2V_LOW}", "diffusion_models", 14.3),
+    UMT5: _hugging_face(WAN_21, f"split_files/text_encoders/{UMT5}", "text_encoders", 6.7),
+    VAE: _hugging_face(WAN_21, f"split_files/vae/{VAE}", "vae", 0.25),
+    ADAPTER: _hugging_face("Kijai/WanVideo_comfy", f"LoRAs/Stand-In/{ADAPTER}", "stand_in", 0.3),
+    ADAPTER_HIGH: _hugging_face("BowenXue/Stand-In", ADAPTER_HIGH, "stand_in", 0.6),
+    ADAPTER_LOW: _hugging_face("BowenXue/Stand-In", ADAPTER_LOW, "stand_in", 0.6),
+    DISTILLED: _hugging_face("Kijai/WanVideo_comfy", DISTILLED, "loras", None),
+    STYLE: Source("civitai.com/models/1404755", "loras", None, "https://civitai.com/models/1404755"),
 }
-STYLE_PAGE = "https://civitai.com/models/1404755"
 
 NEGATIVE = ("overexposed, static, blurred details, subtitles, painting, still picture, worst quality, low quality, "
             "JPEG artifacts, ugly, extra fingers, deformed hands, deformed face, fused fingers, cluttered background, "
@@ -81,24 +93,18 @@ class Workflow:
 
     def models(self, node: Node) -> list[dict]:
         """What ComfyUI shows for a file that is missing."""
-        return [{"name": value, "url": url(value), "directory": SOURCES[value][2] if value in SOURCES else "loras"}
-                for value in node.inputs.values() if value in SOURCES or value == STYLE]
+        return [{"name": value, "url": SOURCES[value].url, "directory": SOURCES[value].folder}
+                for value in node.inputs.values() if isinstance(value, str) and value in SOURCES]
 
     @property
     def words(self) -> str:
-        named = {model["name"]: model for _, column in self.columns for node in column for model in self.models(node)}
-        rows = "\n".join(f"| `{name}` | `{model['directory']}` | "
-                         f"{SOURCES[name][0] if name in SOURCES else STYLE_PAGE} |" for name, model in named.items())
+        named = dict.fromkeys(model["name"] for _, column in self.columns for node in column
+                              for model in self.models(node))
+        rows = "\n".join(f"| `{name}` | `{SOURCES[name].folder}` | {SOURCES[name].gigabytes or ''} | "
+                         f"{SOURCES[name].page} |" for name in named)
         # the page breaks a line where the text does
         note = re.sub(r"(?<!\n)\n *(?![\n ]|\d\.|-|#)", " ", self.note)
-        return f"{note}\n\n| file | folder in models | source |\n|---|---|---|\n{rows}\n"
-
-
-def url(name: str) -> str:
-    if name == STYLE:
-        return STYLE_PAGE
-    repository, folder, _ = SOURCES[name]
-    return HUGGING_FACE.format(repository, folder, name)
+        return f"{note}\n\n| file | folder in models | GB | source |\n|---|---|---|---|\n{rows}\n"
 
 
 def model(key: str = "model", name: str = T2V, title: str = "") -> Node:
@@ -188,8 +194,8 @@ DISTILLED_STEPS = Workflow(
 The LoRA is distilled: 4 steps and **cfg 1**, which skips the negative prompt. A tenth of the time of 20 steps at cfg 5,
 with a little less motion. It stands before Apply Identity Branch, so that the identity is computed with it.
 
-{PROMPT_TIP} Few steps at a high strength look pasted more easily: lower *strength* to 0.8, or set *time_offset* to -10,
-if the face does not move.
+{PROMPT_TIP} Where the face looks pasted, lower *strength*; some users move the photo further away, *time_offset* -5 to
+-25.
 
 {FACE_FILES}""")
 
@@ -221,7 +227,7 @@ CONTROLLED = Workflow(
          Node("vace", "WanVaceToVideo", {
              "positive": ("positive", 0), "negative": ("negative", 0), "vae": ("vae", 0),
              "control_video": ("frames", 0), "width": 832, "height": 480, "length": 81, "batch_size": 1,
-             "strength": 0.8}))),
+             "strength": 0.5}))),
      ("Identity and prompt", (identity(), *prompts(
          "A man in a grey coat dances on an empty square in the evening. Street lamps, wet cobbles, full shot."))),
      ("Sample", (sampler(latent=("vace", 2), conditioning=(("vace", 0), ("vace", 1))),)),
@@ -231,8 +237,8 @@ CONTROLLED = Workflow(
 
 1. **Pose or depth video**: what VACE follows, already drawn: a skeleton, a depth or a line video, from any node that
    makes them (ComfyUI has Depth Anything 3 and Canny).
-2. **WanVaceToVideo, strength**: 0.8 is the authors'; **0.5** with a face in the control video and no first frame,
-   because VACE draws faces of its own. Lower follows the control less and keeps the person better.
+2. **WanVaceToVideo, strength**: 0.5 is the authors' with a control video alone, because VACE leans towards faces of its
+   own; 0.8 once a first frame is connected too. Lower follows the control less and keeps the person better.
 3. A first frame or another reference for VACE goes into its *reference_image*; Trim Video Latent takes that frame away
    again.
 
@@ -298,7 +304,9 @@ untrained: the adapters were made with one person, everywhere.
 SUBJECT = Workflow(
     "any_subject", "any subject", 1,
     (("Models", MODELS),
-     ("Subject", (photo("photo", "Picture of the subject"), face(detector="none", parser="none"))),
+     ("Subject", (photo("photo", "Picture of the subject"),
+                  Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
+                  face("face", "rgba", detector="none", parser="none"))),
      ("Identity and prompt", (identity(), *prompts(
          "A toy robot walks across a wooden desk, stops in front of a lamp and waves. Warm light, shallow depth of "
          "field."))),
@@ -323,8 +331,9 @@ LOW_MEMORY = Workflow(
 
 - **fp8 weights**: ComfyUI streams what does not fit from host memory by itself.
 - **Apply Identity Branch, cache: streaming** computes the identity's keys and values of each block when the video needs
-  them and keeps none: 42 MB instead of 839 MB, about 3 % more work. *fp8* keeps half of the 839 MB, *offloaded* keeps
-  them in host memory.
+  them and keeps none: 42 MB instead of 839 MB. It is 3 % more work, and more where the model's own weights are
+  streamed, since each block's then come twice. *offloaded* takes the same 42 MB and 0.8 to 1.3 GB of host memory
+  instead; *fp8* keeps half of the 839 MB on the card.
 - **Tiled VAE Decode** decodes in pieces.
 - **GGUF**: replace Load Diffusion Model by *Unet Loader (GGUF)* of ComfyUI-GGUF (city96); the rest stays as it is.
 
@@ -337,17 +346,17 @@ SEVERAL_PHOTOS = Workflow(
      ("Second photo", (photo("photo_2"), face("face_2", "photo_2"))),
      ("Third photo", (photo("photo_3"), face("face_3", "photo_3"))),
      ("Identity and prompt", (
-         Node("two", "ImageBatch", {"image1": ("face", 0), "image2": ("face_2", 0)}),
-         Node("three", "ImageBatch", {"image1": ("two", 0), "image2": ("face_3", 0)}),
-         identity(reference=("three", 0), normalize_references=True), *prompts(CAFE))),
+         Node("batch", "BatchImagesNode", {"images.image0": ("face", 0), "images.image1": ("face_2", 0),
+                                           "images.image2": ("face_3", 0)}),
+         identity(reference=("batch", 0), normalize_references=True), *prompts(CAFE))),
      ("Sample", (EMPTY, sampler())), ("Video and report", video())),
     f"""## Several photos of one person
 
-Three crops in one batch: the video reads all of them, each for itself. Photos with different expressions help more than
-photos from different sides. *normalize_references* keeps their weight together that of one photo; off, three photos
-weigh three times as much.
+Three crops in one batch: the video reads all of them, each for itself. *normalize_references* keeps their weight
+together that of one photo; off, three photos weigh three times as much.
 
-Experimental: the released adapters were trained with one photo.
+Experimental: the released adapters were trained with one photo. (An adapter that was trained with several gained most
+from photos with different expressions: arXiv 2610.11023.)
 
 {PROMPT_TIP} {FACE_FILES}""")
 

@@ -32,13 +32,22 @@ class AttentionRecorder:
         """The function that notes the masses of one model call. window: as in ``Run.region``."""
         frames = list(range(grid[0])) if window is None else list(window.index_list)
         total = grid[0] if window is None else window.total_frames
-        with self._lock:
-            self.calls += 1
-            if self._counts is None:
-                self._counts = torch.zeros(total)
-            self._counts[frames] += 1
+        counted = False
+
+        def count() -> None:
+            """At the first block that reads: a step that EasyCache skips has none."""
+            nonlocal counted
+            with self._lock:
+                if counted:
+                    return
+                counted = True
+                self.calls += 1
+                if self._counts is None:
+                    self._counts = torch.zeros(total)
+                self._counts[frames] += 1
 
         def note(block: int, persons: list[int], masses: list[torch.Tensor]) -> None:
+            count()
             for person, mass in zip(persons, masses, strict=True):
                 if mass.shape[-1] != math.prod(grid):
                     raise StandInError(f"the attention map has {math.prod(grid)} places and this model "
@@ -62,48 +71,58 @@ class AttentionRecorder:
 
 
 def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, person: int = 0, first_block: int = 0,
-             last_block: int = -1) -> tuple[torch.Tensor, torch.Tensor, str]:
+             last_block: int = -1, trim_latent: int = 0) -> tuple[torch.Tensor, torch.Tensor, str]:
     """The frames under the map, the map as a mask [F, H, W] that is 1 at its most, and its figures in words.
 
-    images: [F, H, W, 3], of the run that the maps (of each expert) are of; the rest is as in ``combined``.
+    images: [F, H, W, 3], of the run that the maps (of each expert) are of; trim_latent: latent frames that were cut off
+    its beginning; the rest is as in ``combined``.
     """
-    mass = on_frames(combined(maps, person, first_block, last_block), *images.shape[:3])
+    by_block = of_person(maps, person)
+    mass = on_frames(of_blocks(by_block, first_block, last_block)[trim_latent:], *images.shape[:3])
     mask = mass / mass.max().clamp(min=1e-12)
-    return heat(images, mask, opacity), mask, as_text(maps, person)
+    return heat(images.float().cpu(), mask, opacity), mask, as_text(by_block)
 
 
-def combined(maps: list[AttentionMap], person: int, first_block: int, last_block: int) -> torch.Tensor:
-    """[t, h, w], the mean over blocks, both ends included (-1 is the last), and over runs by their calls.
-
-    Raises StandInError for a person or blocks that are not there.
+def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:
+    """[L, t, h, w], the mean over runs by their calls. Raises StandInError for a person who is not there, and for runs
+    of which one has another person, other blocks or another video.
     """
     if not maps:
         raise StandInError("there is no attention map: switch attention_map on in Stand-In Sampler, with Apply "
                            "Identity Branch before it at a strength above 0.")
-    persons, blocks = maps[0].mass.shape[:2]
+    shapes = {tuple(each.mass.shape) for each in maps}
+    if len(shapes) > 1:
+        raise StandInError(f"the two experts read {' and '.join(str(shape[0]) for shape in sorted(shapes))} people, or "
+                           "have other blocks, so they have no map in common: give both the same people.")
+    persons = maps[0].mass.shape[0]
     if person >= persons:
         raise StandInError(f"person is {person} and the model reads {persons}, counted from 0: lower it.")
+    calls = sum(each.calls for each in maps)
+    return sum(each.mass[person] * (each.calls / calls) for each in maps)
+
+
+def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Tensor:
+    """[L, t, h, w] -> [t, h, w], the mean over blocks, both ends included (-1 is the last). Raises StandInError for
+    blocks that are not there.
+    """
+    blocks = len(mass)
     end = blocks if last_block == -1 else min(last_block + 1, blocks)
     if first_block >= end:
         raise StandInError(f"blocks {first_block} to {last_block} are none of the model's, 0 to {blocks - 1}: set the "
                            "first below the last (-1 is the last there is).")
-    calls = sum(each.calls for each in maps)
-    return sum(each.mass[person, first_block:end].mean(dim=0) * (each.calls / calls) for each in maps)
+    return mass[first_block:end].mean(dim=0)
 
 
 def on_frames(mass: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
     """mass: [t, h, w] -> [F, H, W], bilinear in space; a frame has the value of its latent frame.
 
-    Latent frames that the video no longer has are those before it, like a reference picture of VACE, cut off again.
-    Raises StandInError for a video that is longer than what was sampled.
+    Raises StandInError unless the video has just the frames that were sampled.
     """
-    kept = (frames - 1) // FRAMES_PER_LATENT + 1
-    if frames != frames_of(kept) or kept > len(mass):
-        raise StandInError(f"the video has {frames} frames, the attention map {frames_of(len(mass))}: connect the "
-                           "frames of this very run, all of them.")
+    if frames != frames_of(len(mass)):
+        raise StandInError(f"the video has {frames} frames, the attention map {frames_of(len(mass))}: connect all the "
+                           "frames of this very run, one video, and set trim_latent to what Trim Video Latent cut off.")
     latent_frame = [0, *(1 + i // FRAMES_PER_LATENT for i in range(frames - 1))]
-    mass = mass[-kept:][latent_frame]
-    return torch.nn.functional.interpolate(mass[:, None], (height, width), mode="bilinear")[:, 0]
+    return torch.nn.functional.interpolate(mass[latent_frame][:, None], (height, width), mode="bilinear")[:, 0]
 
 
 def heat(images: torch.Tensor, mask: torch.Tensor, opacity: float) -> torch.Tensor:
@@ -115,15 +134,13 @@ def heat(images: torch.Tensor, mask: torch.Tensor, opacity: float) -> torch.Tens
     return shown
 
 
-def as_text(maps: list[AttentionMap], person: int) -> str:
-    """The mean and the largest mass, and those of each block."""
-    calls = sum(each.calls for each in maps)
-    of_blocks = sum(each.mass[person].mean(dim=(1, 2, 3)) * (each.calls / calls) for each in maps)
-    largest = max(float(each.mass[person].max()) for each in maps)
-    most = int(of_blocks.argmax())
+def as_text(mass: torch.Tensor) -> str:
+    """mass: [L, t, h, w] -> the mean and the largest, and those of each block."""
+    of_each = mass.mean(dim=(1, 2, 3))
+    most = int(of_each.argmax())
     return "\n".join([
-        f"{100 * float(of_blocks.mean()):.1f} % of the attention of the video lies on the photo, {100 * largest:.1f} % "
-        "at most for one place in one block",
-        f"most in block {most}: {100 * float(of_blocks[most]):.1f} %",
-        "by block: " + ", ".join(f"{100 * float(value):.1f}" for value in of_blocks) + " %",
+        f"{100 * float(of_each.mean()):.1f} % of the attention of the video lies on the photo, "
+        f"{100 * float(mass.max()):.1f} % at most for one place in one block",
+        f"most in block {most}: {100 * float(of_each[most]):.1f} %",
+        "by block: " + ", ".join(f"{100 * float(value):.1f}" for value in of_each) + " %",
     ])

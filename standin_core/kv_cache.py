@@ -1,6 +1,7 @@
 """Identity K/V of one run: how many bytes they take, where they live, and who owns them until when."""
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -87,7 +88,10 @@ class OffloadedLayers:
 
     def _to_host(self, layer: Layer) -> torch.Tensor:
         key, value = layer
-        host = torch.empty(2, *key.shape, dtype=key.dtype, pin_memory=self._stream is not None)
+        host = torch.empty(2, *key.shape, dtype=key.dtype)
+        if self._stream is not None:
+            with contextlib.suppress(RuntimeError):  # the system may not let so much be pinned: copies then wait
+                host = host.pin_memory()
         host[0].copy_(key)
         host[1].copy_(value)
         return host
@@ -110,11 +114,15 @@ class OffloadedLayers:
         self._ahead = block
 
     def clear(self) -> None:
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        self._ahead = None
-        self._turns.clear()
-        self._layers.clear()
+        try:
+            if self._stream is not None:
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        except RuntimeError:
+            pass  # the device is lost, and what lost it is on its way to the user
+        finally:
+            self._ahead = None
+            self._turns.clear()
+            self._layers.clear()
 
 
 class Fp8Layers:
@@ -189,7 +197,7 @@ class IdentityCache:
 
     An entry belongs to a place (device, dtype, model) and to the weights it was computed from (LoRA hooks and their
     strengths). A place keeps as many entries as the run has hook groups; where a keyframe changes strengths in mid-run,
-    the oldest goes before the new one is built.
+    the one longest unused goes before the new one is built.
     """
 
     def __init__(self, entries: int = 1):
@@ -218,6 +226,7 @@ class IdentityCache:
                 synchronize()
                 self.build_ms += (time.perf_counter() - started) * 1000
                 self.builds += 1
+            entries.move_to_end(weights)
             return entries[weights]
 
     def clear(self) -> None:

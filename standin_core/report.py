@@ -32,14 +32,14 @@ def as_text(report: RunReport) -> str:
                             for identity in report.identities)
         return (f"{report.model}: identity not applied ({windows}); {report.steps} steps, {report.ms_per_step:.0f} ms "
                 "each")
-    lines = [
+    lines = [  # the first lines are what a node has room for
+        f"{report.model}: identity read in {report.identity_calls} of {report.model_calls} model calls",
+        f"{report.steps} steps, {report.ms_per_step:.0f} ms each",
         *(line for identity in report.identities for line in _identity_lines(report, identity)),
-        f"in {report.identity_calls} of {report.model_calls} model calls",
         f"attention: {report.attention}",
         *(f"  passed over {refusal}" for refusal in report.refusals),
         f"identity K/V: {report.cache}, {report.cache_bytes / 2**20:.1f} MiB, {_built(report)}, read {report.reads} "
         "times",
-        f"{report.steps} steps, {report.ms_per_step:.0f} ms each",
     ]
     return "\n".join(lines)
 
@@ -48,7 +48,7 @@ def _identity_lines(report: RunReport, identity: IdentityReport) -> list[str]:
     photos = "" if identity.references == 1 else f"{identity.references} references of "
     controls = f", with {identity.controls}" if identity.controls else ""
     return [
-        f"{report.model}: identity of {identity.adapter_file} (sha256 {identity.adapter_sha256[:12]}, rank "
+        f"identity of {identity.adapter_file} (sha256 {identity.adapter_sha256[:12]}, rank "
         f"{identity.adapter_rank})",
         f"{photos or 'reference '}{identity.reference_size[0]}x{identity.reference_size[1]} latent, {identity.tokens} "
         f"identity tokens beside {math.prod(report.video_grid)} video tokens, at frame {identity.time_offset}",

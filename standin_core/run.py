@@ -1,8 +1,9 @@
 """One run: from the sampler's first call to its last, or to the exception that ends it.
 
-Three wrappers on the ModelPatcher, under one key, are all that a patched model carries. OUTER_SAMPLE opens the run and
-frees everything in ``finally``; PREPARE_SAMPLING tells ComfyUI's memory manager the bytes that will be needed;
-APPLY_MODEL builds the identity K/V on first use and installs the restricted attention for that one call.
+Four wrappers on the ModelPatcher, under one key, are all that a patched model carries. OUTER_SAMPLE opens the run and
+frees everything in ``finally``; SAMPLER_SAMPLE notes which conditions are positive; PREPARE_SAMPLING tells ComfyUI's
+memory manager the bytes that will be needed; APPLY_MODEL builds the identity K/V on first use and installs the
+restricted attention for that one call.
 """
 from __future__ import annotations
 
@@ -86,6 +87,7 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     patched = remove_identity_branch(model)
     wrappers = _Wrappers(branches)
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
+                          (WrappersMP.SAMPLER_SAMPLE, wrappers.sampler_sample),
                           (WrappersMP.PREPARE_SAMPLING, wrappers.prepare_sampling),
                           (WrappersMP.APPLY_MODEL, apply_model)):
         patched.add_wrapper_with_key(kind, KEY, wrapper)
@@ -109,7 +111,8 @@ def _check_fit(model, adapter: Adapter) -> None:
 def remove_identity_branch(model):
     """A clone of the ModelPatcher without any identity."""
     plain = model.clone()
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.APPLY_MODEL):
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING,
+                 WrappersMP.APPLY_MODEL):
         plain.remove_wrappers_with_key(kind, KEY)
     functions = plain.model_options.get("sampler_pre_cfg_function", [])
     if guide_identity in functions:
@@ -124,14 +127,11 @@ class Run:
     """
 
     def __init__(self, branches: tuple[IdentityBranch, ...], steps: int, hook_groups: int,
-                 whole: tuple[int, int, int], positive: frozenset[uuid.UUID] = frozenset(),
-                 maps_attention: bool = False):
-        """whole: (t, h, w) of the video in tokens. positive: ComfyUI's uuids of the positive conditions.
-        maps_attention: record where the identity is read.
-        """
+                 whole: tuple[int, int, int], maps_attention: bool = False):
+        """whole: (t, h, w) of the video in tokens. maps_attention: record where the identity is read."""
         self.branches = branches
         self.whole = whole
-        self.positive = positive
+        self.positive: frozenset[uuid.UUID] = frozenset()  # ComfyUI's uuids of the positive conditions
         self.guided_calls = 0
         self.plain_uuids: dict[uuid.UUID, uuid.UUID] = {}
         self.regions: dict[tuple, torch.Tensor] = {}
@@ -205,27 +205,34 @@ class Run:
                window=None) -> torch.Tensor | None:
         """The weights of one identity's region, pooled once.
 
-        window: ComfyUI's IndexListContextWindow where the model sees a part of the video, else None. Raises
-        StandInError where it sees another part, as it does for a prompt that has an area.
+        window: as in ``check_place``.
         """
         region = self.branches[index].region
         if region is None:
             return None
-        if window is not None:
-            if window.dim != TIME:
-                raise StandInError("a region cannot follow context windows along height or width: set their dim to "
-                                   f"{TIME}, or take out the region.")
-            grid = window.total_frames, *grid[1:]
-        if grid != self.whole:
-            raise StandInError("the model sees a part of the video, as it does for a prompt with an area, and the "
-                               "region would not lie where it was drawn: take out the area, or the region.")
-        key = index, grid, device
+        self.check_place(grid, window, "a region")
+        key = index, device
         with self.lock:
             if key not in self.regions:
-                self.regions[key] = region_weights(region, grid).to(device)
+                self.regions[key] = region_weights(region, self.whole).to(device)
             weights = self.regions[key]
+        if window is None:
+            return weights
         # the window knows which frames it has, the one before its first among them (causal_window_fix)
-        return weights if window is None else window.get_tensor(weights.unflatten(0, (grid[0], -1)), dim=0).flatten()
+        return window.get_tensor(weights.unflatten(0, (self.whole[0], -1)), dim=0).flatten()
+
+    def check_place(self, grid: tuple[int, int, int], window, what: str) -> None:
+        """Raises StandInError where it is not known which part of the picture a model call sees.
+
+        window: ComfyUI's IndexListContextWindow where it sees some of the frames, else None.
+        """
+        if window is not None and window.dim != TIME:
+            raise StandInError(f"{what} cannot follow context windows along height or width: set their dim to {TIME}, "
+                               f"or take out {what}.")
+        seen = grid if window is None else (window.total_frames, *grid[1:])
+        if seen != self.whole:
+            raise StandInError("the model sees a part of the picture, as it does for a prompt with an area, and "
+                               f"{what} would not lie where it should: take out the area, or {what}.")
 
     def note_bytes(self) -> None:
         with self.lock:
@@ -276,13 +283,11 @@ class _Wrappers:
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
         _check_guider(self.branches[0], guider)
-        positive = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
         maps_attention = _maps_attention(options)
         if maps_attention:
             _check_map(self.branches[0])
         whole = Wan(guider.model_patcher.model).grid(noise.shape)
-        run = options[KEY] = Run(self.branches, len(sigmas) - 1, _hook_groups(guider.conds), whole, positive,
-                                 maps_attention)
+        run = options[KEY] = Run(self.branches, len(sigmas) - 1, _hook_groups(guider.conds), whole, maps_attention)
         finished = False
         try:
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -291,6 +296,20 @@ class _Wrappers:
         finally:
             options.pop(KEY, None)
             run.close(finished, options.get(SINK))
+
+    def sampler_sample(self, executor, guider, *args, **kwargs):
+        """Where a prompt has an area, ComfyUI gives the other prompts a condition with that area, made from a copy of
+        the first, uuid and all. It gets one of its own, so that the positive ones can be told.
+        """
+        run: Run | None = guider.model_options.get("transformer_options", {}).get(KEY)
+        if run is not None:
+            positive = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
+            for name, conds in guider.conds.items():
+                for cond in conds if name != "positive" else ():
+                    if cond["uuid"] in positive:
+                        cond["uuid"] = uuid.uuid4()
+            run.positive = positive
+        return executor(guider, *args, **kwargs)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         options = (model_options or {}).get("transformer_options", {})
@@ -320,7 +339,10 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if not readings:
         return executor(*arguments, **kwargs)
     attend = restricted_attention(run.attention(wan, x.device, options))
-    note_mass = None if run.recorder is None else run.recorder.for_call(grid, options.get(WINDOW))
+    note_mass = None
+    if run.recorder is not None:
+        run.check_place(grid, options.get(WINDOW), "an attention map")
+        note_mass = run.recorder.for_call(grid, options.get(WINDOW))
     with wan.identity_installed(readings, attend, note_mass) as reads:
         output = executor(*arguments, **kwargs)
         run.identity_read(reads())

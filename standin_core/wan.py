@@ -151,10 +151,9 @@ class Wan:
                 modules.append((module, type(module), foreign))
                 note = None
                 if note_mass is not None:
-                    note = torch.compiler.disable(
-                        functools.partial(note_mass, i, [reading.person for reading in reads]))
+                    note = functools.partial(note_mass, i, [reading.person for reading in reads])
                 module.__dict__.update(identities=identities, identity_attend=attend, identity_read=False,
-                                       note_mass=note, foreign_forward=foreign)
+                                       maps_mass=note is not None, note_mass=note, foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
             # an exception would keep this frame, and with it K and V of the last block
             identities = reads = None
@@ -162,7 +161,8 @@ class Wan:
         finally:
             for module, original, foreign in modules:
                 module.__class__ = original
-                for name in ("identities", "identity_attend", "identity_read", "note_mass", "foreign_forward"):
+                for name in ("identities", "identity_attend", "identity_read", "maps_mass", "note_mass",
+                             "foreign_forward"):
                     module.__dict__.pop(name, None)
                 if foreign is not None:
                     module.__dict__["forward"] = foreign
@@ -208,6 +208,12 @@ def _with_identity(base: type) -> type:
     return _classes[base]
 
 
+# outside of what torch.compile traces, where the function, another in every call, would be guarded on
+@torch.compiler.disable
+def _note_mass(module, masses: list[torch.Tensor]) -> None:
+    module.note_mass(masses)
+
+
 def _override(func, q, k, v, *args, **kwargs):
     module, previous = kwargs["transformer_options"][MODULE]
     module.identity_read = True
@@ -223,6 +229,6 @@ def _override(func, q, k, v, *args, **kwargs):
     def host(*arguments, **keywords):
         return func(*arguments, **keywords) if previous is None else previous(func, *arguments, **keywords)
 
-    if module.note_mass is not None:
-        kwargs["note_mass"] = module.note_mass
+    if module.maps_mass:
+        kwargs["note_mass"] = functools.partial(_note_mass, module)
     return module.identity_attend(host, q, k, v, identities, *args, **kwargs)

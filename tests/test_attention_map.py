@@ -2,15 +2,20 @@
 import comfy.sample
 import pytest
 import torch
+import torch._dynamo
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
+from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+from torch._dynamo.utils import counters
 
 import tiny
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
-from standin_core.attention_map import AttentionRecorder, combined, heat, on_frames, show_map
+from standin_core.attention_map import AttentionRecorder, heat, of_blocks, of_person, on_frames, show_map
 from standin_core.contracts import AttentionMap, StandInError
 from standin_core.report import ReportSink
 from standin_core.run import SINK, apply_identity_branch
-from tolerances import assert_close
+from tolerances import WHOLE_RUN, assert_close
 
 HEADS, HEAD_DIM = 2, 64
 
@@ -48,13 +53,13 @@ def model():
     return tiny.load()
 
 
-def recorded(patched, **kwargs):
+def recorded(patched, latent=None, steps=tiny.STEPS, positive=None):
     sink = ReportSink(maps_attention=True)
     patched = patched.clone()
     patched.model_options.setdefault("transformer_options", {})[SINK] = sink
-    latent = kwargs.get("latent", torch.zeros(tiny.LATENT))
-    samples = comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 7), tiny.STEPS, 4.0, "euler", "simple",
-                                  tiny.prompt(), tiny.prompt(seed=3), latent, disable_pbar=True, seed=7)
+    latent = torch.zeros(tiny.LATENT) if latent is None else latent
+    samples = comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 7), steps, 4.0, "euler", "simple",
+                                  positive or tiny.prompt(), tiny.prompt(seed=3), latent, disable_pbar=True, seed=7)
     return samples, sink
 
 
@@ -127,24 +132,28 @@ def a_map(value, calls):
 
 
 def test_experts_weigh_by_their_calls():
-    assert float(combined([a_map(0.1, 1), a_map(0.5, 3)], 0, 0, -1).mean()) == pytest.approx(0.4)
+    assert float(of_person([a_map(0.1, 1), a_map(0.5, 3)], 0).mean()) == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("maps, person, first, last, words", [
-    ([], 0, 0, -1, "switch attention_map on"), ([a_map(0.1, 1)], 1, 0, -1, "person is 1 and the model reads 1"),
-    ([a_map(0.1, 1)], 0, 2, -1, "are none of the model's")])
-def test_a_map_that_is_not_there(maps, person, first, last, words):
+@pytest.mark.parametrize("maps, person, words", [
+    ([], 0, "switch attention_map on"), ([a_map(0.1, 1)], 1, "person is 1 and the model reads 1"),
+    ([a_map(0.1, 1), AttentionMap(torch.zeros(2, 2, 3, 2, 2), 1)], 0, "the two experts read 1 and 2 people")])
+def test_a_map_that_is_not_there(maps, person, words):
     with pytest.raises(StandInError, match=words):
-        combined(maps, person, first, last)
+        of_person(maps, person)
+
+
+def test_blocks_that_are_not_there():
+    with pytest.raises(StandInError, match="blocks 2 to -1 are none of the model's, 0 to 1"):
+        of_blocks(torch.zeros(2, 3, 2, 2), 2, -1)
 
 
 def test_latent_frames_on_frames():
-    """The first latent frame is one frame, each other four; a frame of VACE's in front is cut off again."""
+    """The first latent frame is one frame, each other four."""
     mass = torch.arange(4.0)[:, None, None].expand(-1, 2, 2)
     assert on_frames(mass, 13, 4, 4)[:, 0, 0].tolist() == [0, *[1] * 4, *[2] * 4, *[3] * 4]
-    assert on_frames(mass, 9, 4, 4)[:, 0, 0].tolist() == [1, *[2] * 4, *[3] * 4]
-    for frames in (12, 17):
-        with pytest.raises(StandInError, match="the attention map 13"):
+    for frames in (9, 12, 17):
+        with pytest.raises(StandInError, match=f"the video has {frames} frames, the attention map 13"):
             on_frames(mass, frames, 4, 4)
 
 
@@ -156,11 +165,55 @@ def test_heat():
     assert float(shown[0, 0, 0].sum()) > 2 and float(shown[1].max()) < 0.05  # inferno: pale yellow, black
 
 
-def test_shown():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_shown(dtype):
+    """ComfyUI may keep pictures in half precision."""
     mass = torch.zeros(1, 2, 2, 2, 2)
     mass[0, 1, :, 0, 0] = 0.5
-    images, mask, text = show_map(torch.zeros(5, 8, 8, 3), [AttentionMap(mass, 4)], 0.5)
+    images, mask, text = show_map(torch.zeros(5, 8, 8, 3, dtype=dtype), [AttentionMap(mass, 4)], 0.5)
     assert images.shape == (5, 8, 8, 3) and float(mask.max()) == 1 and float(mask[0, 0, 0]) == 1
     assert text.splitlines()[:2] == [
         "6.2 % of the attention of the video lies on the photo, 50.0 % at most for one place in one block",
         "most in block 1: 12.5 %"]
+
+
+def test_a_frame_that_was_trimmed():
+    """VACE's reference picture, which Trim Video Latent takes away again."""
+    mass = torch.zeros(1, 1, 3, 2, 2)
+    mass[0, 0, 0] = 0.9
+    mass[0, 0, 1] = 0.5
+    _, mask, _ = show_map(torch.zeros(5, 8, 8, 3), [AttentionMap(mass, 1)], 0.5, trim_latent=1)
+    assert mask[:, 0, 0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_skipped_steps_do_not_thin_the_map(model):
+    """EasyCache skips the model within our wrapper."""
+    def cached(threshold):
+        patched = EasyCacheNode.execute(tiny.with_identity(model), reuse_threshold=threshold, start_percent=0.0,
+                                        end_percent=1.0, verbose=False).args[0]
+        return recorded(patched, steps=8)[1].maps[0]
+
+    all_steps, some = cached(0.0), cached(5.0)
+    assert some.calls < all_steps.calls == 8
+    assert float(some.mass.mean()) == pytest.approx(float(all_steps.mass.mean()), rel=0.2)
+
+
+def test_a_prompt_with_an_area_has_no_map(model):
+    (whole,) = tiny.prompt()
+    with pytest.raises(StandInError, match="an attention map would not lie where it should"):
+        recorded(tiny.with_identity(model), positive=[[whole[0], {"area": (4, 6, 2, 2), "strength": 1.0}], whole])
+
+
+@pytest.mark.parametrize("keys", [["diffusion_model"], [f"diffusion_model.blocks.{i}" for i in range(4)]],
+                         ids=["whole model", "each block"])
+def test_torch_compile(model, keys):
+    """The same map, and nothing compiled anew in a second run."""
+    torch._dynamo.reset()
+    counters.clear()
+    patched = tiny.with_identity(model)
+    expected = recorded(patched)[1].maps[0].mass
+    set_torch_compile_wrapper(patched, backend="eager", keys=keys, options={"guard_filter_fn": skip_torch_compile_dict})
+    assert_close(recorded(patched)[1].maps[0].mass, expected, WHOLE_RUN)
+    graphs = counters["stats"]["unique_graphs"]
+    assert_close(recorded(patched)[1].maps[0].mass, expected, WHOLE_RUN)
+    assert counters["stats"]["unique_graphs"] == graphs > 0

@@ -106,11 +106,34 @@ def test_area_conditioning(model):
     assert_close(tiny.sample(patched, positive=[everywhere])[0], tiny.sample(patched)[0], WHOLE_RUN)
 
 
+@pytest.mark.parametrize("areas", ["positive", "negative", "both"])
+def test_an_area_beside_the_positive_pass(model, areas):
+    """ComfyUI gives the other prompt an area too, by a copy of the condition: it must not count as positive."""
+    (positive,), (negative,) = tiny.prompt(), tiny.prompt(seed=3)
+    area = {"area": (4, 6, 2, 2), "strength": 1.0}
+    conds = {"positive": [[positive[0], area]] if areas in ("positive", "both") else [positive],
+             "negative": [[negative[0], area]] if areas in ("negative", "both") else [negative]}
+    seen = []
+
+    def note(branch, positive_uuids, options, batch):
+        found = _reads(branch, positive_uuids, options, batch)
+        seen.append((list(options["cond_or_uncond"]), found.tolist()))
+        return found
+
+    _reads = standin_core.run._reads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(standin_core.run, "_reads", note)
+        tiny.sample(tiny.with_identity(model, guidance="positive pass"), **conds)
+    assert seen and {0, 1} == {each for which, _ in seen for each in which}
+    for which, reads in seen:
+        assert reads == [each == 0 for each in which]
+
+
 def test_an_area_beside_a_region_is_refused(model):
     """The model then sees a part of the video, and the region is drawn on all of it."""
     (whole,) = tiny.prompt()
     patched = tiny.with_identity(model, region=torch.ones(64, 96).tril())
-    with pytest.raises(StandInError, match="would not lie where it was drawn"):
+    with pytest.raises(StandInError, match="a region would not lie where it should"):
         tiny.sample(patched, positive=[[whole[0], {"area": (4, 6, 2, 2), "strength": 1.0}], whole])
 
 

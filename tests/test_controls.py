@@ -1,4 +1,5 @@
 """The user's controls, each against what it says: on the tiny Wan, by arithmetic where there is some."""
+import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 import pytest
@@ -10,7 +11,7 @@ import tiny
 from standin_core.contracts import CACHE_MODES, IdentityBranch, StandInError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
 from standin_core.identity import identity_layers
-from standin_core.run import apply_identity_branch, apply_reference, remove_identity_branch
+from standin_core.run import _cache_mode, apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
@@ -49,6 +50,21 @@ def test_every_cache_mode_gives_the_same_video(model, mode, strength):
     else:
         assert torch.equal(found, expected)
     assert report.reads == tiny.STEPS * tiny.WAN.blocks
+
+
+@pytest.mark.parametrize("free, mode", [(2.0, "resident"), (1.99, "offloaded")])
+def test_auto_takes_what_fits(model, monkeypatch, free, mode):
+    """Resident while half of the free memory holds it; no card is asked, the figures are."""
+    branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16))
+    needed = 2 * 32 * tiny.WAN.dim * 4 * tiny.WAN.blocks
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free * needed)
+    assert _cache_mode((branch,), Wan(model.model), torch.device("cuda"), 1) == mode
+
+
+def test_fp8_is_refused_where_the_device_knows_none(model):
+    branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), cache="fp8")
+    with pytest.raises(StandInError, match="does not know: set it to auto or offloaded"):
+        _cache_mode((branch,), Wan(model.model), torch.device("mps"), 1)
 
 
 def test_blocks(model, paper, plain):
@@ -246,6 +262,17 @@ def test_the_same_photo_twice_is_one(model, paper):
     assert_close(found, paper, WHOLE_RUN)
     assert (report.identities[0].references, report.identities[0].tokens, report.builds) == (2, 64, 1)
     assert_close(with_references(model, 1, 1)[0], run(model, strength=2.0)[0], WHOLE_RUN)
+
+
+def test_each_photo_goes_through_the_stream_alone(model):
+    """K and V of every block are those of the photo by itself."""
+    wan, (first, second) = Wan(model.model), (tiny.random(1, 16, 1, 8, 16, seed=seed) for seed in (1, 2))
+    together = identity_layers(wan, torch.cat((first, second)), tiny.adapter())
+    for (keys, values), *alone in zip(together, *(identity_layers(wan, each, tiny.adapter())
+                                                  for each in (first, second)), strict=True):
+        for index, (key, value) in enumerate(alone):
+            assert_close(keys[index:index + 1], key)
+            assert_close(values[index:index + 1], value)
 
 
 def test_photos_do_not_see_each_other(model):

@@ -1,11 +1,12 @@
 """The identity K/V of a run: bytes known beforehand, built once, let go."""
+import contextlib
 import weakref
 
 import pytest
 import torch
 
 from standin_core.contracts import CACHE_MODES
-from standin_core.kv_cache import FP8, IdentityCache, IdentityCacheSpec, ResidentLayers, hold
+from standin_core.kv_cache import FP8, IdentityCache, IdentityCacheSpec, OffloadedLayers, ResidentLayers, hold
 
 
 def layers(blocks=3, tokens=4, dim=6, dtype=torch.float16):
@@ -127,6 +128,40 @@ def test_every_mode_holds_what_it_announces(mode):
     assert held.device_bytes + layer == spec.device_bytes(mode)
     assert spec.device_bytes("fp8") < 0.75 * spec.device_bytes("resident")
     assert spec.device_bytes("streaming") == 2 * spec.device_bytes("resident") / BLOCKS
+
+
+class NoStream:
+    """In the place of a CUDA stream: everything happens at once."""
+
+    def wait_stream(self, other):
+        assert isinstance(other, NoStream)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 0, 1, 2), (0, 0, 2, 1, 1), (2, 1, 0), (1, 2, 0, 2)])
+def test_offloaded_layers_take_turns_on_the_device(monkeypatch, order):
+    """Two places there; what was handed out last stays while the next comes, whatever is asked for."""
+    expected = list(random_layers())
+    offloaded = OffloadedLayers(random_layers(), torch.device("cpu"))
+    offloaded._stream = NoStream()
+    offloaded._turns = [torch.full_like(offloaded._layers[0], torch.nan) for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: NoStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for block in order:
+        key, value = offloaded[block]
+        assert torch.equal(key, expected[block][0]) and torch.equal(value, expected[block][1])
+    places = {each.data_ptr() for each in offloaded._turns}
+    assert offloaded[0][0].data_ptr() in places and len(places) == 2
+    offloaded.clear()
+    assert not offloaded._layers and not offloaded._turns
+
+
+def test_what_is_read_is_not_the_next_to_go():
+    """One group of hooks changes at each keyframe, the other never: that one is built once."""
+    cache = IdentityCache(entries=2)
+    for keyframe in range(3):
+        for weights in (None, keyframe):
+            cache.layers("place", weights, resident, nothing)
+    assert cache.builds == 1 + 3
 
 
 def test_fp8_scales_each_head():

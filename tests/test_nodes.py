@@ -29,12 +29,13 @@ INTERFACE = {
     "StandInSampler": (
         ["model", "low_noise_model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name",
          "scheduler", "shift", "denoise", "boundary", "attention_map"],
-        ["LATENT", "STRING", "IDENTITY_ATTENTION_MAP"]),
+        ["LATENT", "STRING", "IDENTITY_ATTENTION_MAP", "STRING"]),
     "IdentityReport": (
         ["images", "reference_image", "clip_vision", "embedder", "region", "min_score"],
         ["IMAGE", "IMAGE", "STRING", "STRING"]),
     "IdentityAttentionMap": (
-        ["images", "attention_map", "person", "first_block", "last_block", "opacity"], ["IMAGE", "MASK", "STRING"]),
+        ["images", "attention_map", "person", "first_block", "last_block", "opacity", "trim_latent"],
+        ["IMAGE", "MASK", "STRING"]),
 }
 DEFAULTS = {
     "FacePreprocess": {"face_index": 0, "crop_scale": 0.0, "size": 512, "background": "white",
@@ -49,7 +50,7 @@ DEFAULTS = {
     "StandInSampler": {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
                        "denoise": 1.0, "boundary": 0.875, "attention_map": False},
     "IdentityReport": {"min_score": 0.5},
-    "IdentityAttentionMap": {"person": 0, "first_block": 0, "last_block": -1, "opacity": 0.6},
+    "IdentityAttentionMap": {"person": 0, "first_block": 0, "last_block": -1, "opacity": 0.6, "trim_latent": 0},
 }
 
 

@@ -10,7 +10,7 @@ import skimage.data
 
 from comfyui_server import PromptFailed, node_id
 from environment import PACK
-from tiny_models import ADAPTER, DIFFUSION_MODEL, on_tiny_models
+from tiny_models import ADAPTER, DIFFUSION_MODEL, on_tiny_models, with_record
 
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
@@ -27,7 +27,7 @@ def photo(server, tmp_path_factory):
 @pytest.fixture
 def prompt(photo):
     """The bundled workflow, with the frames saved as PNG too, so that they can be compared bit for bit."""
-    prompt = on_tiny_models(WORKFLOW, photo, WIDTH, HEIGHT, LENGTH, STEPS)
+    prompt = with_record(on_tiny_models(WORKFLOW, photo, WIDTH, HEIGHT, LENGTH, STEPS))
     decoded = node_id(prompt, "VAEDecode")
     prompt["frames"] = {"class_type": "SaveImage", "inputs": {"images": [decoded, 0], "filename_prefix": "frames"}}
     return prompt
@@ -52,7 +52,7 @@ def frames(server, result):
 @pytest.fixture(scope="module")
 def first(server, photo):
     """The workflow as it is, once."""
-    prompt = on_tiny_models(WORKFLOW, photo, WIDTH, HEIGHT, LENGTH, STEPS)
+    prompt = with_record(on_tiny_models(WORKFLOW, photo, WIDTH, HEIGHT, LENGTH, STEPS))
     return prompt, server.run(prompt)
 
 
@@ -80,8 +80,8 @@ def test_progress_previews_and_words(first):
 
 
 def test_report_record(first):
-    prompt, result = first
-    (report,) = json.loads(result.outputs[node_id(prompt, "PreviewAny")]["text"][0])
+    _, result = first
+    (report,) = json.loads(result.outputs["record"]["text"][0])
     (identity,) = report["identities"]
     assert identity["adapter_file"] == ADAPTER
     assert len(identity["adapter_sha256"]) == 64
@@ -114,7 +114,7 @@ def test_two_experts(server, prompt):
     prompt["low_branch"]["inputs"]["model"] = ["low", 0]
     prompt = change(prompt, "StandInSampler", low_noise_model=["low_branch", 0])
     result = server.run(prompt)
-    reports = json.loads(result.outputs[node_id(prompt, "PreviewAny")]["text"][0])
+    reports = json.loads(result.outputs["record"]["text"][0])
     assert [report["builds"] for report in reports] == [1, 1]
     assert sum(report["steps"] for report in reports) == STEPS
 

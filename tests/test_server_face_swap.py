@@ -11,7 +11,7 @@ import pytest
 import moving_photo
 from comfyui_server import PromptFailed, node_id
 from environment import PACK
-from tiny_models import DIFFUSION_MODEL, on_tiny_models
+from tiny_models import DIFFUSION_MODEL, on_tiny_models, with_record
 
 WORKFLOW = PACK / "workflows" / "api" / "face_swap.json"
 WIDTH, HEIGHT, LENGTH, STEPS = 170, 130, 10, 3
@@ -29,8 +29,8 @@ def prompt(server, video, tmp_path_factory):
     folder = tmp_path_factory.mktemp("input")
     PIL.Image.fromarray(moving_photo.cut_out()).save(folder / "person.png")
     moving_photo.write_video(folder / "video.mp4", video)
-    prompt = on_tiny_models(WORKFLOW, server.upload(folder / "person.png"), steps=STEPS,
-                            video=server.upload(folder / "video.mp4"))
+    prompt = with_record(on_tiny_models(WORKFLOW, server.upload(folder / "person.png"), steps=STEPS,
+                                        video=server.upload(folder / "video.mp4")))
     source, prepared, decoded, composite = (node_id(prompt, name) for name in (
         "GetVideoComponents", "FaceSwapPrepare", "VAEDecode", "FaceSwapComposite"))
     vae = prompt[decoded]["inputs"]["vae"]
@@ -87,7 +87,7 @@ def test_words(prompt, locked):
     assert "background removed by alpha" in verdict
     (report,) = locked.outputs[node_id(prompt, "FaceSwapPrepare")]["text"]
     assert "9 of 10 frames, 160x128 of 170x130: face in 9 by cascade" in report
-    (run,) = json.loads(locked.outputs[node_id(prompt, "PreviewAny")]["text"][0])
+    (run,) = json.loads(locked.outputs["record"]["text"][0])
     assert run["identity_calls"] == run["steps"] == STEPS
 
 
@@ -138,7 +138,7 @@ def test_two_experts(server, prompt):
     changed["low_branch"]["inputs"]["model"] = ["low", 0]
     changed = change(changed, "StandInSampler", low_noise_model=["low_branch", 0])
     result = server.run(changed)
-    reports = json.loads(result.outputs[node_id(changed, "PreviewAny")]["text"][0])
+    reports = json.loads(result.outputs["record"]["text"][0])
     assert [report["builds"] for report in reports] == [1, 1]
     swapped, round_trip = (pictures(server, result, name).astype(np.float64) for name in ("swapped", "round_trip"))
     outside = away_from_masks(server, result)

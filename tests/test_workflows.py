@@ -12,7 +12,7 @@ import moving_photo
 import pack
 from comfyui_server import node_id
 from environment import PACK
-from tiny_models import on_tiny_models
+from tiny_models import on_tiny_models, with_record
 
 FILES = sorted((PACK / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
@@ -49,11 +49,17 @@ def test_every_model_names_its_source(path):
     for node in loaders:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0]
-        if model["name"] == STYLE:
-            assert model["url"].startswith("https://civitai.com/models/")
-        else:
+        assert model == {"name": model["name"], "url": SOURCES[model["name"]].url,
+                         "directory": SOURCES[model["name"]].folder}
+        if model["name"] != STYLE:
             assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
-            assert model["directory"] == SOURCES[model["name"]][2]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_node_is_deprecated(server, path):
+    known = server.get("/object_info")
+    assert [node["class_type"] for node in load(path.parent / "api" / path.name).values()
+            if known[node["class_type"]]["deprecated"]] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -68,7 +74,7 @@ def test_our_nodes_take_these_inputs(path):
 def test_a_note_and_groups_explain(path):
     graph = load(path)
     (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
-    assert "| file | folder in models | source |" in note["widgets_values"][0]
+    assert "| file | folder in models | GB | source |" in note["widgets_values"][0]
     assert len(graph["groups"]) >= 5
 
 
@@ -90,14 +96,15 @@ def video(server, tmp_path_factory):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_workflow_runs(server, photo, video, path):
     """The graph as it is, on tiny files: a video comes out, and the identity was read."""
-    prompt = on_tiny_models(path.parent / "api" / path.name, photo, WIDTH, HEIGHT, LENGTH, STEPS, video)
+    prompt = with_record(on_tiny_models(path.parent / "api" / path.name, photo, WIDTH, HEIGHT, LENGTH, STEPS, video))
     result = server.run(prompt)
     (item,) = result.outputs[node_id(prompt, "SaveVideo")]["images"]
     with av.open(str(server.path_of(item))) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     size = (VIDEO_HEIGHT, VIDEO_WIDTH) if path.stem == "face_swap" else (HEIGHT, WIDTH)
     assert frames.shape == (LENGTH, *size, 3)
-    reports = json.loads(result.outputs[node_id(prompt, "PreviewAny")]["text"][0])
+    assert "identity read in" in result.outputs[node_id(prompt, "PreviewAny")]["text"][0]
+    reports = json.loads(result.outputs["record"]["text"][0])
     assert len(reports) == (2 if path.stem == "identity_wan_2_2" else 1)
     assert all(report["reads"] > 0 for report in reports)
     assert len(reports[0]["identities"]) == (2 if path.stem == "two_people" else 1)

@@ -129,12 +129,11 @@ def kernel_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str
         bias = torch.zeros(1, 1, device=device)
         video, log_sum_exp = q.flip(2), torch.zeros(q.shape[:-1], device=device)
         scale = head_dim**-0.5
-        expected = _extend_by_state(naive_state)(q.float(), identity_k.float(), identity_v.float(),
-                                                 (video.to(torch.float32, copy=True), log_sum_exp), scale,
-                                                 bias)
+        expected = _extend_by_state(naive_state)(q.double(), identity_k.double(), identity_v.double(),
+                                                 (video.to(torch.float64, copy=True), log_sum_exp), scale, bias)
         return _extend_by_kernel(q, identity_k, identity_v, (video.clone(), log_sum_exp.clone()), scale, bias), expected
 
-    return fault(trial, 2 * torch.finfo(dtype).eps + 1e-6)
+    return fault(trial, device, 2 * torch.finfo(dtype).eps + 1e-6)
 
 
 @functools.lru_cache(maxsize=32)

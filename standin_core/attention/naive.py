@@ -9,11 +9,12 @@ def naive_state(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                 scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention with its log-sum-exp.
 
-    q: [B, H, N, D]; k, v: [B, H, M, D]; any float dtype, computed in fp32; scale: of the logits, 1 / sqrt(D) for Wan.
-    -> output [B, H, N, D] in the dtype of q, log-sum-exp of the scaled logits [B, H, N] in fp32.
+    q: [B, H, N, D]; k, v: [B, H, M, D]; any float dtype, computed in fp32, or in fp64 where q is; scale: of the logits,
+    1 / sqrt(D) for Wan. -> output [B, H, N, D] in the dtype of q, log-sum-exp of the scaled logits [B, H, N].
     """
-    logits = q.float() @ k.float().transpose(-1, -2) * scale
-    return (logits.softmax(dim=-1) @ v.float()).to(q.dtype), logits.logsumexp(dim=-1)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    logits = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * scale
+    return (logits.softmax(dim=-1) @ v.to(dtype)).to(q.dtype), logits.logsumexp(dim=-1)
 
 
 def naive_restricted_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, identities: list,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from .naive import naive_state
-from .trial import fault, trial_inputs
+from .trial import fault, on, trial_inputs
 
 State = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,9 +52,10 @@ class StateSource:
             return state_fault(self, device, dtype, head_dim)
         if self.can_use is None:
             return None
-        probe = torch.empty(1, 1, 8, head_dim, device=device, dtype=dtype)
-        if self.can_use(torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, False, False)):
-            return None
+        with on(device):
+            probe = torch.empty(1, 1, 8, head_dim, device=device, dtype=dtype)
+            if self.can_use(torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, False, False)):
+                return None
         return f"PyTorch has none for {dtype} and head dim {head_dim} on this device"
 
 
@@ -67,9 +68,10 @@ def state_fault(source: StateSource, device: torch.device, dtype: torch.dtype, h
     def trial():
         q, k, v = trial_inputs(device, dtype, head_dim)
         scale = head_dim**-0.5
-        return source.state(q, k, v, scale), naive_state(q.float(), k.float(), v.float(), scale)
+        # in fp64, which no setting of another pack (TF32) rounds
+        return source.state(q, k, v, scale), naive_state(q.double(), k.double(), v.double(), scale)
 
-    return fault(trial, source.rounding + 2 * torch.finfo(dtype).eps + 1e-6)
+    return fault(trial, device, source.rounding + 2 * torch.finfo(dtype).eps + 1e-6)
 
 
 def _cpu_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:

@@ -1,6 +1,7 @@
 """A small case computed on the user's own device, before a run depends on a path that nobody has tried there."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,11 @@ KEY_MEAN = 2.0
 LOG_SUM_EXP_BAR = 1e-3
 
 
+def on(device: torch.device):
+    """The context in which a device is the current one: packages launch on that, whatever their tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def trial_inputs(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[torch.Tensor, ...]:
     """q [1, H, N, D], k and v [1, H, M, D], with the strides that the engine has them in."""
     generator = torch.Generator().manual_seed(0)
@@ -21,15 +27,18 @@ def trial_inputs(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
     return tuple(x.to(device, dtype).transpose(1, 2) for x in (q, k, v))
 
 
-def fault(trial: Callable[[], tuple[State, State]], bar: float) -> str | None:
-    """What goes wrong, or None. trial: -> the state found and the one expected; bar: the most that the output may be
-    off, relative RMS, and, above LOG_SUM_EXP_BAR, the log-sum-exp, in nats. Being out of memory is not a fault.
+def fault(trial: Callable[[], tuple[State, State]], device: torch.device, bar: float) -> str | None:
+    """What goes wrong, or None. Being out of memory is not a fault.
+
+    trial: -> the state found and the one expected; device: of the trial, which is made the current one; bar: the most
+    that the output may be off, relative RMS, and, above LOG_SUM_EXP_BAR, the log-sum-exp, in nats.
     """
     try:
-        (output, log_sum_exp), (expected, expected_log_sum_exp) = trial()
+        with on(device):
+            (output, log_sum_exp), (expected, expected_log_sum_exp) = trial()
         difference = float((output - expected).norm() / expected.norm())
         sum_difference = float((log_sum_exp - expected_log_sum_exp).abs().max())
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a package, a compiler or the driver raise
         return f"it failed on this device ({type(error).__name__}: {str(error).partition(chr(10))[0]})"

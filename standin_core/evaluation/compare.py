@@ -19,7 +19,7 @@ from .embedders import (
     insightface_embedder,
     insightface_missing,
 )
-from .measures import Summary, copied_pixels, copy_paste, cosine, summarize
+from .measures import Summary, clip_distance, copied_pixels, copy_paste, cosine, summarize
 
 EMBEDDERS = ("auto", "insightface", "clip vision")
 REGIONS = ("face", "whole frame")
@@ -38,13 +38,15 @@ class CompareSettings:
 class Comparison:
     """A video of F frames beside R photos of a person, of which the first is the one that was given to the model.
 
-    embedder: in words. similarity: [F], cosine to the first photo; nearest: [F], to the nearest of all photos. copied:
-    [F], see ``copied_pixels``; copy_paste: [F], see ``copy_paste``, None with one photo. NaN where a frame has no face.
-    crops: of the frames, None where there is no face. photo: the first photo's crop.
+    embedder: in words. similarity: [F], cosine to the first photo; clip_distance: [F], of whole pictures, None without
+    CLIP vision; nearest: [F], cosine to the nearest of all photos. copied: [F], see ``copied_pixels``; copy_paste:
+    [F], see ``copy_paste``, None with one photo. NaN where a frame has no face. crops: of the frames, None where there
+    is no face. photo: the first photo's crop.
     """
 
     embedder: str
     similarity: np.ndarray
+    clip_distance: np.ndarray | None
     nearest: np.ndarray
     copied: np.ndarray
     copy_paste: np.ndarray | None
@@ -53,11 +55,16 @@ class Comparison:
     photos: int
 
     @property
+    def series(self) -> dict[str, np.ndarray]:
+        """[F] each, of what could be measured."""
+        others = self.photos > 1
+        found = {"similarity": self.similarity, "copied_pixels": self.copied, "clip_distance": self.clip_distance,
+                 "nearest": self.nearest if others else None, "copy_paste": self.copy_paste}
+        return {name: values for name, values in found.items() if values is not None}
+
+    @property
     def summaries(self) -> dict[str, Summary]:
-        series = {"similarity": self.similarity, "copied_pixels": self.copied}
-        if self.copy_paste is not None:
-            series |= {"nearest": self.nearest, "copy_paste": self.copy_paste}
-        return {name: summarize(values) for name, values in series.items()}
+        return {name: summarize(values) for name, values in self.series.items()}
 
     def as_text(self) -> str:
         """One fact a line."""
@@ -75,6 +82,9 @@ class Comparison:
             f"{int(np.nanargmax(self.copied)) + 1}; 1 would be the photo itself, so similarity with little copied is "
             "what to look for",
         ]
+        if self.clip_distance is not None:
+            lines.append(f"CLIP distance of whole pictures: mean {summarize(self.clip_distance).mean:.3f}; 0 is the "
+                         "same picture, scene and all")
         if self.copy_paste is not None:
             lines += [
                 f"nearest of {self.photos} photos: mean {summarize(self.nearest).mean:.3f}",
@@ -86,7 +96,7 @@ class Comparison:
     def as_json(self) -> str:
         """Summaries and series; a frame without a face is null."""
         series = {name: [None if math.isnan(value) else round(float(value), 6) for value in values]
-                  for name, values in (("similarity", self.similarity), ("copied_pixels", self.copied))}
+                  for name, values in self.series.items()}
         summaries = {name: {key: None if math.isnan(value) else round(value, 6)
                             for key, value in dataclasses.asdict(summary).items()}
                      for name, summary in self.summaries.items()}
@@ -103,20 +113,32 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     if not len(images) or not len(photos):
         raise StandInError("the video or the photo is empty: connect the decoded frames and the photo.")
     embedder = _embedder(settings, clip_vision)
-    references = [embedder.see(photo, index) for index, photo in enumerate(to_uint8(photos[..., :3]))]
+    whole = None if clip_vision is None else clip_embedder(clip_vision, whole=True, min_score=settings.min_score)
+    pictures = [_picture(photo) for photo in photos]
+    references = [embedder.see(picture, index) for index, picture in enumerate(pictures)]
     for index, seen in enumerate(references):
         if seen is None:
             raise StandInError(f"no face was found in photo {index + 1} of {len(references)} ({embedder.name}): "
                                "connect a clear photo, lower min_score, or set region to whole frame.")
-    frames = []
+    frames, vectors = [], []
     for index, frame in enumerate(images):
-        (picture,) = to_uint8(frame[None, ..., :3])
+        picture = _picture(frame)
         frames.append(embedder.see(picture, index))
+        if whole is not None:
+            vectors.append(whole.see(picture, index).vector)
         progress()
-    return _compared(embedder, references, frames)
+    distance = clip_distance(np.stack(vectors), whole.see(pictures[0], 0).vector) if vectors else None
+    return _compared(embedder, references, frames, distance)
 
 
-def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | None]) -> Comparison:
+def _picture(image: torch.Tensor) -> np.ndarray:
+    """[H, W, 1, 3 or 4] float -> [H, W, 3] uint8"""
+    (pixels,) = to_uint8(image[None, ..., :3])
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | None],
+              distance: np.ndarray | None) -> Comparison:
     photo, *others = references
     seen = [index for index, frame in enumerate(frames) if frame is not None]
     similarity, nearest, copied, pasted = (np.full(len(frames), math.nan) for _ in range(4))
@@ -128,7 +150,7 @@ def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | No
         if others:
             between = cosine(photo.vector[None], np.stack([each.vector for each in others]))[0]
             pasted[seen] = copy_paste(to_photos[:, 1:], to_photos[:, 0], between)
-    return Comparison(embedder.name, similarity, nearest, copied, pasted if others else None,
+    return Comparison(embedder.name, similarity, distance, nearest, copied, pasted if others else None,
                       tuple(frame and frame.crop for frame in frames), photo.crop, len(references))
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 COMPARED_PX = 96
+FLAT = 1.0  # standard deviation of brightness, of 255
 TEMPLATE_SHARE = 0.6  # of the side of the photo's crop that is looked for in the frame's
 # detectors' boxes differ in size: of the same face in a video, by up to a fourth (measured with the cascade)
 TEMPLATE_SCALES = (0.75, 0.82, 0.9, 1.0, 1.1, 1.22, 1.35)
@@ -56,6 +57,11 @@ def copy_paste(frame_to_others: np.ndarray, frame_to_photo: np.ndarray, others_t
     return ((to_others - to_photo[:, None]) / np.maximum(between, 1e-6)).mean(axis=1)
 
 
+def clip_distance(frames: np.ndarray, photo: np.ndarray) -> np.ndarray:
+    """CLIPDist: ``1 - cos(CLIP(photo), CLIP(frame))``. frames: [F, D]; photo: [D] -> [F]"""
+    return 1 - cosine(frames, photo[None])[:, 0]
+
+
 def copied_pixels(crop: np.ndarray, photo: np.ndarray) -> float:
     """How much the pixels of two crops are the same, [S, S, 3] uint8 each: the correlation of their brightness where
     the middle of the photo's, at a size near its own, fits best. 1 is the photo itself, whatever its contrast; another
@@ -65,6 +71,8 @@ def copied_pixels(crop: np.ndarray, photo: np.ndarray) -> float:
                               interpolation=cv2.INTER_AREA) for x in (crop, photo))
     margin = round(COMPARED_PX * (1 - TEMPLATE_SHARE) / 2)
     middle = photo[margin:COMPARED_PX - margin, margin:COMPARED_PX - margin]
+    if min(crop.std(), middle.std()) < FLAT:
+        return 0.0  # to OpenCV any two plain areas are the same
     best = 0.0
     for scale in TEMPLATE_SCALES:
         template = cv2.resize(middle, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,173 @@
+"""Draws a person in a pose: shapes filled by OpenCV at four times the size, then averaged down."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from .people import EYE_COLOURS, HAIR_COLOURS, SKINS, Person
+from .scenes import BACKGROUNDS, Pose, Scene
+
+OVERSAMPLED = 4
+# half width of the face at its temples, cheeks and chin, in heights of the head
+FACE_OUTLINES = {"round": (0.36, 0.42, 0.24), "oval": (0.34, 0.35, 0.18), "square": (0.37, 0.38, 0.33),
+                 "pointed": (0.39, 0.31, 0.07)}
+LIGHT = 0.22  # how much brighter the side of the light is
+
+
+def video(person: Person, scene: Scene, frames: int, size: int) -> np.ndarray:
+    """[frames, size, size, 3] uint8 RGB"""
+    return np.stack([picture(person, scene, index / max(frames - 1, 1), size) for index in range(frames)])
+
+
+def picture(person: Person, scene: Scene, t: float, size: int) -> np.ndarray:
+    """[size, size, 3] uint8 RGB, at time t, 0 to 1."""
+    pose = scene.at(t)
+    canvas = _Canvas(size, BACKGROUNDS[scene.background], pose)
+    _body(canvas, scene, SKINS[person.skin], pose)
+    _hair_behind(canvas, person)
+    _face(canvas, person)
+    _features(canvas, person, pose)
+    _hair_before(canvas, person)
+    _glasses(canvas, person, pose)
+    return _lit(canvas.averaged(), scene)
+
+
+class _Canvas:
+    """Drawing in the head's own coordinates: x right, y down, (0, 0) its middle, 1 its height, turned by roll."""
+
+    def __init__(self, size: int, background, pose: Pose):
+        self.side = size * OVERSAMPLED
+        self.pixels = np.full((self.side, self.side, 3), background, np.uint8)
+        angle = np.deg2rad(pose.roll)
+        self.turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        self.scale = pose.size * self.side
+        self.middle = np.array([pose.x, pose.y]) * self.side
+        self.look = np.array([0.09 * pose.yaw, -0.07 * pose.pitch])  # what lies in front moves with the gaze
+
+    def fill(self, points, colour, depth: float = 0.0, upright: bool = False) -> None:
+        """points: [n, 2]; depth: 0 moves with the head, 1 with the gaze; upright: without the roll."""
+        points = np.asarray(points, float) + depth * self.look
+        placed = points if upright else points @ self.turn.T
+        cv2.fillPoly(self.pixels, [np.rint(16 * (placed * self.scale + self.middle)).astype(np.int32)],
+                     tuple(int(value) for value in colour), cv2.LINE_AA, shift=4)
+
+    def averaged(self) -> np.ndarray:
+        size = self.side // OVERSAMPLED
+        return cv2.resize(self.pixels, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _ellipse(x: float, y: float, half_width: float, half_height: float, start: float = 0,
+             end: float = 360) -> np.ndarray:
+    angles = np.deg2rad(np.linspace(start, end, 48))
+    return np.stack((x + half_width * np.cos(angles), y + half_height * np.sin(angles)), axis=1)
+
+
+def _box(x: float, y: float, half_width: float, half_height: float) -> np.ndarray:
+    return np.array([(x - half_width, y - half_height), (x + half_width, y - half_height),
+                     (x + half_width, y + half_height), (x - half_width, y + half_height)])
+
+
+def _shade(colour, factor: float) -> np.ndarray:
+    return np.clip(np.array(colour) * factor, 0, 255)
+
+
+def _outline(shape: str) -> np.ndarray:
+    """Of the face, from the top around, smoothed by splines through temples, cheeks and chin."""
+    temples, cheeks, chin = FACE_OUTLINES[shape]
+    heights = np.array([-0.5, -0.44, -0.25, 0.08, 0.3, 0.44, 0.5])
+    widths = np.array([0.0, 0.6 * temples, temples, cheeks, 0.45 * (cheeks + chin) + 0.1 * chin, chin, 0.0])
+    y = np.linspace(-0.5, 0.5, 60)
+    right = np.stack((np.interp(y, heights, widths), y), axis=1)
+    left = right[::-1] * (-1, 1)
+    outline = np.concatenate((right, left))
+    smooth = np.array([1, 2, 3, 2, 1]) / 9
+    padded = np.concatenate((outline[-2:], outline, outline[:2]))
+    return np.stack([np.convolve(padded[:, axis], smooth, mode="valid") for axis in range(2)], axis=1)
+
+
+def _body(canvas: _Canvas, scene: Scene, skin, pose: Pose) -> None:
+    canvas.fill(_box(0, 0.55, 0.15, 0.25), _shade(skin, 0.82), upright=True)
+    canvas.fill(_ellipse(0, 1.25, 0.75, 0.58), scene.shirt, upright=True)
+
+
+def _hair_behind(canvas: _Canvas, person: Person) -> None:
+    colour = _shade(HAIR_COLOURS[person.hair_colour], 0.85)
+    if person.hair_shape == "long":
+        canvas.fill(np.concatenate((_ellipse(0, -0.12, 0.48, 0.46, 180, 360), [(0.5, 0.72), (-0.5, 0.72)])), colour)
+    elif person.hair_shape == "bob":
+        canvas.fill(np.concatenate((_ellipse(0, -0.12, 0.49, 0.46, 180, 360), [(0.47, 0.3), (-0.47, 0.3)])), colour)
+    elif person.hair_shape == "curly":
+        for angle in np.deg2rad(np.arange(170, 380, 20)):
+            canvas.fill(_ellipse(0.43 * np.cos(angle), -0.14 + 0.4 * np.sin(angle), 0.15, 0.15), colour)
+
+
+def _face(canvas: _Canvas, person: Person) -> None:
+    skin = SKINS[person.skin]
+    for side in (-1, 1):
+        canvas.fill(_ellipse(side * 0.37, 0.04, 0.06, 0.1), _shade(skin, 0.9), depth=-0.5)
+    canvas.fill(_outline(person.face_shape), skin)
+    if person.freckles == "freckles":
+        for x, y in ((0.13, 0.1), (0.2, 0.13), (0.26, 0.09), (0.17, 0.18), (0.24, 0.18)):
+            for side in (-1, 1):
+                canvas.fill(_ellipse(side * x, y, 0.018, 0.018), _shade(skin, 0.62), depth=1)
+
+
+def _features(canvas: _Canvas, person: Person, pose: Pose) -> None:
+    skin = np.array(SKINS[person.skin])
+    for side in (-1, 1):
+        x, y = side * 0.165, -0.04
+        if pose.eyes > 0.12:
+            canvas.fill(_ellipse(x, y, 0.085, 0.062 * pose.eyes), (250, 250, 250), depth=1)
+            iris = min(0.056, 0.06 * pose.eyes + 0.002)
+            canvas.fill(_ellipse(x + 0.02 * pose.yaw, y, 0.054, iris), EYE_COLOURS[person.eye_colour], depth=1.1)
+            canvas.fill(_ellipse(x + 0.02 * pose.yaw, y, 0.02, min(iris, 0.02)), (16, 14, 14), depth=1.15)
+        else:
+            canvas.fill(_box(x, y, 0.085, 0.012), _shade(skin, 0.5), depth=1)
+        canvas.fill(_box(x, y - 0.13, 0.095, 0.018), _shade(skin, 0.45), depth=1)
+    canvas.fill([(0, 0.0), (0.045, 0.15), (-0.045, 0.15)], _shade(skin, 0.84), depth=1.5)
+    corners, width = -0.1 * pose.smile, 0.15 + 0.03 * pose.smile
+    x = np.linspace(-width, width, 24)
+    bow = (x / width) ** 2
+    middle = 0.3 + 0.03 * pose.smile
+    upper = np.stack((x, middle + corners * bow - 0.02), axis=1)
+    lower = np.stack((x, middle + corners * bow + 0.02 + 0.13 * pose.mouth * (1 - bow)), axis=1)
+    canvas.fill(np.concatenate((upper, lower[::-1])), (150, 48, 52) if pose.mouth < 0.15 else (90, 22, 28), depth=1)
+
+
+def _hair_before(canvas: _Canvas, person: Person) -> None:
+    colour = HAIR_COLOURS[person.hair_colour]
+    if person.hair_shape == "bald":
+        return
+    if person.hair_shape == "curly":
+        for angle in np.deg2rad(np.arange(195, 350, 22)):
+            canvas.fill(_ellipse(0.34 * np.cos(angle), -0.16 + 0.3 * np.sin(angle), 0.12, 0.12), colour, depth=0.3)
+        return
+    top = _ellipse(0, -0.14, 0.43, 0.42, 180, 360)
+    fringe = {"short": [(0.38, -0.2), (0.2, -0.3), (-0.2, -0.27), (-0.38, -0.18)],
+              "bob": [(0.43, -0.1), (0.34, -0.17), (-0.34, -0.17), (-0.43, -0.1)],
+              "long": [(0.43, 0.05), (0.36, -0.12), (0.02, -0.34), (-0.36, -0.12), (-0.43, 0.05)]}[person.hair_shape]
+    canvas.fill(np.concatenate((top, fringe)), colour, depth=0.3)
+
+
+def _glasses(canvas: _Canvas, person: Person, pose: Pose) -> None:
+    if person.glasses == "none":
+        return
+    frame, dark = (30, 30, 34), (44, 46, 52)
+    shape = _ellipse if person.glasses == "round" else _box
+    for side in (-1, 1):
+        x, y = side * 0.17, -0.03
+        if person.glasses == "dark":
+            canvas.fill(_box(x, y, 0.14, 0.09), dark, depth=1.2)
+            continue
+        ring = np.concatenate((shape(x, y, 0.135, 0.115), shape(x, y, 0.135, 0.115)[:1],
+                               shape(x, y, 0.108, 0.09)[:1], shape(x, y, 0.108, 0.09)[::-1]))
+        canvas.fill(ring, frame, depth=1.2)
+    canvas.fill(_box(0, -0.04, 0.045, 0.014), frame if person.glasses != "dark" else dark, depth=1.2)
+
+
+def _lit(pixels: np.ndarray, scene: Scene) -> np.ndarray:
+    size = pixels.shape[0]
+    at = (np.arange(size) + 0.5) / size - 0.5
+    direction = np.deg2rad(scene.light)
+    ramp = np.cos(direction) * at[None, :] + np.sin(direction) * at[:, None]
+    return np.clip(pixels * (scene.gain * (1 + LIGHT * ramp))[..., None], 0, 255).astype(np.uint8)
