@@ -171,11 +171,13 @@ def test_sigmas(name):
         assert switch_step(sigmas, case.settings["boundary"]) == case.settings["switch_step"]
 
 
+@pytest.mark.parametrize("cache", EXACT_CACHES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("output, locked", [("sampled", False), ("sampled_background_locked", True)])
-def test_face_swap(output, locked):
+def test_face_swap(output, locked, path, attention, cache):
     """Partial denoising from a source, with the background free and put back after every step."""
     case = load_case("faceswap_small")
-    model = case.identity(case.model())
+    model = case.identity(case.model(), attention=attention, cache=cache)
     settings = replace(settings_of(case), denoise=case.settings["denoise"])
     sampled, _ = denoise(model, None, case.conditioning("positive"), case.conditioning("negative"),
                          vae_space(model, case.io["source_latent"]), case.io["noise"],

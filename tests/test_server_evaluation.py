@@ -23,7 +23,7 @@ def prompt(server, tmp_path_factory):
     prompt[sampler]["inputs"]["attention_map"] = True
     prompt["map"] = {"class_type": "IdentityAttentionMap", "inputs": {
         "images": [decoded, 0], "attention_map": [sampler, 2], "person": 0, "first_block": 0, "last_block": -1,
-        "opacity": 1.0}}
+        "opacity": 1.0, "trim_latent": 0}}
     prompt["heat"] = {"class_type": "SaveImage", "inputs": {"images": ["map", 0], "filename_prefix": "heat"}}
     prompt["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": CLIP_VISION}}
     for name, images, region in (("of_video", [decoded, 0], "whole frame"), ("of_photo", [photo, 0], "face")):
