@@ -1,6 +1,8 @@
 """The measures of likeness, against arithmetic written out, and the way from frames to figures."""
 import json
 import math
+import sys
+import types
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from standin_core.contracts import StandInError
 from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, plot
 from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize
+from standin_core.face import Detector, Face
 
 NAN = math.nan
 
@@ -59,7 +62,8 @@ def test_copied_pixels():
     assert copied_pixels(photo, photo) == pytest.approx(1, abs=1e-6)
     assert min(copied_pixels(each, photo) for each in (darker, shifted, nearer)) > 0.97
     assert max(copied_pixels(each, photo) for each in (255 - photo, other)) < 0.6
-    assert copied_pixels(np.full_like(photo, 90), photo) == 0
+    plain = np.full_like(photo, 90)
+    assert copied_pixels(plain, photo) == copied_pixels(photo, plain) == copied_pixels(plain, plain) == 0
 
 
 class ClipVision:
@@ -67,7 +71,7 @@ class ClipVision:
 
     def encode_image(self, image):
         assert image.shape == (1, embedders.CROP_PX, embedders.CROP_PX, 3) and image.min() >= 0 and image.max() <= 1
-        return {"image_embeds": image.mean(dim=(1, 2))}
+        return {"image_embeds": image.mean(dim=(1, 2)) + 0.01}
 
 
 PHOTO = torch.from_numpy(skimage.data.astronaut()).float()[None] / 255
@@ -141,3 +145,52 @@ def test_pictures():
     sheet = contact_sheet(result)[0]
     assert sheet.shape == (2 * 202, 3 * 176, 3)
     assert float((sheet[3:173, 3:173] - sheet[3:173, 179:349]).abs().mean()) < 0.02
+
+
+def test_insightface_sees_aligned_faces_in_blue_green_red(monkeypatch, tmp_path):
+    """With the package's interface and no network: what is aligned by key points goes to it, as OpenCV has colours."""
+    points = np.array([[50.0, 60], [90, 60], [70, 80], [55, 100], [85, 100]])
+    asked = []
+
+    class Network:
+        def prepare(self, ctx_id):
+            assert ctx_id == -1
+
+        def get_feat(self, picture):
+            asked.append(picture)
+            return picture.reshape(1, -1, 3).mean(axis=1)
+
+    package, zoo, utils, align = (types.ModuleType(name) for name in (
+        "insightface", "insightface.model_zoo", "insightface.utils", "insightface.utils.face_align"))
+    zoo.get_model = lambda path, providers: Network()
+    align.norm_crop = lambda image, landmark: image[int(landmark[0, 1]):int(landmark[4, 1]),
+                                                    int(landmark[0, 0]):int(landmark[1, 0])]
+    for module in (package, zoo, utils, align):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(embedders, "_recognition_file", lambda: tmp_path / "w600k_r50.onnx")
+    monkeypatch.setattr(embedders, "load_detector", lambda name, min_score: Detector(
+        name, lambda picture, index: [Face((40, 40, 100, 120), 0.9, points)], has_keypoints=True))
+    embedder = embedders.insightface_embedder(0.5)
+    picture = np.zeros((160, 160, 3), np.uint8)
+    picture[60:100, 50:90] = (200, 100, 0)
+    seen = embedder.see(picture, 0)
+    assert embedder.name == "insightface w600k_r50"
+    assert asked[0].shape == (40, 40, 3) and asked[0][0, 0].tolist() == [0, 100, 200]
+    assert seen.crop[0, 0].tolist() == [200, 100, 0] and seen.vector.tolist() == [0, 100, 200]
+
+
+def test_every_figure_is_in_the_record():
+    """Other photos bring the copy-paste measure, CLIP vision the distance of whole pictures."""
+    photos = torch.cat((PHOTO, PHOTO * torch.tensor([0.6, 1.0, 1.0])))
+    result = compare(video(), photos, CompareSettings("clip vision"), ClipVision())
+    record = json.loads(result.as_json())
+    assert record["frames"].keys() == record["summary"].keys() == {
+        "similarity", "copied_pixels", "clip_distance", "nearest", "copy_paste"}
+    assert record["frames"]["clip_distance"][0] == pytest.approx(0, abs=1e-6)
+    assert record["summary"]["clip_distance"]["coverage"] == 1 and "CLIP distance of whole pictures" in result.as_text()
+
+
+def test_grey_pictures():
+    grey = PHOTO.mean(dim=-1, keepdim=True)
+    result = compare(grey, grey, CompareSettings("clip vision"), ClipVision())
+    assert result.similarity[0] == pytest.approx(1, abs=1e-6) and result.copied[0] == pytest.approx(1, abs=1e-5)
