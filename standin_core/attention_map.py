@@ -75,7 +75,7 @@ def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, per
     """The frames under the map, the map as a mask [F, H, W] that is 1 at its most, and its figures in words.
 
     images: [F, H, W, 3], of the run that the maps (of each expert) are of; trim_latent: latent frames that were cut off
-    its beginning; the rest is as in ``combined``.
+    its beginning; the rest is as in ``of_person`` and ``of_blocks``.
     """
     by_block = of_person(maps, person)
     mass = on_frames(of_blocks(by_block, first_block, last_block)[trim_latent:], *images.shape[:3])

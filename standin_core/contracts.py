@@ -16,8 +16,8 @@ import torch
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
 # where the identity K/V of a run live, see kv_cache
 CACHE_MODES = ("auto", "resident", "offloaded", "streaming", "fp8")
-# which pass of classifier-free guidance reads the identity: both is the paper
 MOST_REFERENCES = 16  # each costs as many tokens as the first; more is a video connected by mistake
+# which pass of classifier-free guidance reads the identity: both is the paper
 GUIDANCES = ("both passes", "positive pass", "own scale")
 
 

@@ -72,18 +72,18 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
     missing = sorted(needed - found.keys())
     if missing:
         raise StandInError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that {count} blocks need (the "
-                           f"first is {_official(*missing[0])}): the file is cut off or was converted wrongly, "
+                           f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
                            "download it again.")
     for key, weight in sorted(found.items()):
         if weight.dtype not in DTYPES:
-            raise StandInError(f"{name}: {_official(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take the "
-                               "file in one of these.")
+            raise StandInError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
+                               "the file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
-            raise StandInError(f"{name}: {_official(block, which, factor)} is {list(weight.shape)}, needed is a matrix "
-                               f"like the first block's, {list(shape)}: download it again.")
+            raise StandInError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, needed is a "
+                               f"matrix like the first block's, {list(shape)}: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)
@@ -111,13 +111,13 @@ def _by_block(weights: dict, name: str) -> tuple[dict[tuple[int, str, str], torc
         which = match["official"] or match["peft"] or match["diffusers"]
         place = int(match["block"]), which, FACTORS[match["factor"]]
         if place in found:
-            raise StandInError(f"{name} has {_official(*place)} twice, under two names (one is {key}): take the file "
-                               "as the authors or Kijai publish it.")
+            raise StandInError(f"{name} has {official_key(*place)} twice, under two names (one is {key}): take the "
+                               "file as the authors or Kijai publish it.")
         found[place] = weight
     return found, foreign
 
 
-def _official(block: int, which: str, factor: str) -> str:
+def official_key(block: int, which: str, factor: str) -> str:
     return f"blocks.{block}.self_attn.{which}_loras.{factor}.weight"
 
 

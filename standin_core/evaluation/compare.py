@@ -113,7 +113,9 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     if not len(images) or not len(photos):
         raise StandInError("the video or the photo is empty: connect the decoded frames and the photo.")
     embedder = _embedder(settings, clip_vision)
-    whole = None if clip_vision is None else clip_embedder(clip_vision, whole=True, min_score=settings.min_score)
+    whole = embedder if settings.region == "whole frame" else None
+    if whole is None and clip_vision is not None:
+        whole = clip_embedder(clip_vision, whole=True, min_score=settings.min_score)
     pictures = [_picture(photo) for photo in photos]
     references = [embedder.see(picture, index) for index, picture in enumerate(pictures)]
     for index, seen in enumerate(references):
@@ -125,7 +127,7 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
         picture = _picture(frame)
         frames.append(embedder.see(picture, index))
         if whole is not None:
-            vectors.append(whole.see(picture, index).vector)
+            vectors.append((frames[-1] if whole is embedder else whole.see(picture, index)).vector)
         progress()
     distance = clip_distance(np.stack(vectors), whole.see(pictures[0], 0).vector) if vectors else None
     return _compared(embedder, references, frames, distance)

@@ -1,0 +1,231 @@
+"""The training objective: gradients where they belong, and the same numbers as the nodes give."""
+import dataclasses
+import math
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+
+import tiny
+from standin_core.contracts import Adapter, StandInError
+from standin_core.run import apply_identity_branch
+from standin_core.train import (
+    Batch,
+    Example,
+    Trainer,
+    TrainSettings,
+    flow_matching_loss,
+    new_adapter,
+    save_adapter,
+)
+from standin_core.train.loop import MOST_BAD_STEPS
+from standin_core.train.objective import velocity
+from standin_core.train.weights import parameters
+from standin_core.wan import Wan
+from standin_core.weights import load_adapter, parse_adapter
+from tiny_models import adapter_weights
+from tolerances import WHOLE_RUN, assert_close
+
+RANK = 16
+
+
+@pytest.fixture(autouse=True)
+def as_comfyui_executes():
+    """Not under inference mode, under which nothing has a gradient."""
+
+
+@pytest.fixture(scope="module")
+def wan():
+    with torch.inference_mode(False):
+        model = tiny.load()
+    model.model.diffusion_model.requires_grad_(False)
+    return Wan(model.model)
+
+
+def batch(seed=0):
+    return Batch(video=tiny.random(2, 16, 3, 8, 12, seed=seed), noise=tiny.random(2, 16, 3, 8, 12, seed=seed + 1),
+                 reference=tiny.random(1, 16, 1, 8, 16, seed=seed + 2),
+                 context=tiny.random(2, 5, tiny.WAN.text_dim, seed=seed + 3), sigma=torch.tensor([0.3, 0.8]))
+
+
+def trained() -> Adapter:
+    """As after some steps: nothing of it is zero."""
+    return parse_adapter({key: torch.nn.Parameter(value) for key, value in adapter_weights().items()}, "trained")
+
+
+def test_every_tensor_of_the_adapter_takes_a_gradient_and_no_other(wan):
+    adapter = trained()
+    flow_matching_loss(wan, adapter, batch()).backward()
+    tensors = parameters(adapter)
+    assert len(tensors) == 6 * tiny.WAN.blocks
+    # of the last block only K and V are read
+    unread = {key for key in tensors if key.startswith(f"blocks.{tiny.WAN.blocks - 1}.self_attn.q")}
+    assert {key for key, tensor in tensors.items() if tensor.grad is None} == unread
+    assert all(float(tensor.grad.norm()) > 0 for key, tensor in tensors.items() if key not in unread)
+    assert all(parameter.grad is None for parameter in wan.model.parameters())
+    assert not comfy.model_management.in_training
+
+
+def test_gradient_against_finite_differences(wan):
+    """Along a random direction in all tensors at once; fp32 leaves three digits of a difference."""
+    adapter = trained()
+    tensors = list(parameters(adapter).values())
+    flow_matching_loss(wan, adapter, batch()).backward()
+    directions = [tiny.random(*tensor.shape, seed=100 + i) for i, tensor in enumerate(tensors)]
+    slope = sum(float((tensor.grad * direction).sum()) for tensor, direction in zip(tensors, directions)
+                if tensor.grad is not None)
+    step, losses = 2e-3, []
+    with torch.no_grad():
+        for sign in (1, -1):
+            for tensor, direction in zip(tensors, directions):
+                tensor.add_(sign * step * direction)
+            losses.append(float(flow_matching_loss(wan, adapter, batch()).double()))
+            for tensor, direction in zip(tensors, directions):
+                tensor.sub_(sign * step * direction)
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=0.02)
+
+
+def test_the_velocity_is_that_of_the_nodes():
+    """One step of ComfyUI's sampler with Apply Identity Branch, from the same weights."""
+    model = tiny.load()
+    adapter, item = parse_adapter(adapter_weights(), "trained"), batch()
+    noisy, found = item.video[:1], []
+
+    def probe(model_k, x, sigmas, extra_args, callback, disable):
+        denoised = model_k(x, sigmas[:1], **extra_args)
+        found.append((x - denoised) / sigmas[0])
+        return x
+
+    reference = model.model.process_latent_out(item.reference)
+    patched = apply_identity_branch(model, adapter, reference)
+    with torch.inference_mode():
+        condition = [[item.context[:1], {}]]
+        comfy.sample.sample_custom(patched, noisy, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]),
+                                   condition, condition, torch.zeros_like(noisy), disable_pbar=True)
+    with torch.no_grad():
+        expected = velocity(Wan(model.model), adapter, noisy, torch.ones(1), item.context[:1], item.reference)
+    assert_close(found[0], expected, WHOLE_RUN)
+
+
+def test_a_new_adapter_changes_nothing_and_learns(wan):
+    """With up at zero the identity is that of the base weights; some steps on one batch lower the loss."""
+    adapter = new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK)
+    zero = parse_adapter({key: torch.zeros_like(tensor) for key, tensor in parameters(adapter).items()}, "zero")
+    with torch.no_grad():
+        first = float(flow_matching_loss(wan, adapter, batch()))
+        assert first == float(flow_matching_loss(wan, zero, batch()))
+    optimizer = torch.optim.AdamW(parameters(adapter).values(), lr=3e-3, weight_decay=0.0)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = flow_matching_loss(wan, adapter, batch())
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < first - 1e-3
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path, wan):
+    adapter, path = trained(), tmp_path / "mine.safetensors"
+    save_adapter(adapter, path, {"base_model": "tiny", "steps": "15"})
+    loaded = load_adapter(str(path))
+    for key, tensor in parameters(loaded).items():
+        assert torch.equal(tensor, parameters(adapter)[key])
+    with torch.no_grad():
+        assert float(flow_matching_loss(wan, loaded, batch())) == float(flow_matching_loss(wan, adapter, batch()))
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
+def examples(count=3):
+    return [Example(video=tiny.random(16, 3, 8, 12, seed=10 * i), photos=tiny.random(2, 16, 1, 8, 16, seed=10 * i + 1),
+                    context=tiny.random(5, tiny.WAN.text_dim, seed=10 * i + 2)) for i in range(count)]
+
+
+SETTINGS = TrainSettings(steps=8, batch_size=2, learning_rate=1e-3, warmup=2, ema=0.5, seed=3)
+
+
+def trainer(wan, settings=SETTINGS):
+    return Trainer(wan, new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), examples(), settings)
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped(wan, tmp_path):
+    """Bit for bit: losses, weights and their average."""
+    whole = trainer(wan)
+    expected = [whole.train_step() for _ in range(6)]
+    first = trainer(wan)
+    found = [first.train_step() for _ in range(3)]
+    first.save(tmp_path / "checkpoint.pt")
+    second = trainer(wan)
+    second.resume(tmp_path / "checkpoint.pt")
+    found += [second.train_step() for _ in range(3)]
+    assert found == expected and second.step == 6
+    assert all(torch.equal(second.weights[key], tensor) for key, tensor in whole.weights.items())
+    assert all(torch.equal(second.average[key], tensor) for key, tensor in whole.average.items())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(wan, tmp_path):
+    trainer(wan).save(tmp_path / "checkpoint.pt")
+    other = trainer(wan, dataclasses.replace(SETTINGS, learning_rate=1e-4, seed=4))
+    with pytest.raises(StandInError, match=r"other settings \(learning_rate, seed\)"):
+        other.resume(tmp_path / "checkpoint.pt")
+
+
+def test_steps_draw_from_the_seed_and_their_number(wan):
+    """Every example and photo comes up, and every level of noise; another seed draws others."""
+    one = trainer(wan)
+    drawn = [batch for step in range(200) for batch in one.draw(step)]
+    videos = {float(batch.video[0, 0, 0, 0, 0]) for batch in drawn}
+    photos = {float(batch.reference[0, 0, 0, 0, 0]) for batch in drawn}
+    sigmas = torch.cat([batch.sigma for batch in drawn])
+    assert (len(videos), len(photos)) == (3, 6)
+    assert float(sigmas.min()) < 0.02 and float(sigmas.max()) > 0.98 and abs(float(sigmas.mean()) - 0.5) < 0.05
+    assert torch.equal(one.draw(5)[0].noise, trainer(wan).draw(5)[0].noise)
+    other = trainer(wan, dataclasses.replace(SETTINGS, seed=4))
+    assert not torch.equal(one.draw(5)[0].noise, other.draw(5)[0].noise)
+
+
+def test_shifted_noise_levels(wan):
+    """As the sampler's: s -> 5 s / (1 + 4 s)."""
+    plain, shifted = trainer(wan), trainer(wan, dataclasses.replace(SETTINGS, shift=5.0))
+    for step in range(5):
+        for first, second in zip(plain.draw(step), shifted.draw(step)):
+            assert_close(second.sigma, 5 * first.sigma / (1 + 4 * first.sigma))
+
+
+def test_learning_rate():
+    settings = dataclasses.replace(SETTINGS, steps=101, warmup=10)
+    assert [settings.rate(step) / settings.learning_rate for step in (0, 4, 9, 100)] == pytest.approx([0.1, 0.5, 1, 1])
+    falling = dataclasses.replace(settings, cosine=True)
+    assert [falling.rate(step) / falling.learning_rate for step in (50, 100)] == pytest.approx([0.55, 0.1])
+
+
+def test_a_loss_that_is_no_number_changes_nothing(wan):
+    """One bad clip is passed over; nothing but bad ones stops the run."""
+    bad = [dataclasses.replace(example, video=torch.full_like(example.video, torch.nan)) for example in examples()]
+    run = Trainer(wan, new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), bad, SETTINGS)
+    before = {key: tensor.detach().clone() for key, tensor in run.weights.items()}
+    for _ in range(MOST_BAD_STEPS - 1):
+        assert math.isnan(run.train_step())
+    with pytest.raises(StandInError, match="the loss was no number in 10 steps in a row"):
+        run.train_step()
+    assert all(torch.equal(run.weights[key], tensor) for key, tensor in before.items())
+
+
+def test_it_learns(wan):
+    run = trainer(wan, dataclasses.replace(SETTINGS, batch_size=1, learning_rate=3e-3))
+    fixed = run.draw(0)
+    run.draw = lambda step: fixed
+    losses = [run.train_step() for _ in range(12)]
+    assert losses[-1] < losses[0] - 1e-3
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"learning_rate": 0.0}, "learning_rate is 0.0"), ({"ema": 1.0}, "ema is 1.0")])
+def test_settings_that_make_no_sense(change, words):
+    with pytest.raises(StandInError, match=words):
+        dataclasses.replace(SETTINGS, **change)
+
+
+def test_no_examples(wan):
+    with pytest.raises(StandInError, match="no examples to train on"):
+        Trainer(wan, new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), [], SETTINGS)
