@@ -1,6 +1,7 @@
 """What happens: an action, named in the caption, and everything else that is not the person, which is not."""
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        return f"a person {self.action}, {self.background} background"
+        return _caption(self.action, self.background)
 
     def at(self, t: float) -> Pose:
         """The pose at time t, 0 to 1."""
@@ -78,6 +79,15 @@ class Scene:
         added = {"x", "y", "size", "yaw", "pitch", "roll"}
         return Pose(**{name: getattr(self.pose, name) + changes.get(name, 0.0) if name in added
                        else changes.get(name, getattr(self.pose, name)) for name in Pose.__slots__})
+
+
+def captions() -> list[str]:
+    """Every one that a scene can have."""
+    return [_caption(action, background) for action, background in itertools.product(ACTIONS, BACKGROUNDS)]
+
+
+def _caption(action: str, background: str) -> str:
+    return f"a person {action}, {background} background"
 
 
 def random_scene(rng: np.random.Generator, action: str | None = None) -> Scene:

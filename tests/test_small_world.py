@@ -4,7 +4,7 @@ import pytest
 
 from small_world.people import TRAITS, Person, everyone, split
 from small_world.render import picture, video
-from small_world.scenes import ACTIONS, Pose, Scene, photo_scene, random_scene
+from small_world.scenes import ACTIONS, Pose, Scene, captions, photo_scene, random_scene
 
 STILL = Scene("nods", "grey", Pose(), (70, 74, 84), 90.0, 1.0)
 
@@ -63,6 +63,11 @@ def test_an_action_moves(action):
     frames = video(person, scene, 9, 64).astype(int)
     assert np.abs(frames - frames[0]).max(axis=(1, 2, 3)).max() > 30
     assert scene.caption == f"a person {action}, {scene.background} background"
+
+
+def test_captions():
+    rng = np.random.default_rng(0)
+    assert {random_scene(rng).caption for _ in range(2000)} == set(captions())
 
 
 def test_a_photo_is_on_white():

@@ -1,0 +1,59 @@
+"""The tiny Wan of the small world: ComfyUI's own classes at small widths, and the files of their weights."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.ldm.wan.vae
+import comfy.sd
+import safetensors.torch
+import torch
+
+from tiny_models import TinyWan, random_weights
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+VAE_FILE, WAN_FILE = WEIGHTS / "small_world_vae.safetensors", WEIGHTS / "small_world_wan.safetensors"
+
+SIDE, FRAMES = 64, 9
+WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
+VAE_WIDTH = 16
+STORED = torch.bfloat16
+
+
+def new_vae() -> torch.nn.Module:
+    """ComfyUI's WanVAE, 3.6 M parameters, trained on from its file or from random weights."""
+    vae = comfy.ldm.wan.vae.WanVAE(dim=VAE_WIDTH, z_dim=16, temperal_downsample=[False, True, True])
+    weights = load(VAE_FILE) if VAE_FILE.exists() else random_weights(vae, seed=3)
+    vae.load_state_dict(weights)
+    return vae
+
+
+def new_wan():
+    """A ComfyUI BaseModel of WAN, from its file or from random weights, in fp32."""
+    weights = load(WAN_FILE) if WAN_FILE.exists() else WAN.weights()
+    return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32},
+                                                    metadata=WAN.metadata()).model
+
+
+def to_model_space(latent: torch.Tensor) -> torch.Tensor:
+    """[B, 16, T, h, w], VAE space -> model space, as every Wan 2.1 has it."""
+    return comfy.latent_formats.Wan21().process_in(latent)
+
+
+def to_pixels(frames: torch.Tensor) -> torch.Tensor:
+    """[B, T, H, W, 3] uint8 -> [B, 3, T, H, W] in -1..1, as WanVAE takes it."""
+    return frames.movedim(-1, 1).float() / 127.5 - 1
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    return {key: value.float() for key, value in safetensors.torch.load_file(path).items()}
+
+
+def save(module: torch.nn.Module, path: Path, log: list[dict]) -> None:
+    """Weights in bf16, with WAN's metadata, and beside them what was seen while training, one record a line."""
+    path.parent.mkdir(exist_ok=True)
+    weights = {key: value.detach().to(STORED).contiguous() for key, value in module.state_dict().items()}
+    safetensors.torch.save_file(weights, path, metadata=WAN.metadata() if path == WAN_FILE else None)
+    with path.with_suffix(".log").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in log)

@@ -1,0 +1,78 @@
+"""Train the VAE of the small world: clips and photos of drawn people in, the same out.
+
+    .standin/venv/bin/python small_world/train_vae.py --minutes 60     # goes on from the weights that are there
+
+Latents are drawn towards the mean and the deviation that ComfyUI takes off for Wan, so that the model sees numbers near
+a normal distribution.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from environment import import_comfyui
+
+import_comfyui("--cpu")
+
+import numpy as np
+import torch
+
+from small_world.models import FRAMES, SIDE, VAE_FILE, new_vae, save, to_model_space, to_pixels
+from small_world.people import split
+from small_world.render import picture, video
+from small_world.scenes import photo_scene, random_scene
+
+BATCH, PHOTO_SHARE = 2, 0.3
+LEARNING_RATE, WARM_UP = 1e-3, 100
+LATENT_NOISE, NORMAL_WEIGHT = 0.05, 0.02
+REPORTED_EVERY = 100
+
+
+def clips(people, rng: np.random.Generator) -> torch.Tensor:
+    """[BATCH, FRAMES, SIDE, SIDE, 3] uint8, or photos as clips of one frame."""
+    some = [people[rng.integers(len(people))] for _ in range(BATCH)]
+    if rng.random() < PHOTO_SHARE:
+        return torch.from_numpy(np.stack([picture(person, photo_scene(rng), 0.0, SIDE)[None] for person in some]))
+    return torch.from_numpy(np.stack([video(person, random_scene(rng), FRAMES, SIDE) for person in some]))
+
+
+def main(minutes: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    rng, (people, _) = np.random.default_rng(seed), split()
+    vae = new_vae().requires_grad_(True)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    log, errors, started, step = [], [], time.monotonic(), 0
+    while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
+        rate = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + np.cos(np.pi * done)) / 2)
+        optimizer.param_groups[0]["lr"] = rate
+        pixels = to_pixels(clips(people, rng))
+        latent = vae.encode(pixels)
+        decoded = vae.decode(latent + LATENT_NOISE * torch.randn_like(latent))
+        normal = to_model_space(latent)
+        error = (decoded - pixels).abs().mean()
+        loss = error + NORMAL_WEIGHT * (normal.mean().square() + (normal.std() - 1).square())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        errors.append(float(error.detach()))
+        if step % REPORTED_EVERY == 0:
+            log.append({"seed": seed, "step": step, "error_of_255": round(127.5 * float(np.mean(errors)), 2),
+                        "latent_deviation": round(float(normal.detach().std()), 3)})
+            errors.clear()
+            sys.stdout.write(f"{log[-1]}\n")
+            sys.stdout.flush()
+    save(vae, VAE_FILE, log)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    main(options.minutes, options.seed)
