@@ -15,8 +15,8 @@ from .standin_core.evaluation import (
     REGIONS,
     CompareSettings,
     compare,
+    comparing_missing,
     contact_sheet,
-    insightface_missing,
     plot,
 )
 from .standin_core.face import (
@@ -161,10 +161,8 @@ class FacePreprocess(io.ComfyNode):
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask)
         show_text(cls, face.verdict)
-        pictures = [picture for batch in (face.image, face.preview)
-                    for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]
         return io.NodeOutput(face.image, face.rgba[..., 3], face.rgba, face.preview, face.verdict, face,
-                             ui={"images": pictures, "text": (face.verdict,)})
+                             ui={"images": _shown(cls, face.image, face.preview), "text": (face.verdict,)})
 
 
 class FaceSwapPrepare(io.ComfyNode):
@@ -495,7 +493,7 @@ class IdentityReport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, embedder, **inputs):
-        return insightface_missing() if embedder == "auto" else ""
+        return installed_models(), comparing_missing() if embedder == "auto" else None
 
     @classmethod
     def execute(cls, images, reference_image, clip_vision=None, **settings):
@@ -504,8 +502,8 @@ class IdentityReport(io.ComfyNode):
                          lambda: progress.update(1))
         pictures, text = (plot(result), contact_sheet(result)), result.as_text()
         show_text(cls, text)
-        shown = [image for picture in pictures for image in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
-        return io.NodeOutput(*pictures, text, result.as_json(), ui={"images": shown, "text": (text,)})
+        return io.NodeOutput(*pictures, text, result.as_json(),
+                             ui={"images": _shown(cls, *pictures), "text": (text,)})
 
 
 def _detector_input():
@@ -534,6 +532,11 @@ def _given_face_inputs(where: str):
         io.Custom("FACE_LANDMARKS").Input("face_landmarks", optional=True, tooltip=(
             f"The face in {where} from ComfyUI's Detect Face Landmarks (MediaPipe), with key points.")),
     )
+
+
+def _shown(cls, *batches) -> list[dict]:
+    """The pictures of several batches, for the node to show."""
+    return [picture for batch in batches for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]
 
 
 def show_text(cls, text: str) -> None:

@@ -56,7 +56,6 @@ LAYOUT = """([columns, models, titles, heights, note, sizes]) => {
   words.setSize([noteWidth, noteHeight]);
   graph.add(words);
   words.widgets[0].value = note;
-  return graph.serialize();
 }"""
 
 
@@ -64,8 +63,7 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     """Write the graph, the prompt and the thumbnail of a workflow."""
     comfy.open()
     comfy.load(workflow.prompt, workflow.name)
-    nodes = [node for _, column in workflow.columns for node in column]
-    ids = {node.key: str(number) for number, node in enumerate(nodes, start=1)}
+    ids, nodes = workflow.numbers, workflow.nodes
     columns = [[title, [ids[node.key] for node in column]] for title, column in workflow.columns]
     arguments = [columns, {ids[node.key]: workflow.models(node) for node in nodes},
                  {ids[node.key]: node.title for node in nodes}, {ids[node.key]: node.height for node in nodes},

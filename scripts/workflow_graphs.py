@@ -81,15 +81,23 @@ class Workflow:
     note: str
 
     @property
+    def nodes(self) -> list[Node]:
+        return [node for _, column in self.columns for node in column]
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        """Key of a node -> its id in prompt and graph, in the order of the columns."""
+        return {node.key: str(number) for number, node in enumerate(self.nodes, start=1)}
+
+    @property
     def prompt(self) -> dict:
-        """As the server takes it. Numbers in the order of the columns."""
-        nodes = [node for _, column in self.columns for node in column]
-        numbers = {node.key: str(number) for number, node in enumerate(nodes, start=1)}
+        """As the server takes it."""
+        numbers = self.numbers
         return {numbers[node.key]: {
             "class_type": node.kind,
             "inputs": {name: [numbers[value[0]], value[1]] if isinstance(value, tuple) else value
                        for name, value in node.inputs.items()},
-            **({"_meta": {"title": node.title}} if node.title else {})} for node in nodes}
+            **({"_meta": {"title": node.title}} if node.title else {})} for node in self.nodes}
 
     def models(self, node: Node) -> list[dict]:
         """What ComfyUI shows for a file that is missing."""
@@ -98,8 +106,7 @@ class Workflow:
 
     @property
     def words(self) -> str:
-        named = dict.fromkeys(model["name"] for _, column in self.columns for node in column
-                              for model in self.models(node))
+        named = dict.fromkeys(model["name"] for node in self.nodes for model in self.models(node))
         rows = "\n".join(f"| `{name}` | `{SOURCES[name].folder}` | {SOURCES[name].gigabytes or ''} | "
                          f"{SOURCES[name].page} |" for name in named)
         # the page breaks a line where the text does

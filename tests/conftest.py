@@ -22,6 +22,22 @@ def as_comfyui_executes():
         yield
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A tiny Wan, the same for the tests of a file."""
+    import tiny
+
+    return tiny.load()
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """What it samples without an identity."""
+    import tiny
+
+    return tiny.sample(model)[0]
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A real ComfyUI with the pack and tiny models, and an adapter that fits none of them."""

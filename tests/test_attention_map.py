@@ -48,11 +48,6 @@ def test_mass_against_the_softmax(path, monkeypatch):
         assert_close(found, expected)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.load()
-
-
 def recorded(patched, latent=None, steps=tiny.STEPS, positive=None):
     sink = ReportSink(maps_attention=True)
     patched = patched.clone()

@@ -30,11 +30,6 @@ from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
 def expected(model):
     return tiny.sample(tiny.with_identity(model))[0]
 

@@ -24,11 +24,6 @@ CONTROLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.load()
-
-
 @pytest.mark.parametrize("order", ["identity first", "identity last"])
 @pytest.mark.parametrize("name", CONTROLS)
 def test_an_override_and_a_control(model, name, order):

@@ -17,16 +17,6 @@ from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def plain(model):
-    return tiny.sample(model)[0]
-
-
-@pytest.fixture(scope="module")
 def paper(model):
     return tiny.sample(tiny.with_identity(model))[0]
 

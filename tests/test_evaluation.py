@@ -122,7 +122,7 @@ def test_a_video_without_any_face():
 
 
 @pytest.mark.parametrize("settings, clip, photos, words", [
-    (CompareSettings("clip vision"), None, PHOTO, "none is connected"),
+    (CompareSettings("clip vision"), None, PHOTO, "embedder is clip vision, and no CLIP vision is connected"),
     (CompareSettings("auto"), None, PHOTO, "no CLIP vision is connected"),
     (CompareSettings("insightface"), ClipVision(), PHOTO, "insightface cannot run"),
     (CompareSettings("insightface", "whole frame"), ClipVision(), PHOTO, "region is whole frame"),
@@ -130,7 +130,7 @@ def test_a_video_without_any_face():
     (CompareSettings("clip vision"), ClipVision(), PHOTO[:0], "is empty"),
 ])
 def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch):
-    monkeypatch.setattr(embedders, "_recognition_file", lambda: None)
+    monkeypatch.setattr(embedders, "refusal", lambda name: "no detector")
     with pytest.raises(StandInError, match=words):
         compare(video(), photos, settings, clip)
 
@@ -167,7 +167,7 @@ def test_insightface_sees_aligned_faces_in_blue_green_red(monkeypatch, tmp_path)
                                                     int(landmark[0, 0]):int(landmark[1, 0])]
     for module in (package, zoo, utils, align):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(embedders, "_recognition_file", lambda: tmp_path / "w600k_r50.onnx")
+    monkeypatch.setattr(embedders, "find_insightface", lambda patterns: tmp_path / "w600k_r50.onnx")
     monkeypatch.setattr(embedders, "load_detector", lambda name, min_score: Detector(
         name, lambda picture, index: [Face((40, 40, 100, 120), 0.9, points)], has_keypoints=True))
     embedder = embedders.insightface_embedder(0.5)

@@ -16,16 +16,6 @@ from standin_core.run import KEY, Run, apply_model, remove_identity_branch
 from tiny_models import TinyWan
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def plain(model):
-    return tiny.sample(model)[0]
-
-
 @pytest.fixture
 def built(monkeypatch):
     """Weak references to every run, and to every identity K and V, of the test."""

@@ -29,11 +29,6 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
 def low():
     other = TinyWan(text_dim=tiny.WAN.text_dim, seed=11)
     return tiny.load(other.weights())

@@ -5,8 +5,8 @@ has both kinds, ``embedders`` turn pictures into vectors (insightface, or any CL
 over a video, and ``figures`` draws what came out.
 """
 from .compare import EMBEDDERS, REGIONS, CompareSettings, Comparison, compare
-from .embedders import insightface_missing
+from .embedders import comparing_missing
 from .figures import contact_sheet, plot
 
-__all__ = ["EMBEDDERS", "REGIONS", "CompareSettings", "Comparison", "compare", "contact_sheet", "insightface_missing",
+__all__ = ["EMBEDDERS", "REGIONS", "CompareSettings", "Comparison", "compare", "comparing_missing", "contact_sheet",
            "plot"]

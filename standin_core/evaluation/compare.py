@@ -11,14 +11,7 @@ import torch
 
 from ..contracts import StandInError
 from ..face import to_uint8
-from .embedders import (
-    Embedder,
-    Seen,
-    checked_clip_vision,
-    clip_embedder,
-    insightface_embedder,
-    insightface_missing,
-)
+from .embedders import Embedder, Seen, clip_embedder, comparing_missing, insightface_embedder
 from .measures import Summary, clip_distance, copied_pixels, copy_paste, cosine, summarize
 
 EMBEDDERS = ("auto", "insightface", "clip vision")
@@ -158,13 +151,14 @@ def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | No
 
 def _embedder(settings: CompareSettings, clip_vision) -> Embedder:
     whole = settings.region == "whole frame"
-    missing = "it compares faces, and region is whole frame" if whole else insightface_missing()
+    missing = "it compares faces, and region is whole frame" if whole else comparing_missing()
     if settings.embedder == "insightface" and missing is not None:
         raise StandInError(f"insightface cannot run: {missing}; mend that, or set embedder to clip vision.")
     if settings.embedder != "clip vision" and missing is None:
         return insightface_embedder(settings.min_score)
-    if settings.embedder == "auto" and clip_vision is None:
-        raise StandInError(f"there is nothing to compare with: insightface cannot run ({missing}), and no CLIP vision "
-                           "is connected. Connect Load CLIP Vision (any model, like clip_vision_h.safetensors).")
-    checked_clip_vision(clip_vision)
+    if clip_vision is None:
+        came = "embedder is clip vision" if settings.embedder == "clip vision" else (
+            f"there is nothing to compare with: insightface cannot run ({missing})")
+        raise StandInError(f"{came}, and no CLIP vision is connected: connect Load CLIP Vision (any model, like "
+                           "clip_vision_h.safetensors).")
     return clip_embedder(clip_vision, whole, settings.min_score)

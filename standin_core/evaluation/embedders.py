@@ -1,20 +1,17 @@
 """What turns a picture of a face, or of anything, into a vector."""
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
-import folder_paths
 import numpy as np
 import torch
 
-from ..contracts import StandInError
-from ..face import Face, choose, load_detector, square_around
+from ..face import Face, choose, find_insightface, insightface_missing, load_detector, refusal, square_around
 
 CROP_PX = 224
+RECOGNITION_FILES = ("w600k_*.onnx", "glintr*.onnx")
 FACE_SCALE = 1.3  # of the box, for an embedder that takes crops: the whole head
 WHITE = (255, 255, 255)
 
@@ -60,7 +57,7 @@ def insightface_embedder(min_score: float) -> Embedder:
     from insightface.model_zoo import get_model
     from insightface.utils.face_align import norm_crop
 
-    file = _recognition_file()
+    file = find_insightface(RECOGNITION_FILES)
     detector = load_detector("insightface", min_score)
     network = get_model(str(file), providers=["CPUExecutionProvider"])
     network.prepare(ctx_id=-1)
@@ -75,27 +72,9 @@ def insightface_embedder(min_score: float) -> Embedder:
     return Embedder(f"insightface {file.stem}", see)
 
 
-def insightface_missing() -> str | None:
-    """Why insightface cannot compare faces here, or None."""
-    for package in ("insightface", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (optional: pip install insightface onnxruntime)"
-    if _recognition_file() is None:
-        return "no model pack with a recognition network (w600k_*.onnx or glintr100.onnx) is in models/insightface"
-    return None
-
-
-def checked_clip_vision(clip_vision) -> None:
-    """Raises StandInError without one."""
-    if clip_vision is None:
-        raise StandInError("embedder is clip vision and none is connected: connect Load CLIP Vision (any model, like "
-                           "clip_vision_h.safetensors).")
-
-
-def _recognition_file() -> Path | None:
-    packs = Path(folder_paths.models_dir) / "insightface" / "models"
-    found = [path for pattern in ("w600k_*.onnx", "glintr*.onnx") for path in sorted(packs.rglob(pattern))]
-    return found[0] if found else None
+def comparing_missing() -> str | None:
+    """Why insightface cannot find and compare faces here, or None."""
+    return refusal("insightface") or insightface_missing("a recognition network", RECOGNITION_FILES)
 
 
 def _largest(faces: list[Face]) -> Face | None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
-import folder_paths
 import numpy as np
 import torch
 
 from ..contracts import StandInError
-from .models import BISENET, RETINAFACE, ManagedNetwork, find_model, missing
+from .models import (
+    BISENET,
+    RETINAFACE,
+    ManagedNetwork,
+    find_insightface,
+    find_model,
+    insightface_missing,
+    missing,
+)
 
 # A face of a tenth of this is well within what the detectors find; a larger picture costs time.
 LONGEST_SIDE_PX = 1024
 # Smallest face the cascade looks for, as a part of the shorter side: first the larger, which is four times as fast.
 CASCADE_PARTS = (12, 25)
+INSIGHTFACE_FILES = ("det_*.onnx", "scrfd_*.onnx")
 INSIGHTFACE_PX = 640  # what its detectors were exported for, and what the authors use
 
 # The cascade's square reaches from the brows to below the mouth; the boxes for which crop scales were chosen, from the
@@ -101,6 +108,12 @@ def load_detector(name: str, min_score: float) -> Detector:
     raise AssertionError("none can always run")
 
 
+def refusal(name: str) -> str | None:
+    """Why a detector of BY_NAME cannot run here, or None."""
+    _, why_not = BY_NAME[name]
+    return why_not()
+
+
 def choose(faces: list[Face], which: str, index: int) -> list[Face]:
     """which: one of WHICH; index: counted from 0 at the left, for "from left". Several faces come from left to right.
 
@@ -136,7 +149,7 @@ def _insightface(min_score: float) -> Detector:
     """SCRFD of the first model pack found, on the CPU: onnxruntime's memory is not ComfyUI's to manage."""
     from insightface.model_zoo import get_model
 
-    model = get_model(str(_insightface_file()), providers=["CPUExecutionProvider"])
+    model = get_model(str(find_insightface(INSIGHTFACE_FILES)), providers=["CPUExecutionProvider"])
     model.prepare(ctx_id=-1, input_size=(INSIGHTFACE_PX, INSIGHTFACE_PX), det_thresh=min_score)
 
     def scan(photo: np.ndarray) -> list[Face]:
@@ -147,25 +160,14 @@ def _insightface(min_score: float) -> Detector:
     return Detector("insightface", _on_small_copy(scan, INSIGHTFACE_PX), has_keypoints=bool(model.use_kps))
 
 
-def _insightface_file() -> Path | None:
-    packs = Path(folder_paths.models_dir) / "insightface" / "models"
-    found = [path for pattern in ("det_*.onnx", "scrfd_*.onnx") for path in sorted(packs.rglob(pattern))]
-    return found[0] if found else None
-
-
 def installed_models() -> tuple[str, ...]:
     """Those of the face models that are here: what a node may give depends on it."""
-    found = (find_model(RETINAFACE.name), find_model(BISENET.name), _insightface_file())
+    found = (find_model(RETINAFACE.name), find_model(BISENET.name), find_insightface(INSIGHTFACE_FILES))
     return tuple(path.name for path in found if path is not None)
 
 
 def _insightface_missing() -> str | None:
-    for package in ("insightface", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (optional: pip install insightface onnxruntime)"
-    if _insightface_file() is None:
-        return "no model pack with a detector (det_*.onnx or scrfd_*.onnx) is in models/insightface/models"
-    return None
+    return insightface_missing("a detector", INSIGHTFACE_FILES)
 
 
 def _cascade(min_score: float) -> Detector:

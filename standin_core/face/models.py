@@ -59,6 +59,22 @@ def missing(model_file: ModelFile) -> str | None:
     return None
 
 
+def find_insightface(patterns: tuple[str, ...]) -> Path | None:
+    """The first network of insightface's model packs whose file fits one of the patterns, or None."""
+    packs = Path(folder_paths.models_dir) / "insightface" / "models"
+    return next((path for pattern in patterns for path in sorted(packs.rglob(pattern))), None)
+
+
+def insightface_missing(what: str, patterns: tuple[str, ...]) -> str | None:
+    """Why insightface's network that is such a thing cannot run here, or None if it can."""
+    for package in ("insightface", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed (optional: pip install insightface onnxruntime)"
+    if find_insightface(patterns) is None:
+        return f"no model pack with {what} ({' or '.join(patterns)}) is in models/insightface/models"
+    return None
+
+
 class ManagedNetwork:
     """A network with the weights of a file (nothing in it is run), under ComfyUI's memory manager while it is held.
 
