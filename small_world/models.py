@@ -50,10 +50,11 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in safetensors.torch.load_file(path).items()}
 
 
-def save(module: torch.nn.Module, path: Path, log: list[dict]) -> None:
-    """Weights in bf16, with WAN's metadata, and beside them what was seen while training, one record a line."""
+def save(module: torch.nn.Module, path: Path, record: dict | None = None) -> None:
+    """Weights in bf16, Wan's with its metadata, and a line on what was seen while training in the log beside them."""
     path.parent.mkdir(exist_ok=True)
     weights = {key: value.detach().to(STORED).contiguous() for key, value in module.state_dict().items()}
     safetensors.torch.save_file(weights, path, metadata=WAN.metadata() if path == WAN_FILE else None)
-    with path.with_suffix(".log").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in log)
+    if record:
+        with path.with_suffix(".log").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

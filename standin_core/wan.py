@@ -17,8 +17,12 @@ import comfy.model_management
 import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
+from torch.utils.checkpoint import checkpoint
 
 from .contracts import StandInError
+
+# calls a function and keeps its arguments alone for the backward pass
+RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 OVERRIDE = "optimized_attention_override"
 MODULE = "stand_in_module"
@@ -125,6 +129,22 @@ class Wan:
         """ComfyUI's attention for q, k, v [B, N, C], without the override of another node: those may be made for the
         token counts of a video, and the identity is built only once."""
         return optimized_attention(q, k, v, heads=self.heads)
+
+    @contextlib.contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """Within the context, the main blocks keep their input alone and compute the rest again in the backward pass,
+        which therefore belongs inside too."""
+        modules = [block.block for block in self.blocks]
+        foreign = [module.__dict__.get("forward") for module in modules]
+        try:
+            for module in modules:
+                module.__dict__["forward"] = functools.partial(RECOMPUTED, module.forward)
+            yield
+        finally:
+            for module, forward in zip(modules, foreign):
+                module.__dict__.pop("forward", None)
+                if forward is not None:
+                    module.__dict__["forward"] = forward
 
     @contextlib.contextmanager
     def identity_installed(self, readings: list[Reading], attend: Callable,

@@ -1,7 +1,8 @@
 """The training loop: steps that depend on nothing but the seed, their number and the state that a checkpoint holds.
 
 What a step draws (examples, photos, noise, noise levels) comes from a generator seeded by (seed, step), so a run that
-was interrupted goes on bit for bit as if it had not been, without any state of a generator being saved.
+was interrupted goes on bit for bit as if it had not been, without any state of a generator being saved. Several
+processes share the examples of a step and add up their gradients.
 """
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from ..contracts import Adapter, StandInError
+from ..contracts import StandInError
 from ..wan import Wan
 from .objective import Batch, flow_matching_loss
-from .weights import parameters
+from .weights import as_adapter, parameters
 
 SEED_STRIDE = 1_000_003  # two seeds share no step for as long as anybody trains
 MOST_BAD_STEPS = 10  # in a row, before it is no accident
+FREE = ("steps", "checkpointing")  # what may differ from the checkpoint that a run goes on from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,29 +37,46 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """learning_rate rises over ``warmup`` steps and then stays, or falls as a cosine to a tenth where ``cosine``.
+    """batch_size: examples of a step, of all processes together. learning_rate rises over ``warmup`` steps and then
+    stays, or falls as a cosine to a tenth where ``cosine``; that of the up weights is loraplus_ratio times as high
+    (LoRA+, arXiv 2402.12354; 1 is plain LoRA). max_grad_norm: gradients are scaled down to it. ema: decay of a moving
+    average of the adapter, 0 for none.
 
-    shift: of the noise levels, 1 is uniform as with the authors, higher trains more on noise. max_grad_norm: gradients
-    are scaled down to it. ema: decay of a moving average of the adapter, 0 for none.
+    noise_from, noise_to: the noise levels of this model, 0 to 1, of Wan 2.2's experts 0.875 to 1 and 0 to 0.875.
+    shift: among them, 1 is uniform as with the authors, higher trains more on noise. checkpointing: see
+    ``flow_matching_loss``.
     """
 
     steps: int = 3000
     batch_size: int = 1
     learning_rate: float = 1e-4
+    loraplus_ratio: float = 1.0
     warmup: int = 100
     cosine: bool = False
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema: float = 0.0
+    noise_from: float = 0.0
+    noise_to: float = 1.0
     shift: float = 1.0
+    checkpointing: bool = True
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "learning_rate", "max_grad_norm", "shift"):
+        for name in ("steps", "batch_size", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
             if getattr(self, name) <= 0:
                 raise StandInError(f"{name} is {getattr(self, name)}, needed is more than 0.")
         if not 0 <= self.ema < 1:
             raise StandInError(f"ema is {self.ema}, needed is at least 0 and less than 1, like 0.999.")
+        if not 0 <= self.noise_from < self.noise_to <= 1:
+            raise StandInError(f"the noise levels are {self.noise_from} to {self.noise_to}, needed is a range within 0 "
+                               "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
+
+    def sigma(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Noise levels of numbers evenly spread over 0 to 1: ``shift s / (1 + (shift - 1) s)``, as of the sampler."""
+        first, last = (level / (self.shift - (self.shift - 1) * level) for level in (self.noise_from, self.noise_to))
+        s = first + (last - first) * uniform
+        return self.shift * s / (1 + (self.shift - 1) * s)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -69,32 +88,46 @@ class TrainSettings:
 
 
 class Trainer:
-    """Trains an adapter (of ``new_adapter``, or any whose tensors take gradients) on examples; the model is frozen."""
+    """Trains the adapter of ``new_adapter``'s modules on examples; the model is frozen.
 
-    def __init__(self, wan: Wan, adapter: Adapter, examples: Sequence[Example], settings: TrainSettings):
+    processes: an ``accelerate.Accelerator`` where several train together, on a GPU each.
+    """
+
+    def __init__(self, wan: Wan, module: torch.nn.Module, examples: Sequence[Example], settings: TrainSettings,
+                 processes=None):
+        from peft.optimizers import create_loraplus_optimizer  # 6 s
+
         if not len(examples):
             raise StandInError("there are no examples to train on: see what the preparation of the data dropped.")
+        self.share = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+        if settings.batch_size % self.share[1]:
+            raise StandInError(f"batch_size is {settings.batch_size} and {self.share[1]} processes share it: take a "
+                               "multiple of their number.")
         wan.model.requires_grad_(False)
-        self.wan, self.adapter, self.examples, self.settings = wan, adapter, examples, settings
-        self.weights = parameters(adapter)
+        self.wan, self.examples, self.settings, self.processes = wan, examples, settings, processes
+        self.adapter = as_adapter(module)
+        self.weights = parameters(self.adapter)
         self.average = {key: tensor.detach().clone() for key, tensor in self.weights.items()} if settings.ema else {}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=settings.learning_rate,
-                                           weight_decay=settings.weight_decay)
+        self.optimizer = create_loraplus_optimizer(
+            module, torch.optim.AdamW, lr=settings.learning_rate, loraplus_lr_ratio=settings.loraplus_ratio,
+            loraplus_weight_decay=settings.weight_decay, weight_decay=settings.weight_decay)
+        self._ratios = [group["lr"] / settings.learning_rate for group in self.optimizer.param_groups]
         self.step = 0
         self.bad_steps = 0
+
+    @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        """What to save and to sample with: the moving average where there is one, else the weights."""
+        return self.average or self.weights
 
     def train_step(self) -> float:
         """One step; returns its loss. A loss that is no number changes nothing and is counted; raises StandInError
         after MOST_BAD_STEPS of them in a row.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios):
+            group["lr"] = ratio * self.settings.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        for batch in self.draw(self.step):  # one by one: a person's photo is read by his or her video alone
-            loss = flow_matching_loss(self.wan, self.adapter, batch) / self.settings.batch_size
-            loss.backward()
-            value += float(loss.detach())
+        value = self._gradients(self.draw(self.step))
         self.step += 1
         if not math.isfinite(value):
             self.bad_steps += 1
@@ -109,19 +142,37 @@ class Trainer:
             mean.lerp_(self.weights[key].detach(), 1 - self.settings.ema)
         return value
 
+    def _gradients(self, batches: list[Batch]) -> float:
+        """Of the mean loss of all batches of all processes, which is returned."""
+        weight = 1 / self.settings.batch_size
+        value = sum(weight * flow_matching_loss(self.wan, self.adapter, batch, self.settings.checkpointing, weight)
+                    for batch in batches)  # one by one: a person's photo is read by his or her video alone
+        if self.processes is None:
+            return value
+        for tensor in self.weights.values():
+            if tensor.grad is not None:
+                tensor.grad = self.processes.reduce(tensor.grad, "sum")
+        return float(self.processes.reduce(torch.tensor(value, device=self.processes.device), "sum"))
+
     def draw(self, step: int) -> list[Batch]:
-        """What a step learns from, ``batch_size`` times one video and one of its photos."""
+        """What this process learns from in a step: its share of ``batch_size`` times a video and one of its photos."""
         generator = torch.Generator().manual_seed((self.settings.seed * SEED_STRIDE + step) % 2**63)
-        device, dtype = next(self.wan.model.parameters()).device, self.wan.dtype
+        device = next(iter(self.weights.values())).device
+        first, every = self.share
         batches = []
-        for _ in range(self.settings.batch_size):
-            example = self.examples[_any(len(self.examples), generator)]
-            photo = example.photos[_any(len(example.photos), generator)]
-            uniform = torch.rand(1, generator=generator)
-            sigma = self.settings.shift * uniform / (1 + (self.settings.shift - 1) * uniform)
-            noise = torch.randn(example.video.shape, generator=generator)
-            batches.append(Batch(*(x.to(device, dtype) for x in (
-                example.video[None], noise[None], photo[None], example.context[None], sigma))))
+        for number in range(self.settings.batch_size):
+            chosen, photo = (int(torch.randint(2**31, (1,), generator=generator)) for _ in range(2))
+            sigma = self.settings.sigma(torch.rand(1, generator=generator))
+            noise_seed = int(torch.randint(2**31, (1,), generator=generator))
+            if number % every != first:
+                continue
+            example = self.examples[chosen % len(self.examples)]
+            noise = torch.randn(example.video.shape, generator=torch.Generator().manual_seed(noise_seed))
+            batches.append(Batch(
+                *(x[None].to(device, torch.float32) for x in (example.video, noise)),
+                *(x[None].to(device, self.wan.dtype) for x in (example.photos[photo % len(example.photos)],
+                                                               example.context)),
+                sigma.to(device)))
         return batches
 
     def save(self, path: Path) -> None:
@@ -136,7 +187,7 @@ class Trainer:
         """Raises StandInError for a checkpoint of other settings."""
         saved = torch.load(path, map_location="cpu", weights_only=True)
         differing = [name for name, value in dataclasses.asdict(self.settings).items()
-                     if name != "steps" and saved["settings"].get(name) != value]
+                     if name not in FREE and saved["settings"].get(name) != value]
         if differing:
             raise StandInError(f"{path.name} was trained with other settings ({', '.join(differing)}): set them alike, "
                                "or begin anew.")
@@ -147,7 +198,3 @@ class Trainer:
                 self.average[key].copy_(tensor)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
-
-
-def _any(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (1,), generator=generator))

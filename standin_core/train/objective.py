@@ -19,7 +19,7 @@ from ..contracts import Adapter
 from ..identity import identity_layers
 from ..kv_cache import ResidentLayers
 from ..rope import identity_positions
-from ..wan import Reading, Wan
+from ..wan import RECOMPUTED, Reading, Wan
 
 TIME_OFFSET = -1  # the paper's place of the identity, one frame before the video
 # keys and values are appended, which autograd sees through: a log-sum-exp has no gradient in PyTorch's operators
@@ -28,10 +28,10 @@ ATTACHED = AttentionChoice("concatenate", None, ())
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Videos of one person with a photo of him or her, in model space, on the device and in the dtype of the model.
+    """Videos of one person with a photo of him or her, in model space, on the device of the model.
 
-    video, noise: [B, 16, T, h, w]; reference: [R, 16, 1, h, w]; context: [B, N, text dim], the text encoder's; sigma:
-    [B] in 0..1.
+    video, noise: [B, 16, T, h, w] float32; reference: [R, 16, 1, h, w] and context: [B, N, text dim], the text
+    encoder's, in the dtype of the model; sigma: [B] float32 in 0..1.
     """
 
     video: torch.Tensor
@@ -41,25 +41,38 @@ class Batch:
     sigma: torch.Tensor
 
 
-def flow_matching_loss(wan: Wan, adapter: Adapter, batch: Batch) -> torch.Tensor:
-    """A scalar, to call ``backward`` on; gradients reach the adapter alone if the model's parameters take none."""
-    sigma = batch.sigma.reshape(-1, 1, 1, 1, 1)
-    noisy = (1 - sigma) * batch.video + sigma * batch.noise
-    predicted = velocity(wan, adapter, noisy, batch.sigma, batch.context, batch.reference)
-    return torch.nn.functional.mse_loss(predicted.float(), (batch.noise - batch.video).float())
+def flow_matching_loss(wan: Wan, adapter: Adapter, batch: Batch, checkpointing: bool = False,
+                       weight: float | None = None) -> float:
+    """The loss; with a weight, gradients of weight * loss are added to the adapter's (and to the model's, if its
+    parameters take any). checkpointing: compute what is inside the blocks again in the backward pass, for a third
+    more time, and do not keep it.
+    """
+    with identity_read(wan, adapter, batch.video.shape, batch.reference, checkpointing):
+        sigma = batch.sigma.reshape(-1, 1, 1, 1, 1)
+        noisy = (1 - sigma) * batch.video + sigma * batch.noise
+        predicted = wan.model(noisy.to(wan.dtype), 1000 * batch.sigma, batch.context)
+        loss = torch.nn.functional.mse_loss(predicted.float(), batch.noise - batch.video)
+        if weight is not None:
+            (weight * loss).backward()
+    return float(loss.detach())
 
 
-def velocity(wan: Wan, adapter: Adapter, noisy: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor,
-             reference: torch.Tensor) -> torch.Tensor:
-    """What the model says of noisy [B, 16, T, h, w] at sigma [B], reading the identity; the same shape."""
-    with differentiable():
-        layers = ResidentLayers(identity_layers(wan, reference, adapter))
-        positions = identity_positions(wan.grid(noisy.shape)[1:], wan.grid(reference.shape)[1:], TIME_OFFSET,
-                                       device=noisy.device)
-        reading = Reading(0, layers, wan.rotation(positions), torch.zeros(1, 1, device=noisy.device),
+@contextlib.contextmanager
+def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
+                  checkpointing: bool = False) -> Iterator[None]:
+    """Within the context, calls of ``wan.model`` for a latent of video_shape read the identity, with gradients."""
+    with differentiable(), contextlib.ExitStack() as stack:
+        call = {}
+        if checkpointing:
+            stack.enter_context(wan.checkpointed())
+            call = {"call": RECOMPUTED}
+        layers = ResidentLayers(identity_layers(wan, reference, adapter, **call))
+        positions = identity_positions(wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:], TIME_OFFSET,
+                                       device=reference.device)
+        reading = Reading(0, layers, wan.rotation(positions), torch.zeros(1, 1, device=reference.device),
                           range(len(wan.blocks)))
-        with wan.identity_installed([reading], restricted_attention(ATTACHED)):
-            return wan.model(noisy, 1000 * sigma, context)
+        stack.enter_context(wan.identity_installed([reading], restricted_attention(ATTACHED)))
+        yield
 
 
 @contextlib.contextmanager

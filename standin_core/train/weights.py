@@ -1,4 +1,4 @@
-"""The parameters of an adapter that is being trained: an Adapter like any other, of tensors that take gradients."""
+"""The parameters of an adapter that is being trained: PEFT's low-rank modules, read as an Adapter like any other."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,18 +10,29 @@ from ..contracts import Adapter
 from ..weights import official_key, parse_adapter
 
 
-def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Adapter:
-    """An adapter that changes nothing yet: down from N(0, 1/rank), up zero, as the authors' modules begin
-    (``LoRALinearLayer`` in WeChatCV/Stand-In's models/wan_video_dit.py).
+def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.device | str = "cpu") -> torch.nn.Module:
+    """PEFT's modules of an adapter that changes nothing yet, in fp32: down from N(0, 1/rank), up zero, which PEFT calls
+    gaussian and is how the authors' modules begin (``LoRALinearLayer`` in WeChatCV/Stand-In's
+    models/wan_video_dit.py). They are kept beside the model, not in it: the video's own tokens do not pass them.
     """
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for block in range(blocks):
-        for which in "qkv":
-            down = torch.randn(rank, dim, generator=generator, dtype=dtype) / rank
-            weights[official_key(block, which, "down")] = torch.nn.Parameter(down)
-            weights[official_key(block, which, "up")] = torch.nn.Parameter(torch.zeros(dim, rank, dtype=dtype))
-    return parse_adapter(weights, "a new adapter")
+    from peft import LoraConfig, inject_adapter_in_model  # 6 s
+
+    linear = {"in_features": dim, "out_features": dim, "bias": False, "device": "meta"}
+    module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(
+        torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({which: torch.nn.Linear(**linear) for which in "qkv"})})
+        for _ in range(blocks))})
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear):  # PEFT looks at device and sizes: one number serves for all of them
+            layer.weight = torch.nn.Parameter(torch.zeros(1, device=device).expand(dim, dim), requires_grad=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list("qkv"),
+                                                  init_lora_weights="gaussian"), module)
+
+
+def as_adapter(module: torch.nn.Module, name: str = "in training") -> Adapter:
+    """The parameters themselves of ``new_adapter``, as the identity stream takes them."""
+    return parse_adapter({key: parameter for key, parameter in module.named_parameters() if "lora_" in key}, name)
 
 
 def parameters(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -30,11 +41,11 @@ def parameters(adapter: Adapter) -> dict[str, torch.Tensor]:
             for number, block in enumerate(adapter.blocks) for which in "qkv" for factor in ("down", "up")}
 
 
-def save_adapter(adapter: Adapter, path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file that Load Stand-In, and every other reader of the official names, takes. metadata: what
-    the file shall say of itself (base model, rank, data, steps).
+def save_adapter(weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that Load Stand-In, and every other reader of the official names, takes. weights: of
+    ``parameters``; metadata: what the file shall say of itself (base model, data, steps).
     """
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in parameters(adapter).items()}
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     unfinished = path.with_suffix(".part")
-    safetensors.torch.save_file(weights, unfinished, metadata={"format": "pt", "rank": str(adapter.rank), **metadata})
+    safetensors.torch.save_file(weights, unfinished, metadata={"format": "pt", **metadata})
     unfinished.replace(path)  # a full disk leaves the last good file
