@@ -1,6 +1,5 @@
 """The nodes: a schema and one call into standin_core each."""
 import inspect
-import os
 
 import folder_paths
 from comfy.utils import ProgressBar
@@ -42,13 +41,13 @@ from .standin_core.face_swap import (
     encode_swap,
     prepare_swap,
 )
+from .standin_core.folders import ADAPTERS, register_adapters
 from .standin_core.report import as_json, as_text
 from .standin_core.run import apply_reference
 from .standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
 from .standin_core.weights import load_adapter
 
 CATEGORY = "Stand-In"
-MODEL_FOLDER = "stand_in"
 
 StandIn = io.Custom("STAND_IN")
 FaceCropType = io.Custom("FACE_CROP")
@@ -67,7 +66,7 @@ class LoadStandIn(io.ComfyNode):
             category=CATEGORY,
             description="Loads a Stand-In adapter, the low-rank weights that give a Wan model its identity branch.",
             inputs=[
-                io.Combo.Input("adapter", options=folder_paths.get_filename_list(MODEL_FOLDER), tooltip=(
+                io.Combo.Input("adapter", options=folder_paths.get_filename_list(ADAPTERS), tooltip=(
                     "A Stand-In file from models/stand_in (models/loras is searched too). Wan 2.2 has one for each "
                     "expert: high noise and low noise. An ordinary LoRA does not belong here.")),
             ],
@@ -76,7 +75,7 @@ class LoadStandIn(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(folder_paths.get_full_path_or_raise(MODEL_FOLDER, adapter)))
+        return io.NodeOutput(load_adapter(folder_paths.get_full_path_or_raise(ADAPTERS, adapter)))
 
 
 class FacePreprocess(io.ComfyNode):
@@ -551,14 +550,5 @@ class StandInExtension(ComfyExtension):
 
 
 async def comfy_entrypoint():
-    register_model_folder()
+    register_adapters()
     return StandInExtension()
-
-
-def register_model_folder():
-    """models/stand_in, then wherever LoRAs lie, because that is where users put these files."""
-    extensions = folder_paths.supported_pt_extensions
-    own = os.path.join(folder_paths.models_dir, MODEL_FOLDER)
-    configured = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([], set()))[0]
-    places = dict.fromkeys([*configured, own, *folder_paths.get_folder_paths("loras")])
-    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (list(places), extensions)

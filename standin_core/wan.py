@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -98,12 +99,17 @@ class Wan:
                                "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.dim = self.model.dim
+        self.ffn_dim = self.model.ffn_dim
         self.heads = self.model.num_heads
         self.blocks = [Block(block) for block in self.model.blocks]
 
     def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t, h, w) in tokens of a latent [B, 16, T, h, w]; sizes that the patch does not divide are padded up."""
         return tuple(-(-size // patch) for size, patch in zip(latent_shape[-3:], self.model.patch_size))
+
+    def count(self, latent_shape: tuple[int, ...]) -> int:
+        """Tokens of a latent [B, 16, T, h, w]."""
+        return math.prod(self.grid(latent_shape))
 
     def embed(self, latent: torch.Tensor) -> torch.Tensor:
         """latent: [R, 16, 1, h, w], model space -> tokens [R, N_ref, C].

@@ -7,9 +7,8 @@ import pytest
 CORE = Path(__file__).resolve().parent.parent / "standin_core"
 
 # each stage may import those before it
-ORDER = ["contracts", "latent_time", "weights", "rope", "face", "reference", "face_swap", "evaluation", "wan",
-         "identity", "kv_cache", "attention", "attention_map", "controls", "report", "run", "sampler",
-         "train"]
+ORDER = ["contracts", "folders", "latent_time", "weights", "rope", "face", "reference", "face_swap", "evaluation",
+         "wan", "identity", "kv_cache", "attention", "attention_map", "controls", "report", "run", "sampler", "train"]
 WITHOUT_COMFYUI = ["contracts", "latent_time", "weights", "rope", "kv_cache", "attention", "attention_map", "controls",
                    "report"]
 

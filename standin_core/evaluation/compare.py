@@ -105,7 +105,7 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     """
     if not len(images) or not len(photos):
         raise StandInError("the video or the photo is empty: connect the decoded frames and the photo.")
-    embedder = _embedder(settings, clip_vision)
+    embedder = load_embedder(settings, clip_vision)
     whole = embedder if settings.region == "whole frame" else None
     if whole is None and clip_vision is not None:
         whole = clip_embedder(clip_vision, whole=True, min_score=settings.min_score)
@@ -149,7 +149,8 @@ def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | No
                       tuple(frame and frame.crop for frame in frames), photo.crop, len(references))
 
 
-def _embedder(settings: CompareSettings, clip_vision) -> Embedder:
+def load_embedder(settings: CompareSettings, clip_vision) -> Embedder:
+    """What the settings name, or the first that can run here; raises StandInError where none can."""
     whole = settings.region == "whole frame"
     missing = "it compares faces, and region is whole frame" if whole else comparing_missing()
     if settings.embedder == "insightface" and missing is not None:

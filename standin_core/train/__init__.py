@@ -1,11 +1,22 @@
 """Training a Stand-In adapter: the engine of inference, with gradients.
 
-``weights`` makes the adapter's parameters and saves them under the official names; ``objective`` is the loss; ``loop``
-takes the steps. The base model is frozen; what is learnt reaches the loss through the identity's keys and values, which
-here stay attached.
+``prepare`` cuts videos into clips with captions and reference photos, ``pairs`` may take the photos from other videos,
+``cache`` encodes all that once, ``dataset`` does the three in turn. ``weights`` makes the adapter's parameters and
+saves them under the official names, ``objective`` is the loss, ``loop`` takes the steps, ``run`` keeps what a run
+leaves on the disk, ``session`` puts a run on a model. ``config`` reads all settings from one file, ``plan`` tells what
+they mean. The base model is frozen; what is learnt reaches the loss through the identity's keys and values, which here
+stay attached.
 """
+from .config import AdapterSettings, SampleSettings
+from .dataset import make_dataset
 from .loop import Example, Trainer, TrainSettings
 from .objective import Batch, flow_matching_loss
+from .pairs import PairSettings
+from .prepare import DataSettings, Source, sources_in
+from .run import TrainingRun
+from .session import training_run
 from .weights import new_adapter, save_adapter
 
-__all__ = ["Batch", "Example", "TrainSettings", "Trainer", "flow_matching_loss", "new_adapter", "save_adapter"]
+__all__ = ["AdapterSettings", "Batch", "DataSettings", "Example", "PairSettings", "SampleSettings", "Source",
+           "TrainSettings", "Trainer", "TrainingRun", "flow_matching_loss", "make_dataset", "new_adapter",
+           "save_adapter", "sources_in", "training_run"]

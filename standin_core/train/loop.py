@@ -114,6 +114,7 @@ class Trainer:
         self._ratios = [group["lr"] / settings.learning_rate for group in self.optimizer.param_groups]
         self.step = 0
         self.bad_steps = 0
+        self.whole = True  # whether weights, optimiser and average are all of the same step
 
     @property
     def trained(self) -> dict[str, torch.Tensor]:
@@ -128,8 +129,8 @@ class Trainer:
             group["lr"] = ratio * self.settings.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._gradients(self.draw(self.step))
-        self.step += 1
         if not math.isfinite(value):
+            self.step += 1
             self.bad_steps += 1
             if self.bad_steps == MOST_BAD_STEPS:
                 raise StandInError(f"the loss was no number in {MOST_BAD_STEPS} steps in a row, up to step "
@@ -137,9 +138,12 @@ class Trainer:
             return value
         self.bad_steps = 0
         torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
+        self.whole = False
         self.optimizer.step()
         for key, mean in self.average.items():
             mean.lerp_(self.weights[key].detach(), 1 - self.settings.ema)
+        self.step += 1
+        self.whole = True
         return value
 
     def _gradients(self, batches: list[Batch]) -> float:

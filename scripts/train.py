@@ -1,0 +1,84 @@
+"""Train a Stand-In adapter from a folder of videos, with one configuration file (see docs/training.md).
+
+    python custom_nodes/<this pack>/scripts/train.py my_training.toml --dry-run
+    python custom_nodes/<this pack>/scripts/train.py my_training.toml
+    accelerate launch --num_processes 4 custom_nodes/<this pack>/scripts/train.py my_training.toml
+
+ComfyUI is found above the pack, or in COMFYUI_PATH. What follows the file is given to ComfyUI, like --lowvram.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).absolute().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from environment import import_comfyui
+
+log = logging.getLogger("stand_in.train")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="TOML")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and how much memory it needs")
+    options, for_comfyui = parser.parse_known_args()
+    if (PACK.parent.parent / "main.py").is_file():
+        os.environ.setdefault("COMFYUI_PATH", str(PACK.parent.parent))
+    processes = _processes()
+    import_comfyui(*for_comfyui, *(["--cpu"] if os.environ.get("ACCELERATE_USE_CPU") == "true" else []))
+    _model_folders()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+
+    from standin_core.contracts import StandInError
+    from standin_core.folders import find_file, register_adapters
+    from standin_core.train.config import read_config
+    from standin_core.train.plan import plan
+
+    register_adapters()
+    try:
+        config = read_config(options.config)
+        is_first = processes is None or processes.is_main_process
+        if is_first:
+            log.info(plan(config, find_file("diffusion_models", config.files.diffusion_model),
+                          1 if processes is None else processes.num_processes))
+        if options.dry_run:
+            return 0
+        from standin_core.train.command import train
+
+        file = train(config, log.info, processes)
+        if is_first:
+            log.info("finished: %s", file)
+    except StandInError as error:
+        log.error("stopped: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on")
+        return 130
+    return 0
+
+
+def _processes():
+    """Of accelerate, where it launched several; before ComfyUI looks for its device, which is to be this process's."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    import accelerate
+
+    return accelerate.Accelerator()
+
+
+def _model_folders() -> None:
+    """Those of the user's extra_model_paths.yaml, as ComfyUI's own start reads it."""
+    import folder_paths
+    from utils.extra_config import load_extra_path_config
+
+    file = Path(folder_paths.__file__).parent / "extra_model_paths.yaml"
+    if file.is_file():
+        load_extra_path_config(str(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

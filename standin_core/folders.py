@@ -1,0 +1,49 @@
+"""Where files lie, among ComfyUI's folders."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from .contracts import StandInError
+
+ADAPTERS = "stand_in"
+TRAINING = "stand_in_training"  # below ComfyUI's output folder
+
+
+def register_adapters() -> None:
+    """models/stand_in, then wherever LoRAs lie, because that is where users put these files."""
+    extensions = folder_paths.supported_pt_extensions
+    own = os.path.join(folder_paths.models_dir, ADAPTERS)
+    configured = folder_paths.folder_names_and_paths.get(ADAPTERS, ([], set()))[0]
+    places = dict.fromkeys([*configured, own, *folder_paths.get_folder_paths("loras")])
+    folder_paths.folder_names_and_paths[ADAPTERS] = (list(places), extensions)
+
+
+def new_adapter_file(name: str) -> Path:
+    """Where an adapter of this name is written, for Load Stand-In to list it."""
+    return Path(folder_paths.get_folder_paths(ADAPTERS)[0]) / f"{plain_name(name)}.safetensors"
+
+
+def training_folder(name: str) -> Path:
+    """Of the data, and the runs, of this name."""
+    return Path(folder_paths.get_output_directory()) / TRAINING / plain_name(name)
+
+
+def find_file(folder: str, name: str) -> Path:
+    """A file by its path, or by its name in one of ComfyUI's model folders. Raises StandInError where it is in none."""
+    if Path(name).is_file():
+        return Path(name)
+    found = folder_paths.get_full_path(folder, name)
+    if found is None:
+        raise StandInError(f"there is no {name} among ComfyUI's {folder}: give a path, or one of "
+                           f"{', '.join(folder_paths.get_filename_list(folder)) or 'none that are there yet'}.")
+    return Path(found)
+
+
+def plain_name(name: str) -> str:
+    """The name; raises StandInError where it would lead into another folder."""
+    if not name or Path(name).name != name or name in (".", "..") or "\\" in name:
+        raise StandInError(f"the name is {name!r}, needed is one for a file, without folders.")
+    return name

@@ -1,0 +1,38 @@
+"""From videos to what a training reads, in one call that goes on where it was interrupted."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..contracts import StandInError
+from ..evaluation import CompareSettings, load_embedder
+from .cache import Encoders, data_hash, encode_clips
+from .pairs import PairSettings, embed, pair
+from .prepare import Captioner, DataSettings, Source, prepare, prepared, prepared_settings, summary
+
+Say = Callable[[str], None]
+
+
+def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, encoders: Encoders, say: Say,
+                 pairs: PairSettings | None = None, clip_vision=None, captioner: Captioner | None = None) -> Path:
+    """The folder of shards, below ``folder``. say: takes a line on what was done, and dropped and why. pairs: take the
+    photos of a clip from other videos of the person; clip_vision: to find them where insightface is not there.
+
+    Raises StandInError where nothing is left to train on.
+    """
+    for line in prepare(sources, folder, settings, captioner):
+        say(line)
+    say(summary(folder))
+    videos = {source.name: source.path for source in sources}
+    clips = [clip for clip in prepared(folder) if clip.video in videos]
+    if pairs is not None:
+        embedder = load_embedder(CompareSettings(pairs.embedder), clip_vision)
+        clips, alone = pair(clips, embed(clips, folder, embedder), pairs, settings.references)
+        say(f"{len(clips)} clips have photos of other videos of the person ({embedder.name}); {len(alone)} have none "
+            f"of similarity {pairs.lowest:g} to {pairs.highest:g} and are dropped: {', '.join(alone) or 'none'}")
+    if not clips:
+        raise StandInError(f"there is nothing to train on: {summary(folder)}; see {folder} for each video.")
+    shards = folder / f"shards_{data_hash(clips, prepared_settings(folder), encoders.fingerprint())}"
+    for line in encode_clips(shards, clips, videos, folder, settings, encoders):
+        say(line)
+    return shards

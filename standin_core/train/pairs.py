@@ -1,0 +1,67 @@
+"""Cross-video pairs (Concat-ID, arXiv 2503.14151, stages II and III): a clip's photos come from other videos.
+
+They are found by how alike the faces are. A photo that is too alike is nearly a frame of the clip and teaches to copy;
+one that is not alike enough shows somebody else.
+"""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..contracts import StandInError
+from ..evaluation.embedders import Embedder
+from ..evaluation.measures import cosine
+from .prepare import Clip, read_reference
+
+
+@dataclass(frozen=True, slots=True)
+class PairSettings:
+    """lowest, highest: cosine between the photo and the clip's own photos; the paper takes 0.7 to 0.9 first and 0.9 to
+    0.99 to end with, of ArcFace's vectors. embedder: one of ``evaluation.EMBEDDERS``.
+    """
+
+    lowest: float = 0.7
+    highest: float = 0.9
+    embedder: str = "auto"
+
+    def __post_init__(self):
+        if not -1 <= self.lowest < self.highest <= 1:
+            raise StandInError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, needed is a range "
+                               "within -1 to 1, like 0.7 to 0.9.")
+
+
+def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettings,
+         photos: int) -> tuple[list[Clip], list[str]]:
+    """The clips that have a partner, with up to so many photos of other videos in place of their own, and the names of
+    those that have none.
+
+    vectors: file -> [D], of every reference photo that shows a face. How alike a photo is to a clip is its cosine to
+    the mean vector of the clip's own photos; of the photos within the range, the least alike come first.
+    """
+    owners = {file: clip.video for clip in clips for file in clip.references if file in vectors}
+    files = list(owners)
+    table = np.stack([vectors[file] for file in files]) if files else np.empty((0, 1))
+    paired, alone = [], []
+    for clip in clips:
+        own = [vectors[file] / np.linalg.norm(vectors[file]) for file in clip.references if file in vectors]
+        alike = cosine(table, np.mean(own, axis=0)[None])[:, 0] if own else np.empty(0)
+        partners = [files[i] for i in np.argsort(alike, kind="stable")
+                    if settings.lowest <= alike[i] < settings.highest and owners[files[i]] != clip.video]
+        if partners:
+            paired.append(dataclasses.replace(clip, references=tuple(partners[:photos])))
+        else:
+            alone.append(clip.name)
+    return paired, alone
+
+
+def embed(clips: list[Clip], folder: Path, embedder: Embedder) -> dict[str, np.ndarray]:
+    """file -> vector, of every reference photo in which the embedder sees a face."""
+    vectors = {}
+    for file in dict.fromkeys(file for clip in clips for file in clip.references):
+        seen = embedder.see(read_reference(folder / file), 0)
+        if seen is not None:
+            vectors[file] = seen.vector
+    return vectors

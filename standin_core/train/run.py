@@ -1,0 +1,105 @@
+"""A training run: a folder that holds its checkpoint, its losses and its pictures, and that it goes on from."""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from ..contracts import StandInError
+from ..evaluation.chart import BLUE, ORANGE, Series, line_chart
+from .loop import Trainer
+from .records import append_line, read_lines, write_lines
+from .weights import save_adapter
+
+CHECKPOINT, LOSSES, LOSS_PICTURE, SAMPLES = "checkpoint.pt", "loss.jsonl", "loss.png", "samples"
+SMOOTHED = 0.05  # of the steps so far, the width of the mean that is drawn over the losses
+
+
+class TrainingRun:
+    """folder: of this run. name, metadata: of the adapter's files, see ``save_adapter``. every: steps between two
+    checkpoints, 0 for one at the end alone; draw: makes the picture of a checkpoint, [H, W, 3] uint8. is_main: whether
+    this process writes the files.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path, name: str, metadata: dict[str, str], every: int = 0,
+                 draw: Callable[[], np.ndarray] | None = None, is_main: bool = True):
+        self.trainer, self.folder, self.name, self.metadata = trainer, folder, name, metadata
+        self.every, self.draw, self.is_main = every, draw, is_main
+
+    def steps(self) -> Iterator[tuple[int, float]]:
+        """Train up to the last step, from the checkpoint if there is one; yields (steps done, loss) after each.
+
+        However it ends, by an error, an interrupt, or because nobody asks for the next step, what was learnt is in the
+        checkpoint. Raises StandInError where that cannot be written; the one before it is then still there.
+        """
+        trainer = self.trainer
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / CHECKPOINT).exists():
+            trainer.resume(self.folder / CHECKPOINT)
+        if self.is_main:  # a killed run has losses of steps that it has to take again
+            write_lines(self.folder / LOSSES, [line for line in read_lines(self.folder / LOSSES)
+                                               if line["step"] <= trainer.step])
+        saved = trainer.step
+        try:
+            while trainer.step < trainer.settings.steps:
+                began = time.monotonic()
+                loss = trainer.train_step()
+                if self.is_main:
+                    append_line(self.folder / LOSSES, {
+                        "step": trainer.step, "loss": loss if math.isfinite(loss) else None,
+                        "rate": trainer.settings.rate(trainer.step - 1),
+                        "seconds": round(time.monotonic() - began, 3)})
+                if trainer.step == trainer.settings.steps or (self.every and trainer.step % self.every == 0):
+                    self._checkpoint()
+                    saved = trainer.step
+                yield trainer.step, loss
+        finally:
+            if trainer.step != saved and trainer.whole:
+                self._checkpoint(pictures=False)
+
+    def finish(self, file: Path) -> None:
+        """Write the adapter to where Load Stand-In finds it."""
+        if self.is_main:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_adapter(self.trainer.trained, file, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        lines = read_lines(self.folder / LOSSES)
+        return {**self.metadata, "steps": str(self.trainer.step), "seed": str(self.trainer.settings.seed),
+                "skipped_steps": str(sum(line["loss"] is None for line in lines))}
+
+    def _checkpoint(self, pictures: bool = True) -> None:
+        if not self.is_main:
+            return
+        step = self.trainer.step
+        try:
+            self.trainer.save(self.folder / CHECKPOINT)
+            save_adapter(self.trainer.trained, self.folder / f"{self.name}_{step:06d}.safetensors", self._metadata())
+            if pictures:
+                loss_picture([line["loss"] for line in read_lines(self.folder / LOSSES)]).save(
+                    self.folder / LOSS_PICTURE)
+                if self.draw is not None:
+                    (self.folder / SAMPLES).mkdir(exist_ok=True)
+                    PIL.Image.fromarray(self.draw()).save(self.folder / SAMPLES / f"step_{step:06d}.png")
+        except OSError as error:
+            raise StandInError(f"step {step} could not be written to {self.folder} ({error.strerror or error}): make "
+                               "room there and start again; it goes on from the last checkpoint.") from error
+
+
+def loss_picture(losses: list[float | None]) -> PIL.Image.Image:
+    """Every loss, and their mean over the steps around; what was no number is a gap."""
+    values = np.array([math.nan if loss is None else loss for loss in losses], float)
+    width = max(1, round(SMOOTHED * len(values)))
+    known, window = ~np.isnan(values), np.ones(width)
+    counted = np.convolve(known, window, "same")
+    mean = np.convolve(np.where(known, values, 0), window, "same") / np.where(counted, counted, np.nan)
+    highest = float(np.nanmax(values)) if known.any() else 1.0
+    step = 10 ** math.floor(math.log10(highest))
+    step /= next(part for part in (5, 2, 1) if highest / (step / part) <= 10)
+    return line_chart([Series(f"mean of {width} steps", ORANGE, mean, dots=False),
+                       Series("loss of each step", BLUE, values, dots=False)],
+                      "step", step * np.arange(math.ceil(highest / step) + 1))

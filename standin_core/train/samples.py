@@ -1,0 +1,35 @@
+"""A picture of what the adapter makes by now: for some examples the photo, and frames of a video sampled with it."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..contracts import Adapter
+from ..run import apply_identity_branch
+from ..sampler import SamplerSettings, sample
+from .loop import Example
+
+FRAMES_SHOWN = 4
+GAP = 4  # pixels
+
+
+def sample_grid(model, adapter: Adapter, vae, examples: list[Example], settings: SamplerSettings) -> np.ndarray:
+    """[H, W, 3] uint8: a row for each example, its first photo, then frames spread over the video of its prompt.
+
+    model: a ComfyUI ModelPatcher. The noise is the same every time, so that pictures of different steps compare.
+    """
+    rows = []
+    for example in examples:
+        reference = model.model.process_latent_out(example.photos[:1])
+        condition, nothing = ([[context[None], {}]] for context in (example.context, torch.zeros_like(example.context)))
+        with torch.inference_mode():
+            latent, _ = sample(apply_identity_branch(model, adapter, reference), None, condition, nothing,
+                               {"samples": torch.zeros_like(example.video)[None]}, settings)
+            frames = vae.decode(latent["samples"])[0]
+            (photo,) = vae.decode(reference)[0]
+        height = frames.shape[1]
+        photo = torch.nn.functional.interpolate(photo.movedim(-1, 0)[None], size=(height, height), mode="area")
+        shown = frames[torch.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().long()]
+        rows.append(torch.cat([photo[0].movedim(0, -1), *shown], dim=1))
+    rows = [torch.nn.functional.pad(row, (0, 0, 0, 0, 0, GAP), value=1.0) for row in rows]
+    return (255 * torch.cat(rows).clamp(0, 1)).round().to(torch.uint8).cpu().numpy()

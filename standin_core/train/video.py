@@ -1,0 +1,84 @@
+"""Reading videos: FFmpeg's own filters (through PyAV, which ComfyUI brings) resample, resize and crop."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ..contracts import StandInError
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # as core's dataset nodes
+# of a frame that is to be turned counter-clockwise by so many quarters
+TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """Every video below the folder, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iterator[av.VideoFrame]:
+    """The frames at fps, upright, and if a size (width, height) is given, filled up to it and cropped to its middle.
+
+    Raises StandInError where the file is no video or is damaged.
+    """
+    number = 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise StandInError(f"{path.name} has no video in it, only sound or pictures.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            graph = None
+            for frame in container.decode(stream):
+                graph = graph or _graph(stream, frame, fps, size)
+                graph.vpush(frame)
+                for out in _ready(graph):
+                    number += 1
+                    yield out
+            if graph is not None:
+                graph.vpush(None)
+                yield from _ready(graph)
+    except av.FFmpegError as error:
+        raise StandInError(f"{path.name} cannot be read after {number / fps:.1f} s ({error.strerror})") from error
+
+
+def pixels(frame: av.VideoFrame) -> np.ndarray:
+    """[H, W, 3] uint8 RGB"""
+    return frame.to_ndarray(format="rgb24")
+
+
+def clips(path: Path, fps: float, size: tuple[int, int], starts: list[int],
+          length: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, [length, H, W, 3] uint8) for each of the starts, which rise and do not overlap; the file is read once."""
+    waiting, frames = list(starts), []
+    for number, frame in enumerate(decoded(path, fps, size)):
+        if not waiting:
+            return
+        if number >= waiting[0]:
+            frames.append(pixels(frame))
+        if len(frames) == length:
+            yield waiting.pop(0), np.stack(frames)
+            frames = []
+
+
+def _graph(stream, frame: av.VideoFrame, fps: float, size: tuple[int, int] | None) -> av.filter.Graph:
+    steps = [("fps", f"{fps:g}"), *TURNS[round(frame.rotation / 90) % 4]]
+    if size is not None:
+        width, height = size
+        steps += [("scale", f"{width}:{height}:force_original_aspect_ratio=increase:flags=lanczos"),
+                  ("crop", f"{width}:{height}")]
+    graph = av.filter.Graph()
+    graph.link_nodes(graph.add_buffer(template=stream), *(graph.add(*step) for step in steps),
+                     graph.add("buffersink")).configure()
+    return graph
+
+
+def _ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            yield graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return

@@ -1,0 +1,358 @@
+"""From real video files to shards: what is kept, what is dropped and why, and going on after a stop."""
+import dataclasses
+import json
+import shutil
+from fractions import Fraction
+
+import av
+import comfy.clip_vision
+import comfy.latent_formats
+import comfy.sd
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
+import torch
+
+import moving_photo
+from standin_core.contracts import StandInError
+from standin_core.evaluation import CompareSettings, load_embedder
+from standin_core.face import FaceSettings
+from standin_core.train import DataSettings, Example, PairSettings, Source, make_dataset, sources_in
+from standin_core.train.cache import CachedExamples, Encoders, data_hash, encode_clips, write_shards
+from standin_core.train.pairs import embed, pair
+from standin_core.train.prepare import Clip, prepare, prepared, prepared_settings, read_reference, summary
+from standin_core.train.records import append_line, read_lines
+from standin_core.train.video import clips, decoded, pixels
+from tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
+
+pytestmark = pytest.mark.usefixtures("models_dir")
+
+# 16 fps as moving_photo writes it: 40 frames are 62 or 63 at 25 fps
+SETTINGS = DataSettings(width=96, height=64, frames=17, references=2,
+                        face=FaceSettings(detector="cascade", parser="none", size=64))
+
+
+def counted(path, length, fps, size=(64, 48), rotation=0):
+    """A video whose frame i has the brightness 2 i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width, stream.height = size
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1"}
+        for i in range(length):
+            frame = np.full((size[1], size[0], 3), 2 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A face in motion; the same far longer than is read; a face that comes late; none; too short; damaged; no caption;
+    sound alone."""
+    folder = tmp_path_factory.mktemp("videos")
+    face = moving_photo.video(40, 320, 240)
+    coffee = np.repeat(cv2.resize(skimage.data.coffee(), (320, 240))[None], 40, axis=0)
+    for name, frames in (("face", face), ("more/face", face[::-1]), ("late", np.concatenate((coffee[:12], face[:28]))),
+                         ("nobody", coffee), ("short", face[:8]), ("silent", face)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        moving_photo.write_video(folder / f"{name}.mp4", frames)
+        if name != "silent":
+            (folder / f"{name}.txt").write_text(f"a person, {name}\n", encoding="utf-8")
+    whole = (folder / "face.mp4").read_bytes()
+    (folder / "damaged.mp4").write_bytes(whole[:len(whole) // 2])
+    (folder / "damaged.txt").write_text("a person", encoding="utf-8")
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    (folder / "sound.txt").write_text("a person", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared_once(videos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return folder, list(prepare(sources_in(videos), folder, SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return Encoders(comfy.sd.VAE(sd=vae_weights()), comfy.sd.load_text_encoder_state_dicts(
+        [text_encoder_weights()], clip_type=comfy.sd.CLIPType.WAN))
+
+
+@pytest.mark.parametrize("fps, wanted, expected", [
+    (50, 25, range(0, 100, 2)), (25, 25, range(50)), (12.5, 25, [i // 2 for i in range(100)])])
+def test_frames_are_resampled_by_their_time(tmp_path, fps, wanted, expected):
+    counted(tmp_path / "v.mp4", 100 if fps == 50 else 50, fps)
+    found = [round(float(pixels(frame).mean()) / 2) for frame in decoded(tmp_path / "v.mp4", wanted)]
+    assert len(found) == pytest.approx(len(expected), abs=1)
+    assert np.abs(np.array(found[:len(expected)]) - np.array(expected)[:len(found)]).max() <= 1
+
+
+def test_frames_are_filled_and_cropped(tmp_path):
+    """A mark in the middle stays there and is not squeezed, whatever the format."""
+    picture = np.zeros((120, 320, 3), np.uint8)
+    cv2.circle(picture, (160, 60), 24, (255, 255, 255), -1)
+    moving_photo.write_video(tmp_path / "v.mp4", np.repeat(picture[None], 4, axis=0))
+    for size in ((64, 64), (160, 48)):
+        frame = pixels(next(decoded(tmp_path / "v.mp4", 16, size)))
+        rows, columns = np.nonzero(frame[..., 0] > 127)
+        assert frame.shape == (size[1], size[0], 3)
+        assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=1)
+        assert (columns.mean(), rows.mean()) == pytest.approx(((size[0] - 1) / 2, (size[1] - 1) / 2), abs=0.6)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_turned_phone(tmp_path, degrees):
+    """A rotation in the file is applied, as ComfyUI's own reader does."""
+    from comfy_api.latest import InputImpl
+
+    picture = np.zeros((48, 96, 3), np.uint8)
+    picture[:16, :24] = 255
+    moving_photo.write_video(tmp_path / "plain.mp4", np.repeat(picture[None], 3, axis=0))
+    turned = tmp_path / "turned.mp4"
+    _with_rotation(tmp_path / "plain.mp4", turned, degrees)
+    (expected, *_) = InputImpl.VideoFromFile(str(turned)).get_components().images
+    found = pixels(next(decoded(turned, 16)))
+    assert found.shape == tuple(expected.shape)
+    assert np.abs(found - 255 * expected.numpy()).max() < 12
+
+
+def _with_rotation(source, target, degrees):
+    """The display matrix of the track header, which is where a phone writes it."""
+    data = bytearray(source.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40  # version and flags, times, ids, layer, volume
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    data[start:start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    target.write_bytes(data)
+
+
+def test_clips_are_read_in_one_pass(tmp_path):
+    counted(tmp_path / "v.mp4", 60, 25)
+    found = list(clips(tmp_path / "v.mp4", 25, (32, 32), [5, 20, 55], 9))
+    assert [start for start, _ in found] == [5, 20]  # the third is not whole
+    for start, frames in found:
+        assert frames.shape == (9, 32, 32, 3)
+        assert np.abs(frames.mean(axis=(1, 2, 3)) / 2 - np.arange(start, start + 9)).max() <= 1
+
+
+def test_what_is_kept_and_what_is_dropped(prepared_once):
+    folder, lines = prepared_once
+    by_video = {}
+    for clip in prepared(folder):
+        by_video.setdefault(clip.video, []).append(clip.start)
+    # 62 or 63 frames: three clips of 17 and a rest; of the one in which the face comes late, the first has none
+    assert by_video == {"face.mp4": [0, 17, 34], "more/face.mp4": [0, 17, 34], "late.mp4": [17, 34]}
+    dropped = {line["video"]: line["dropped"] for line in read_lines(folder / "manifest.jsonl")}
+    assert dropped["nobody.mp4"][0] == ["frames 0 to 16", "no face in the clip"]
+    assert dropped["late.mp4"][0] == ["frames 0 to 16", "no face in the clip"]
+    assert "too short" in dropped["face.mp4"][-1][1] and "too short: 1" in dropped["short.mp4"][0][1]
+    assert "damaged.mp4 cannot be read" in dropped["damaged.mp4"][0][1]
+    assert "has no video in it" in dropped["sound.mp4"][0][1]
+    assert "no caption" in dropped["silent.mp4"][0][1]
+    assert len(lines) == 8 and any(line.startswith("face.mp4: 3 clips") for line in lines)
+    words = summary(folder)
+    assert words.startswith("8 videos, 8 clips, ") and "dropped 4: no face in the clip" in words
+
+
+def test_reference_photos_are_faces_from_outside_the_clip(prepared_once):
+    folder, _ = prepared_once
+    for clip in prepared(folder):
+        assert clip.caption == f"a person, {clip.video.removesuffix('.mp4')}" and 1 <= len(clip.references) <= 2
+        for file in clip.references:
+            number = int(file.rpartition("_")[2].removesuffix(".png"))
+            assert not clip.start <= number < clip.start + SETTINGS.frames
+            photo = read_reference(folder / file)
+            assert photo.shape == (64, 64, 3)
+            # skin: the face fills the middle of its crop
+            assert (photo[24:40, 24:40].mean(axis=(0, 1)) @ (1, 0, -1)) > 20
+
+
+def test_it_goes_on_behind_the_last_video(videos, prepared_once, tmp_path):
+    """A file that was cut in the middle of a line, as by a crash, leaves the same data in the end."""
+    folder, _ = prepared_once
+    again = tmp_path / "data"
+    shutil.copytree(folder, again)
+    manifest = again / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    assert len(list(prepare(sources_in(videos), again, SETTINGS))) == 4
+    assert prepared(again) == prepared(folder)
+    assert list(prepare(sources_in(videos), again, SETTINGS)) == []
+
+
+def test_a_file_that_changed_is_looked_at_again(videos, prepared_once, tmp_path):
+    folder, _ = prepared_once
+    shutil.copytree(folder, tmp_path / "data")
+    shutil.copytree(videos, tmp_path / "videos")
+    shutil.copy(videos / "face.mp4", tmp_path / "videos" / "damaged.mp4")
+    (line,) = prepare(sources_in(tmp_path / "videos"), tmp_path / "data", SETTINGS)
+    assert line.startswith("damaged.mp4: 3 clips")
+    assert summary(tmp_path / "data").startswith("8 videos, 11 clips, ")
+
+
+def test_other_settings_are_refused(videos, prepared_once):
+    folder, _ = prepared_once
+    with pytest.raises(StandInError, match=r"made with other settings \(fps, height\)"):
+        list(prepare(sources_in(videos), folder, dataclasses.replace(SETTINGS, fps=16.0, height=128)))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"frames": 16}, "frames is 16"), ({"frames": 1}, "frames is 1"), ({"width": 100}, "width is 100"),
+    ({"fps": 0.0}, "fps is 0")])
+def test_settings_that_make_no_sense(change, words):
+    with pytest.raises(StandInError, match=words):
+        dataclasses.replace(SETTINGS, **change)
+
+
+def test_a_captioner_is_asked_where_there_is_no_caption(videos, tmp_path):
+    seen = []
+
+    def captioner(frames):
+        seen.append(frames.shape)
+        return f" clip {len(seen)} " if len(seen) != 2 else ""
+
+    source = Source(videos / "silent.mp4", "silent.mp4", None)
+    list(prepare([source], tmp_path, SETTINGS, captioner))
+    assert seen == [(8, 240, 320, 3)] * 3
+    assert [clip.caption for clip in prepared(tmp_path)] == ["clip 1", "clip 3"]
+    assert "dropped 1: no caption" in summary(tmp_path)
+
+
+def test_a_folder_without_videos(tmp_path):
+    with pytest.raises(StandInError, match="there is no video in"):
+        sources_in(tmp_path)
+
+
+def test_shards_hold_what_the_encoders_gave(videos, prepared_once, encoders, tmp_path):
+    """Against the encoders called by hand; fp16 keeps 11 bits."""
+    folder, _ = prepared_once
+    some = prepared(folder)[:4]
+    lines = list(encode_clips(tmp_path, some, {s.name: s.path for s in sources_in(videos)}, folder, SETTINGS, encoders))
+    examples = CachedExamples(tmp_path)
+    assert lines == ["shard_00000.safetensors: 4 clips"] and examples.names == sorted(clip.name for clip in some)
+    for name, example in zip(examples.names, examples):
+        clip = next(each for each in some if each.name == name)
+        (_, frames), = clips(videos / clip.video, 25, (96, 64), [clip.start], 17)
+        process_in = comfy.latent_formats.Wan21().process_in
+        expected = process_in(encoders.vae.encode(torch.from_numpy(frames).float() / 255))[0]
+        assert example.video.shape == (16, 5, 8, 12)
+        torch.testing.assert_close(example.video, expected, rtol=1e-3, atol=1e-3)
+        photo = torch.from_numpy(read_reference(folder / clip.references[0]))[None].float() / 255
+        torch.testing.assert_close(example.photos[:1], process_in(encoders.vae.encode(photo)), rtol=1e-3, atol=1e-3)
+        tokens = encoders.clip.tokenize(clip.caption)
+        context = encoders.clip.encode_from_tokens_scheduled(tokens)[0][0][0]
+        torch.testing.assert_close(example.context, context.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_cache_goes_on_with_the_next_shard(tmp_path):
+    """Whole shards are not made again, unfinished ones are; examples that failed are left out and told."""
+    names = [f"clip {i}" for i in range(40)]
+    asked = []
+
+    def encode(missing):
+        for name in names:
+            if name in missing:
+                asked.append(name)
+                number = float(name.split()[1])
+                yield name, "it is bad" if number == 17 else Example(
+                    torch.full((16, 1, 2, 2), number), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))
+
+    whole = write_shards(tmp_path, names, encode)
+    assert next(whole) == "shard_00000.safetensors: 16 clips"
+    whole.close()
+    (tmp_path / "shard_00001.part").write_bytes(b"half")
+    asked.clear()
+    assert list(write_shards(tmp_path, names, encode)) == [
+        "shard_00001.safetensors: 15 clips; clip 17 dropped: it is bad", "shard_00002.safetensors: 8 clips"]
+    assert asked == names[16:]
+    examples = CachedExamples(tmp_path)
+    assert len(examples) == 39
+    assert {name: float(example.video[0, 0, 0, 0]) for name, example in zip(examples.names, examples)} == {
+        name: float(name.split()[1]) for name in names if name != "clip 17"}
+
+
+def test_nothing_to_train_on(tmp_path):
+    with pytest.raises(StandInError, match="nothing to train on"):
+        CachedExamples(tmp_path)
+
+
+def test_a_dataset_in_one_call(videos, encoders, tmp_path):
+    """Twice: the second finds all there. With a video that went missing in between, what it had is dropped and told."""
+    shutil.copytree(videos, tmp_path / "videos")
+    said, folder = [], tmp_path / "data"
+    shards = make_dataset(sources_in(tmp_path / "videos"), folder, SETTINGS, encoders, said.append)
+    assert len(CachedExamples(shards)) == 8 and shards.parent == folder
+    said.clear()
+    assert make_dataset(sources_in(tmp_path / "videos"), folder, SETTINGS, encoders, said.append) == shards
+    assert said == [summary(folder)]
+    (tmp_path / "videos" / "late.mp4").unlink()
+    fewer = make_dataset(sources_in(tmp_path / "videos"), folder, SETTINGS, encoders, said.append)
+    assert fewer != shards and len(CachedExamples(fewer)) == 6
+
+
+def test_the_hash_of_the_data():
+    clip = Clip("a.mp4", 0, "a person", ("x.png",))
+    settings = dataclasses.asdict(SETTINGS)
+    base = data_hash([clip], settings, ["vae", "text"])
+    assert base == data_hash([Clip(**dataclasses.asdict(clip))], json.loads(json.dumps(settings)), ["vae", "text"])
+    assert len({base, data_hash([dataclasses.replace(clip, caption="b")], settings, ["vae", "text"]),
+                data_hash([clip], {**settings, "fps": 16.0}, ["vae", "text"]),
+                data_hash([clip], settings, ["another", "text"])}) == 4
+
+
+def test_encoders_are_told_apart(encoders):
+    other = text_encoder_weights()
+    other = {key: value + 1 if key.endswith("layer_norm.weight") else value for key, value in other.items()}
+    changed = Encoders(encoders.vae, comfy.sd.load_text_encoder_state_dicts([other],
+                                                                            clip_type=comfy.sd.CLIPType.WAN))
+    assert encoders.fingerprint()[0] == changed.fingerprint()[0]
+    assert encoders.fingerprint()[1] != changed.fingerprint()[1]
+
+
+def vector(degrees):
+    return np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))])
+
+
+def test_pairs_are_of_other_videos_and_within_the_window():
+    """Angles between vectors: 30 degrees are a cosine of 0.87, 45 of 0.71, 60 of 0.5."""
+    angles = {"a0": 0, "a1": 10, "b": 35, "c": 50, "d": 91, "e": 6, "f": 200}
+    made = [Clip(f"{name[0]}.mp4", i, "", (f"{name}.png",)) for i, name in enumerate(angles)]
+    vectors = {f"{name}.png": vector(angle) for name, angle in angles.items()}
+    paired, alone = pair(made, vectors, PairSettings(0.7, 0.9), photos=2)
+    chosen = {clip.start: [file.removesuffix(".png") for file in clip.references] for clip in paired}
+    # to a0, b is at 35 degrees, c too far, e too near, a1 of the same video; the least alike come first
+    assert chosen == {0: ["b"], 1: ["c"], 2: ["a0", "e"], 3: ["e", "d"], 4: ["c"], 5: ["c", "b"]}
+    assert alone == ["f.mp4#6"]
+
+
+def test_pairs_of_real_crops(prepared_once):
+    """The same person in two videos, through ComfyUI's CLIP vision; the crops of one video alone find no partner."""
+    folder, _ = prepared_once
+    made = [clip for clip in prepared(folder) if clip.video != "late.mp4"]
+    clip_vision = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())
+    embedder = load_embedder(CompareSettings("clip vision", "whole frame"), clip_vision)
+    vectors = embed(made, folder, embedder)
+    assert set(vectors) == {file for clip in made for file in clip.references}
+    paired, alone = pair(made, vectors, PairSettings(-1.0, 1.0), photos=3)
+    assert not alone and all(clip.references for clip in paired)
+    assert pair(made[:3], vectors, PairSettings(-1.0, 1.0), photos=3) == ([], [clip.name for clip in made[:3]])
+
+
+def test_records_survive_an_unfinished_line(tmp_path):
+    file = tmp_path / "r.jsonl"
+    append_line(file, {"a": 1})
+    with file.open("ab") as out:
+        out.write(b'{"a": 2')
+    append_line(file, {"a": 3})
+    assert read_lines(file) == [{"a": 1}, {"a": 3}]
+
+
+def test_settings_are_kept_beside_the_data(prepared_once):
+    folder, _ = prepared_once
+    assert prepared_settings(folder) == dataclasses.asdict(SETTINGS)
