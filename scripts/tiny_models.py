@@ -23,6 +23,8 @@ import safetensors.torch
 import sentencepiece
 import torch
 
+from small_world.scenes import captions
+
 TEXT_DIM = 4096
 DIM, HEADS, BLOCKS, RANK = 64, 2, 4, 16
 
@@ -106,17 +108,19 @@ def vae_weights() -> dict[str, torch.Tensor]:
 
 
 def text_encoder_weights() -> dict[str, torch.Tensor]:
-    """A umT5 of one block with a tokenizer of single characters, for ComfyUI's loader (see tiny_encoders)."""
+    """A umT5 of one block, whose tokenizer knows the words of the small world and else single characters, for
+    ComfyUI's loader (see tiny_encoders)."""
     sizes = ENCODER_SIZES["text"]
     config = json.loads((Path(comfy.text_encoders.wan.__file__).parent / "umt5_config_xxl.json").read_text()) | sizes
     module = comfy.text_encoders.t5.T5(config, torch.float32, "cpu", comfy.ops.disable_weight_init)
     weights = random_weights(module, seed=3)
+    words = sorted({word for caption in captions() for word in caption.replace(",", "").split() if len(word) > 1})
     letters = string.ascii_letters + string.digits + ".,:;!?'-#()"
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([letters, " ".join(letters)]), model_writer=model, model_type="char",
-        vocab_size=sizes["vocab_size"], hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        minloglevel=2)
+        vocab_size=sizes["vocab_size"], hard_vocab_limit=False, user_defined_symbols=words, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2)
     weights["spiece_model"] = torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
     # by which ComfyUI tells a umT5-XXL
     weights["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] = torch.zeros(10240, 1)

@@ -50,10 +50,10 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in safetensors.torch.load_file(path).items()}
 
 
-def save(module: torch.nn.Module, path: Path, record: dict | None = None) -> None:
+def save(weights: dict[str, torch.Tensor], path: Path, record: dict | None = None) -> None:
     """Weights in bf16, Wan's with its metadata, and a line on what was seen while training in the log beside them."""
     path.parent.mkdir(exist_ok=True)
-    weights = {key: value.detach().to(STORED).contiguous() for key, value in module.state_dict().items()}
+    weights = {key: value.detach().to(STORED).contiguous() for key, value in weights.items()}
     safetensors.torch.save_file(weights, path, metadata=WAN.metadata() if path == WAN_FILE else None)
     if record:
         with path.with_suffix(".log").open("a", encoding="utf-8") as file:

@@ -107,23 +107,23 @@ def _face(canvas: _Canvas, person: Person) -> None:
         canvas.fill(_ellipse(side * 0.37, 0.04, 0.06, 0.1), _shade(skin, 0.9), depth=-0.5)
     canvas.fill(_outline(person.face_shape), skin)
     if person.freckles == "freckles":
-        for x, y in ((0.13, 0.1), (0.2, 0.13), (0.26, 0.09), (0.17, 0.18), (0.24, 0.18)):
+        for x, y in ((0.14, 0.13), (0.22, 0.15), (0.28, 0.11), (0.18, 0.21), (0.26, 0.21)):
             for side in (-1, 1):
-                canvas.fill(_ellipse(side * x, y, 0.018, 0.018), _shade(skin, 0.62), depth=1)
+                canvas.fill(_ellipse(side * x, y, 0.026, 0.026), _shade(skin, 0.6), depth=1)
 
 
 def _features(canvas: _Canvas, person: Person, pose: Pose) -> None:
     skin = np.array(SKINS[person.skin])
     for side in (-1, 1):
-        x, y = side * 0.165, -0.04
+        x, y = side * 0.175, -0.03
         if pose.eyes > 0.12:
-            canvas.fill(_ellipse(x, y, 0.085, 0.062 * pose.eyes), (250, 250, 250), depth=1)
-            iris = min(0.056, 0.06 * pose.eyes + 0.002)
-            canvas.fill(_ellipse(x + 0.02 * pose.yaw, y, 0.054, iris), EYE_COLOURS[person.eye_colour], depth=1.1)
-            canvas.fill(_ellipse(x + 0.02 * pose.yaw, y, 0.02, min(iris, 0.02)), (16, 14, 14), depth=1.15)
+            canvas.fill(_ellipse(x, y, 0.115, 0.085 * pose.eyes), (250, 250, 250), depth=1)
+            iris = min(0.078, 0.082 * pose.eyes + 0.002)
+            canvas.fill(_ellipse(x + 0.025 * pose.yaw, y, 0.078, iris), EYE_COLOURS[person.eye_colour], depth=1.1)
+            canvas.fill(_ellipse(x + 0.025 * pose.yaw, y, 0.026, min(iris, 0.026)), (16, 14, 14), depth=1.15)
         else:
-            canvas.fill(_box(x, y, 0.085, 0.012), _shade(skin, 0.5), depth=1)
-        canvas.fill(_box(x, y - 0.13, 0.095, 0.018), _shade(skin, 0.45), depth=1)
+            canvas.fill(_box(x, y, 0.115, 0.016), _shade(skin, 0.5), depth=1)
+        canvas.fill(_box(x, y - 0.155, 0.11, 0.02), _shade(skin, 0.45), depth=1)
     canvas.fill([(0, 0.0), (0.045, 0.15), (-0.045, 0.15)], _shade(skin, 0.84), depth=1.5)
     corners, width = -0.1 * pose.smile, 0.15 + 0.03 * pose.smile
     x = np.linspace(-width, width, 24)
@@ -155,14 +155,14 @@ def _glasses(canvas: _Canvas, person: Person, pose: Pose) -> None:
     frame, dark = (30, 30, 34), (44, 46, 52)
     shape = _ellipse if person.glasses == "round" else _box
     for side in (-1, 1):
-        x, y = side * 0.17, -0.03
+        x, y = side * 0.178, -0.03
         if person.glasses == "dark":
-            canvas.fill(_box(x, y, 0.14, 0.09), dark, depth=1.2)
+            canvas.fill(_box(x, y, 0.155, 0.115), dark, depth=1.2)
             continue
-        ring = np.concatenate((shape(x, y, 0.135, 0.115), shape(x, y, 0.135, 0.115)[:1],
-                               shape(x, y, 0.108, 0.09)[:1], shape(x, y, 0.108, 0.09)[::-1]))
+        ring = np.concatenate((shape(x, y, 0.165, 0.145), shape(x, y, 0.165, 0.145)[:1],
+                               shape(x, y, 0.128, 0.108)[:1], shape(x, y, 0.128, 0.108)[::-1]))
         canvas.fill(ring, frame, depth=1.2)
-    canvas.fill(_box(0, -0.04, 0.045, 0.014), frame if person.glasses != "dark" else dark, depth=1.2)
+    canvas.fill(_box(0, -0.04, 0.03, 0.018), frame if person.glasses != "dark" else dark, depth=1.2)
 
 
 def _lit(pixels: np.ndarray, scene: Scene) -> np.ndarray:

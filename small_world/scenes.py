@@ -27,7 +27,7 @@ class Pose:
     roll: float = 0.0
     x: float = 0.5
     y: float = 0.5
-    size: float = 0.58
+    size: float = 0.62
     smile: float = 0.1
     mouth: float = 0.0
     eyes: float = 1.0
@@ -50,7 +50,7 @@ ACTIONS: dict[str, Callable[[float], dict[str, float]]] = {
     "talks": lambda t: {"mouth": abs(_wave(t, 1.5))},
     "closes the eyes": lambda t: {"eyes": 1 - _bump(t)},
     "leans": lambda t: {"roll": 22 * _wave(t)},
-    "comes nearer": lambda t: {"size": 0.14 * t},
+    "comes nearer": lambda t: {"size": 0.16 * t},
     "walks by": lambda t: {"x": 0.26 * (t - 0.5), "yaw": 0.6},
 }
 
@@ -93,7 +93,7 @@ def _caption(action: str, background: str) -> str:
 def random_scene(rng: np.random.Generator, action: str | None = None) -> Scene:
     """Anything that may happen, or one action in any circumstances."""
     pose = Pose(yaw=rng.uniform(-0.3, 0.3), pitch=rng.uniform(-0.2, 0.2), roll=rng.uniform(-6, 6),
-                x=rng.uniform(0.44, 0.56), y=rng.uniform(0.46, 0.54), size=rng.uniform(0.5, 0.62),
+                x=rng.uniform(0.44, 0.56), y=rng.uniform(0.46, 0.54), size=rng.uniform(0.56, 0.66),
                 smile=rng.uniform(-0.5, 0.8), mouth=0.0, eyes=1.0)
     return Scene(action or str(rng.choice(list(ACTIONS))), str(rng.choice(list(BACKGROUNDS))), pose,
                  SHIRTS[rng.integers(len(SHIRTS))], rng.uniform(0, 360), rng.uniform(0.85, 1.08))
@@ -101,6 +101,6 @@ def random_scene(rng: np.random.Generator, action: str | None = None) -> Scene:
 
 def photo_scene(rng: np.random.Generator) -> Scene:
     """A reference photo: frontal, on white, in a light and with an expression of its own."""
-    pose = Pose(yaw=rng.uniform(-0.25, 0.25), pitch=rng.uniform(-0.15, 0.15), roll=rng.uniform(-4, 4), size=0.66,
+    pose = Pose(yaw=rng.uniform(-0.25, 0.25), pitch=rng.uniform(-0.15, 0.15), roll=rng.uniform(-4, 4), size=0.72,
                 smile=rng.uniform(-0.6, 0.9), mouth=float(rng.random() < 0.3) * rng.uniform(0, 0.8))
     return Scene("nods", "white", pose, SHIRTS[rng.integers(len(SHIRTS))], rng.uniform(0, 360), rng.uniform(0.9, 1.06))

@@ -26,16 +26,15 @@ from small_world.people import split
 from small_world.render import picture, video
 from small_world.scenes import photo_scene, random_scene
 
-PICTURES_ALONE = 0.3  # share of the time
 PICTURES, CLIPS = 6, 2  # batch sizes
 LEARNING_RATE, WARM_UP = 1e-3, 100
 LATENT_NOISE, NORMAL_WEIGHT, EDGE_WEIGHT = 0.05, 0.02, 0.5
 SAVED_EVERY = 200
 
 
-def batch(people, rng: np.random.Generator, done: float) -> torch.Tensor:
+def batch(people, rng: np.random.Generator, pictures_alone: bool) -> torch.Tensor:
     """[B, frames, SIDE, SIDE, 3] uint8: pictures, clips of 5 frames or of FRAMES."""
-    kind = "pictures" if done < PICTURES_ALONE else rng.choice(["pictures", "short", "long"], p=(0.3, 0.45, 0.25))
+    kind = "pictures" if pictures_alone else rng.choice(["pictures", "short", "long"], p=(0.3, 0.45, 0.25))
     some = [people[rng.integers(len(people))] for _ in range(PICTURES if kind == "pictures" else CLIPS)]
     if kind == "pictures":
         shown = [picture(person, photo_scene(rng) if rng.random() < 0.3 else random_scene(rng), rng.random(),
@@ -45,7 +44,7 @@ def batch(people, rng: np.random.Generator, done: float) -> torch.Tensor:
     return torch.from_numpy(np.stack(shown))
 
 
-def main(minutes: float, seed: int) -> None:
+def main(minutes: float, pictures_alone: float, seed: int) -> None:
     torch.manual_seed(seed)
     rng, (people, _) = np.random.default_rng(seed), split()
     vae = new_vae().requires_grad_(True)
@@ -54,7 +53,7 @@ def main(minutes: float, seed: int) -> None:
     while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
         rate = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + np.cos(np.pi * done)) / 2)
         optimizer.param_groups[0]["lr"] = rate
-        pixels = to_pixels(batch(people, rng, done))
+        pixels = to_pixels(batch(people, rng, done < pictures_alone))
         latent = vae.encode(pixels)
         wrong = vae.decode(latent + LATENT_NOISE * torch.randn_like(latent)) - pixels
         normal = to_model_space(latent)
@@ -72,15 +71,16 @@ def main(minutes: float, seed: int) -> None:
                       "error_of_255": round(127.5 * float(np.mean(errors)), 2),
                       "latent_deviation": round(float(normal.detach().std()), 3)}
             errors.clear()
-            save(vae, VAE_FILE, record)
+            save(vae.state_dict(), VAE_FILE, record)
             sys.stdout.write(f"{record}\n")
             sys.stdout.flush()
-    save(vae, VAE_FILE)
+    save(vae.state_dict(), VAE_FILE)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--pictures-alone", type=float, default=0.3, help="share of the time, at the beginning")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    main(options.minutes, options.seed)
+    main(options.minutes, options.pictures_alone, options.seed)

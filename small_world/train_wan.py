@@ -22,60 +22,39 @@ import numpy as np
 import torch
 
 from small_world.captions import caption_contexts
-from small_world.models import FRAMES, SIDE, WAN_FILE, new_vae, new_wan, save, to_model_space, to_pixels
-from small_world.people import split
-from small_world.render import video
-from small_world.scenes import random_scene
+from small_world.data import training_examples
+from small_world.models import WAN_FILE, new_wan, save
+from standin_core.train.cache import CachedExamples
 from standin_core.train.objective import differentiable
 
-BATCH, CLIPS = 16, 6000
+BATCH, CLIPS = 16, 4000
 LEARNING_RATE, WARM_UP, GRAD_NORM = 6e-4, 200, 1.0
 NO_CAPTION = 0.1  # share of examples without one, for classifier-free guidance
 SHIFT = 3.0
-REPORTED_EVERY = 100
-
-
-def make_clips(path: Path, seed: int) -> None:
-    """Latents [CLIPS, 16, T, h, w] in model space, fp16, and the caption of each."""
-    rng, (people, _) = np.random.default_rng(seed), split()
-    vae, latents, captions = new_vae().eval(), [], []
-    with torch.inference_mode():
-        for number in range(CLIPS):
-            scene = random_scene(rng)
-            frames = video(people[rng.integers(len(people))], scene, FRAMES, SIDE)
-            latents.append(to_model_space(vae.encode(to_pixels(torch.from_numpy(frames)[None]))).half())
-            captions.append(scene.caption)
-            if (number + 1) % 500 == 0:
-                sys.stdout.write(f"{number + 1} of {CLIPS} clips\n")
-                sys.stdout.flush()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"latents": torch.cat(latents), "captions": captions}, path)
+SAVED_EVERY = 200
 
 
 def main(minutes: float, seed: int, cache: Path) -> None:
-    path = cache / f"clips_{CLIPS}_{seed}.pt"
-    if not path.exists():
-        make_clips(path, seed)
-    data = torch.load(path, weights_only=True)
-    contexts = caption_contexts()
+    examples = CachedExamples(training_examples(cache / "shards", CLIPS))
+    nothing = caption_contexts()[""][0]
     wan = new_wan().diffusion_model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(wan.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     average = {key: value.detach().clone() for key, value in wan.state_dict().items()}
-    generator = torch.Generator().manual_seed(seed + 1)
-    log, losses, started, step = [], [], time.monotonic(), 0
+    generator = torch.Generator().manual_seed(seed)
+    losses, started, step = [], time.monotonic(), 0
     while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
         rate = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (0.05 + 0.95 * (1 + np.cos(np.pi * done)) / 2)
         optimizer.param_groups[0]["lr"] = rate
-        chosen = torch.randint(len(data["latents"]), (BATCH,), generator=generator)
-        clean = data["latents"][chosen].float()
-        captions = ["" if torch.rand(1, generator=generator) < NO_CAPTION else data["captions"][int(i)] for i in chosen]
+        chosen = [examples[int(i)] for i in torch.randint(len(examples), (BATCH,), generator=generator)]
+        clean = torch.stack([example.video for example in chosen])
+        silent = torch.rand(BATCH, generator=generator) < NO_CAPTION
+        context = torch.stack([nothing if mute else example.context for example, mute in zip(chosen, silent)])
         noise = torch.randn(clean.shape, generator=generator)
         uniform = torch.rand(BATCH, generator=generator)
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         wide = sigma.reshape(-1, 1, 1, 1, 1)
         with differentiable():
-            predicted = wan((1 - wide) * clean + wide * noise, 1000 * sigma,
-                            torch.cat([contexts[caption] for caption in captions]))
+            predicted = wan((1 - wide) * clean + wide * noise, 1000 * sigma, context)
         loss = torch.nn.functional.mse_loss(predicted, noise - clean)
         optimizer.zero_grad()
         loss.backward()
@@ -87,13 +66,14 @@ def main(minutes: float, seed: int, cache: Path) -> None:
             for key, value in wan.state_dict().items():
                 average[key].lerp_(value, 1 - decay)
         losses.append(float(loss.detach()))
-        if step % REPORTED_EVERY == 0:
-            log.append({"seed": seed, "step": step, "loss": round(float(np.mean(losses)), 4)})
+        if step % SAVED_EVERY == 0:
+            record = {"seed": seed, "minutes": round(done * minutes, 1), "step": step,
+                      "loss": round(float(np.mean(losses)), 4)}
             losses.clear()
-            sys.stdout.write(f"{100 * done:.0f} % {log[-1]}\n")
+            save(average, WAN_FILE, record)
+            sys.stdout.write(f"{record}\n")
             sys.stdout.flush()
-    wan.load_state_dict(average)
-    save(wan, WAN_FILE, log)
+    save(average, WAN_FILE)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,21 @@ class TinyUMT5(comfy.text_encoders.wan.UMT5XXlModel):
                                         "tiny_model_config": SIZES["text"]}, **kwargs)
 
 
+class TinyTokenizer(comfy.text_encoders.wan.UMT5XXlTokenizer):
+    """Pads to 32 tokens, where the real one pads to 512: most of the time of a tiny model would go into those."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.min_length = SIZES["text_tokens"]
+
+
 class TinyClipVision(comfy.clip_vision.ClipVisionModel):
     def __init__(self, json_config):
         super().__init__(json.loads(Path(json_config).read_text()) | SIZES["vision"])
 
 
 comfy.text_encoders.wan.UMT5XXlModel = TinyUMT5
+comfy.text_encoders.wan.UMT5XXlTokenizer = TinyTokenizer
 comfy.clip_vision.ClipVisionModel = TinyClipVision
 
 NODE_CLASS_MAPPINGS = {}

@@ -1,0 +1,47 @@
+"""What the small world's models are trained on: clips, two photos of the person, a caption, in the trainer's shards."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from standin_core.train.cache import Example, write_shards
+
+from .captions import caption_contexts
+from .models import FRAMES, SIDE, new_vae, to_model_space, to_pixels
+from .people import split
+from .render import picture, video
+from .scenes import photo_scene, random_scene
+
+PHOTOS, ENCODED_TOGETHER = 2, 8
+
+
+def training_examples(folder: Path, count: int, seed: int = 0) -> Path:
+    """The folder of shards of so many clips, each of somebody of the people to train on, made where it is not there."""
+    names = [f"clip {number:05d}" for number in range(count)]
+    for line in write_shards(folder, names, lambda missing: _encoded(names, missing, seed)):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    return folder
+
+
+def _encoded(names: list[str], missing: set[str], seed: int) -> Iterator[tuple[str, Example]]:
+    if not missing:
+        return
+    (people, _), vae, contexts = split(), new_vae().eval(), caption_contexts()
+    wanted = [(number, name) for number, name in enumerate(names) if name in missing]
+    for first in range(0, len(wanted), ENCODED_TOGETHER):
+        group, drawn = wanted[first:first + ENCODED_TOGETHER], []
+        for number, _ in group:
+            rng = np.random.default_rng([seed, number])
+            person, scene = people[rng.integers(len(people))], random_scene(rng)
+            drawn.append((scene.caption, video(person, scene, FRAMES, SIDE),
+                          np.stack([picture(person, photo_scene(rng), 0.0, SIDE) for _ in range(PHOTOS)])))
+        with torch.inference_mode():
+            videos, photos = (to_model_space(vae.encode(to_pixels(torch.from_numpy(pixels)))) for pixels in (
+                np.stack([clip for _, clip, _ in drawn]), np.concatenate([shown for _, _, shown in drawn])[:, None]))
+        for (_, name), (caption, _, _), latent, shown in zip(group, drawn, videos, photos.split(PHOTOS)):
+            yield name, Example(latent, shown, contexts[caption][0])

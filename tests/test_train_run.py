@@ -1,0 +1,433 @@
+"""A training run on the disk: its files, its plan, its configuration, and going on wherever it was stopped."""
+import dataclasses
+import json
+import math
+import resource
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+
+import tiny
+from standin_core.contracts import StandInError
+from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
+from standin_core.train.cache import write_shards
+from standin_core.train.config import EXPERTS, parse_config, read_config
+from standin_core.train.plan import (
+    activation_bytes,
+    adapter_parameters,
+    model_size,
+    plan,
+    size_of,
+    tokens,
+)
+from standin_core.train.records import read_lines
+from standin_core.train.run import CHECKPOINT, TrainingRun, loss_picture
+from standin_core.train.session import training_run
+from standin_core.wan import Wan
+from standin_core.weights import load_adapter
+from tiny_models import TinyWan, vae_weights
+
+RANK = 16
+SETTINGS = TrainSettings(steps=6, batch_size=2, learning_rate=1e-3, warmup=2, ema=0.5, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def as_comfyui_executes():
+    """Not under inference mode, under which nothing has a gradient."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.inference_mode(False):
+        return tiny.load()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    made = {f"clip {i}": Example(video=tiny.random(16, 3, 8, 12, seed=10 * i),
+                                 photos=tiny.random(2, 16, 1, 8, 16, seed=10 * i + 1),
+                                 context=tiny.random(5, tiny.WAN.text_dim, seed=10 * i + 2)) for i in range(3)}
+    list(write_shards(folder, list(made), lambda missing: ((name, made[name]) for name in made)))
+    return folder
+
+
+def started(model, shards, folder, settings=SETTINGS, **others):
+    return training_run(model, shards, folder, AdapterSettings("mine", RANK), settings,
+                        **{"samples": SampleSettings(every=2), "base_model": "tiny", **others})
+
+
+@pytest.fixture(scope="module")
+def whole(model, shards, tmp_path_factory):
+    """A run that was never stopped, with the weights and the losses of every step."""
+    with torch.inference_mode(False):
+        run = started(model, shards, tmp_path_factory.mktemp("whole"))
+        return run, [(step, loss, {key: tensor.detach().clone() for key, tensor in run.trainer.weights.items()})
+                     for step, loss in run.steps()]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("how", ["closed", "exception"])
+def test_it_goes_on_wherever_it_was_stopped(model, shards, whole, tmp_path, stop, how):
+    """Bit for bit: losses, weights, moving average."""
+    first = started(model, shards, tmp_path)
+    steps = first.steps()
+    found = [next(steps) for _ in range(stop)]
+    if how == "closed":
+        steps.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            steps.throw(KeyboardInterrupt())
+    second = started(model, shards, tmp_path)
+    found += list(second.steps())
+    run, expected = whole
+    assert found == [(step, loss) for step, loss, _ in expected]
+    assert all(torch.equal(tensor, expected[-1][2][key]) for key, tensor in second.trainer.weights.items())
+    assert all(torch.equal(tensor, run.trainer.average[key]) for key, tensor in second.trainer.average.items())
+    lines = read_lines(tmp_path / "loss.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == found
+
+
+def test_it_goes_on_after_a_kill(model, shards, whole, tmp_path):
+    """Nothing could be saved then but what the last checkpoint holds; the losses after it are taken out."""
+    first = started(model, shards, tmp_path)
+    steps = first.steps()
+    for _ in range(5):
+        next(steps)
+    kept = (tmp_path / CHECKPOINT).read_bytes()  # of step 4
+    steps.close()
+    (tmp_path / CHECKPOINT).write_bytes(kept)
+    (tmp_path / "checkpoint.part").write_bytes(kept[:100])
+    second = started(model, shards, tmp_path)
+    assert [step for step, _ in second.steps()] == [5, 6]
+    _, expected = whole
+    assert all(torch.equal(tensor, expected[-1][2][key]) for key, tensor in second.trainer.weights.items())
+    assert [line["step"] for line in read_lines(tmp_path / "loss.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_is_done_does_nothing_more(model, shards, whole):
+    run, _ = whole
+    assert list(started(model, shards, run.folder).steps()) == []
+    longer = started(model, shards, run.folder, dataclasses.replace(SETTINGS, steps=7))
+    steps = longer.steps()
+    assert next(steps)[0] == 7
+
+
+def test_what_a_run_leaves(whole, model, tmp_path):
+    """Files of every other step, whose weights are the moving average; what they say of themselves."""
+    run, _ = whole
+    names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert {"checkpoint.pt", "loss.jsonl", "loss.png", "mine_000002.safetensors", "mine_000004.safetensors",
+            "mine_000006.safetensors"} <= names and not any(name.endswith(".part") for name in names)
+    run.finish(tmp_path / "models" / "mine.safetensors")
+    adapter = load_adapter(tmp_path / "models" / "mine.safetensors")
+    assert adapter.rank == RANK and torch.equal(
+        adapter.blocks[1].k.up, run.trainer.average["blocks.1.self_attn.k_loras.up.weight"])
+    with safetensors.safe_open(tmp_path / "models" / "mine.safetensors", "pt") as file:
+        said = file.metadata()
+    assert {key: said[key] for key in ("base_model", "rank", "expert", "steps", "skipped_steps")} == {
+        "base_model": "tiny", "rank": str(RANK), "expert": "single", "steps": "6", "skipped_steps": "0"}
+
+
+def test_pictures_of_what_it_makes_by_now(model, shards, tmp_path):
+    """A row of a photo and four frames for each example, in which the identity is read."""
+    import comfy.sd
+
+    vae = comfy.sd.VAE(sd=vae_weights())
+    settings = SampleSettings(every=2, count=2, steps=2)
+    run = started(model, shards, tmp_path, dataclasses.replace(SETTINGS, steps=2, learning_rate=0.5), samples=settings,
+                  vae=vae)
+    before = run.draw()
+    list(run.steps())
+    after = np.asarray(PIL.Image.open(tmp_path / "samples" / "step_000002.png"))
+    assert after.shape == before.shape == (2 * (64 + 4), 64 + 4 * 96, 3)
+    assert np.array_equal(before[:64, :64], after[:64, :64])  # the photo
+    assert (before[:64, 64:] != after[:64, 64:]).any()
+
+
+def test_a_bad_clip_is_passed_over_and_counted(model, tmp_path):
+    good = Example(tiny.random(16, 3, 8, 12), tiny.random(1, 16, 1, 8, 16), tiny.random(5, tiny.WAN.text_dim))
+    bad = dataclasses.replace(good, video=torch.full_like(good.video, torch.nan))
+    trainer = Trainer(Wan(model.model), new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), [good, bad, good, good],
+                      dataclasses.replace(SETTINGS, steps=8, batch_size=1))
+    run = TrainingRun(trainer, tmp_path, "mine", {})
+    losses = [loss for _, loss in run.steps()]
+    skipped = sum(math.isnan(loss) for loss in losses)
+    assert 0 < skipped < 8 and all(torch.isfinite(tensor).all() for tensor in trainer.weights.values())
+    with safetensors.safe_open(tmp_path / "mine_000008.safetensors", "pt") as file:
+        assert file.metadata()["skipped_steps"] == str(skipped)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit on the size of files")
+def test_a_full_disk_keeps_the_last_checkpoint(model, shards, tmp_path):
+    run = started(model, shards, tmp_path)
+    steps = run.steps()
+    for _ in range(3):
+        next(steps)
+    kept = (tmp_path / CHECKPOINT).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limits[1]))
+    try:
+        with pytest.raises(StandInError, match=r"step 4 could not be written to .*make room there"):
+            next(steps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept
+    assert [step for step, _ in started(model, shards, tmp_path).steps()] == [3, 4, 5, 6]
+
+
+def test_going_on_from_an_adapter(model, shards, whole, tmp_path):
+    run, _ = whole
+    given = run.folder / "mine_000006.safetensors"
+    new = started(model, shards, tmp_path, start_from=given)
+    assert all(torch.equal(tensor, run.trainer.average[key]) for key, tensor in new.trainer.weights.items())
+    weights = safetensors.torch.load_file(given)
+    safetensors.torch.save_file({key: tensor for key, tensor in weights.items() if not key.startswith("blocks.3")},
+                                tmp_path / "short.safetensors")
+    with pytest.raises(StandInError, match="is for a Wan of 3 blocks"):
+        started(model, shards, tmp_path, start_from=tmp_path / "short.safetensors")
+
+
+def test_a_loss_picture(tmp_path):
+    """The mean is drawn over the losses; a gap where there was no number."""
+    losses = [1.0 - i / 200 + (0.1 if i % 2 else -0.1) for i in range(100)]
+    losses[50:60] = [None] * 10
+    drawn = np.asarray(loss_picture(losses))
+    assert drawn.shape == (360, 960, 3)
+    blue, orange = ((drawn == colour).all(axis=-1) for colour in ((31, 96, 180), (214, 110, 20)))
+    inside = slice(44, 320)
+    assert blue[inside, 60:400].any(axis=0).mean() > 0.9 and orange[inside, 60:930].any(axis=0).mean() > 0.85
+    gap = slice(60 + int(880 * 51 / 99), 60 + int(880 * 58 / 99))
+    assert not blue[inside, gap].any()
+    assert np.asarray(loss_picture([0.5])).shape == np.asarray(loss_picture([None])).shape == (360, 960, 3)
+
+
+CONFIG = """
+    [files]
+    videos = "films"
+    data = "data"
+    diffusion_model = "wan.safetensors"
+    text_encoder = "umt5.safetensors"
+    vae = "vae.safetensors"
+    [adapter]
+    name = "mine"
+    expert = "high noise"
+    [data]
+    fps = 16
+    [data.face]
+    parser = "none"
+    [pairs]
+    lowest = 0.6
+    [train]
+    steps = 100
+"""
+
+
+def test_a_configuration(tmp_path):
+    (tmp_path / "mine.toml").write_text(textwrap.dedent(CONFIG), encoding="utf-8")
+    config = read_config(tmp_path / "mine.toml")
+    assert config.files.videos == str(tmp_path / "films") and config.files.vae == "vae.safetensors"
+    assert (config.data.fps, config.data.width, config.data.face.parser, config.pairs.lowest, config.pairs.highest) == (
+        16.0, 832, "none", 0.6, 0.9)
+    assert (config.train.steps, config.train.noise_from, config.train.noise_to) == (100, 0.875, 1.0)
+    assert config.adapter.rank == 128 and config.samples.every == 500
+
+
+def table(**changes):
+    given = {"files": dict.fromkeys(("videos", "data", "diffusion_model", "text_encoder", "vae"), "x"),
+             "adapter": {"name": "mine"}}
+    return {**given, **changes}
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"trian": {}}, "the file has 'trian', which nothing reads; it may have files, adapter, data"),
+    ({"train": {"step": 1}}, r"\[train\] has 'step'"), ({"train": {"steps": "many"}}, r"\[train\] steps is 'many'"),
+    ({"train": {"steps": 1.5}}, "needed is of type int"), ({"train": {"cosine": 1}}, "needed is of type bool"),
+    ({"train": 5}, r"\[train\] is 5, needed is a table"), ({"files": {}}, r"\[files\] lacks 'videos'"),
+    ({"data": {"face": {"crop": 1}}}, r"\[data\] face has 'crop'"),
+    ({"adapter": {"name": "../mine"}}, "needed is one for a file"), ({"adapter": {"name": ""}}, "the name is ''"),
+    ({"adapter": {"name": "mine", "rank": 0}}, "rank is 0"),
+    ({"adapter": {"name": "mine", "expert": "both"}}, "expert is both"),
+    ({"adapter": {"name": "mine", "expert": "low noise"}, "train": {"noise_to": 0.9}}, "which sets the noise levels"),
+    ({"pairs": {"lowest": 0.9, "highest": 0.5}}, "similarity of pairs is 0.9 to 0.5")])
+def test_configurations_that_make_no_sense(changes, words):
+    with pytest.raises(StandInError, match=words):
+        parse_config(table(**changes))
+
+
+def test_a_configuration_that_is_no_toml(tmp_path):
+    (tmp_path / "mine.toml").write_text("[files", encoding="utf-8")
+    for name in ("mine.toml", "other.toml"):
+        with pytest.raises(StandInError, match="cannot be read"):
+            read_config(tmp_path / name)
+
+
+def test_the_experts_share_the_noise_levels():
+    (first, boundary), (again, last) = EXPERTS["low noise"], EXPERTS["high noise"]
+    assert (first, boundary, last) == (0.0, again, 1.0) and EXPERTS["single"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("blocks, dim, ffn, millions", [(30, 1536, 8960, "35.4"), (40, 5120, 13824, "157.3")])
+def test_the_plan_of_the_published_models(blocks, dim, ffn, millions, tmp_path):
+    """From a header alone: its tensors are not there."""
+    assert f"{adapter_parameters(blocks, dim, 128) / 1e6:.1f}" == millions
+    assert tokens(81, 480, 832) == 32760
+    header = {f"blocks.{i}.ffn.0.weight": {"dtype": "F8_E4M3", "shape": [ffn, dim],
+                                           "data_offsets": [i * ffn * dim, (i + 1) * ffn * dim]} for i in range(blocks)}
+    content = json.dumps(header).encode()
+    content += b" " * (-len(content) % 8)
+    file = tmp_path / "wan.safetensors"
+    with file.open("wb") as out:
+        out.write(len(content).to_bytes(8, "little") + content)
+        out.truncate(8 + len(content) + blocks * ffn * dim)  # a sparse file
+    words = plan(parse_config(table()), file)
+    assert f"rank 128: {millions} M parameters" in words and f"{blocks} blocks of {dim}" in words
+    assert "81 frames at 25 fps, 832x480: 32,760 tokens" in words and "512x512: 1,024 tokens" in words
+    assert "with checkpointing" in words and "3,000 steps of 1 on 1 device," in words
+
+
+def test_the_plan_of_another_file(tmp_path):
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (tmp_path / "y.safetensors").write_bytes(b"no")
+    with pytest.raises(StandInError, match="has no blocks of a Wan"):
+        model_size(tmp_path / "x.safetensors")
+    with pytest.raises(StandInError, match="cannot be read as safetensors"):
+        model_size(tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_memory_of_a_step_is_what_was_planned(checkpointing, tmp_path):
+    """By PyTorch's own allocator, for a model of none of the sizes that the estimate was made from; within 15 %."""
+    import comfy.sd
+    from test_memory import peak_bytes
+
+    sizes = TinyWan(dim=192, ffn_dim=512, heads=2, blocks=8, text_dim=64)
+    loaded = comfy.sd.load_diffusion_model_state_dict(sizes.weights(), model_options={"dtype": torch.float32},
+                                                      metadata=sizes.metadata())
+    wan = Wan(loaded.model)
+    example = Example(tiny.random(16, 3, 40, 40), tiny.random(1, 16, 1, 20, 20), tiny.random(8, 64))
+    trainer = Trainer(wan, new_adapter(8, 192, 8), [example], TrainSettings(checkpointing=checkpointing))
+    trainer.train_step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    measured = peak_bytes(trainer.train_step, tmp_path)
+    planned = activation_bytes(size_of(wan), 1200, 100, checkpointing, 4) + 4 * adapter_parameters(8, 192, 8)
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+SCRIPT = """
+    import runpy, sys
+    sys.path[:0] = [{pack!r}, {pack!r} + "/scripts"]
+    from environment import import_comfyui
+    {accelerator}
+    import_comfyui("--cpu", "--base-directory", {base!r})
+    import tiny_encoders  # lets ComfyUI load the tiny text encoder
+    sys.argv = ["train.py", *sys.argv[1:]]
+    runpy.run_path({pack!r} + "/scripts/train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A ComfyUI base folder with tiny models, videos of a face, and a configuration."""
+    import moving_photo
+    from tiny_models import write_tiny_models
+
+    base = tmp_path_factory.mktemp("base")
+    write_tiny_models(base / "models")
+    (base / "films").mkdir()
+    frames = moving_photo.video(24, 160, 120)
+    for name in ("one", "two"):
+        moving_photo.write_video(base / "films" / f"{name}.mp4", frames)
+        (base / "films" / f"{name}.txt").write_text("a person nods", encoding="utf-8")
+    (base / "broken.mp4").write_bytes(b"no video")
+    (base / "mine.toml").write_text(textwrap.dedent("""
+        [files]
+        videos = "films"
+        data = "data"
+        diffusion_model = "tiny_wan_t2v.safetensors"
+        text_encoder = "tiny_umt5.safetensors"
+        vae = "tiny_wan_vae.safetensors"
+        [adapter]
+        name = "mine"
+        rank = 4
+        [data]
+        fps = 16
+        width = 64
+        height = 48
+        frames = 9
+        references = 1
+        [data.face]
+        detector = "cascade"
+        parser = "none"
+        size = 64
+        [train]
+        steps = 4
+        batch_size = 2
+        learning_rate = 1e-3
+        [samples]
+        every = 2
+        count = 1
+        steps = 1
+        """), encoding="utf-8")
+    return base
+
+
+def command(base, *arguments, launch=()):
+    """scripts/train.py as a user starts it, with ComfyUI told of the tiny text encoder."""
+    script = base / "start.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(
+        pack=str(PACK), base=str(base),
+        accelerator="import accelerate; accelerate.Accelerator()" if launch else ""), encoding="utf-8")
+    starter = [sys.executable, *(("-m", "accelerate.commands.launch", *launch) if launch else ())]
+    return subprocess.run([*starter, str(script), *arguments], capture_output=True, text=True, cwd=base, timeout=600)
+
+
+def test_the_command_line(workplace):
+    """The plan alone; a whole training of a folder of videos; the same again finds everything done."""
+    dry = command(workplace, "mine.toml", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "adapter     mine, rank 4: 0.0 M parameters, single" in dry.stdout and not (workplace / "data").exists()
+    done = command(workplace, "mine.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 videos, 4 clips" in done.stdout and "step 4 of 4: loss" in done.stdout
+    adapter = load_adapter(workplace / "models" / "stand_in" / "mine.safetensors")
+    assert (adapter.rank, adapter.dim, len(adapter.blocks)) == (4, tiny.WAN.dim, tiny.WAN.blocks)
+    run = workplace / "data" / "runs" / "mine"
+    assert {path.name for path in (run / "samples").iterdir()} == {"step_000002.png", "step_000004.png"}
+    again = command(workplace, "mine.toml")
+    assert again.returncode == 0 and "step" not in again.stdout.partition("memory")[2]
+
+
+def test_two_processes_train_as_one(workplace):
+    """The same steps shared by two processes of accelerate give the same adapter, but for the order of a sum."""
+    config = (workplace / "mine.toml").read_text(encoding="utf-8")
+    (workplace / "shared.toml").write_text(config.replace('name = "mine"', 'name = "shared"'), encoding="utf-8")
+    (workplace / "alone.toml").write_text(config.replace('name = "mine"', 'name = "alone"'), encoding="utf-8")
+    alone = command(workplace, "alone.toml")
+    assert alone.returncode == 0, alone.stderr
+    shared = command(workplace, "shared.toml", launch=("--cpu", "--num_processes", "2", "--num_machines", "1",
+                                                       "--mixed_precision", "no", "--dynamo_backend", "no"))
+    assert shared.returncode == 0, shared.stdout + shared.stderr
+    assert "on 2 devices" in shared.stdout and shared.stdout.count("step 4 of 4") == 1
+    first, second = (safetensors.torch.load_file(workplace / "models" / "stand_in" / f"{name}.safetensors")
+                     for name in ("alone", "shared"))
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        torch.testing.assert_close(second[key], tensor, rtol=0, atol=2e-5)  # a fiftieth of a step of AdamW
+
+
+def test_the_command_says_what_is_wrong(workplace):
+    config = (workplace / "mine.toml").read_text(encoding="utf-8")
+    (workplace / "bad.toml").write_text(config.replace("tiny_wan_t2v", "another"), encoding="utf-8")
+    result = command(workplace, "bad.toml")
+    assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
+    assert "stopped: there is no another.safetensors among ComfyUI's diffusion_models" in result.stdout
+    assert "tiny_wan_t2v.safetensors" in result.stdout
