@@ -29,7 +29,7 @@ def main() -> int:
     if (PACK.parent.parent / "main.py").is_file():
         os.environ.setdefault("COMFYUI_PATH", str(PACK.parent.parent))
     processes = _processes()
-    import_comfyui(*for_comfyui, *(["--cpu"] if os.environ.get("ACCELERATE_USE_CPU") == "true" else []))
+    import_comfyui(*for_comfyui, *(["--cpu"] if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else []))
     _model_folders()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 

@@ -36,6 +36,13 @@ INTERFACE = {
     "IdentityAttentionMap": (
         ["images", "attention_map", "person", "first_block", "last_block", "opacity", "trim_latent"],
         ["IMAGE", "MASK", "STRING"]),
+    "PrepareTrainingData": (
+        ["videos", "captions", "vae", "clip", "name", "width", "height", "frames", "fps", "references",
+         "references_from", "lowest_similarity", "highest_similarity", "preset", "photo_size", "detector",
+         "download_missing", "seed", "clip_vision"], ["STAND_IN_TRAINING_DATA", "STRING"]),
+    "TrainStandIn": (
+        ["model", "training_data", "name", "steps", "batch_size", "learning_rate", "rank", "expert", "shift", "ema",
+         "checkpointing", "sample_every", "seed", "start_from", "vae"], ["STAND_IN", "IMAGE", "IMAGE"]),
 }
 DEFAULTS = {
     "FacePreprocess": {"face_index": 0, "crop_scale": 0.0, "size": 512, "background": "white",
@@ -51,6 +58,11 @@ DEFAULTS = {
                        "denoise": 1.0, "boundary": 0.875, "attention_map": False},
     "IdentityReport": {"min_score": 0.5},
     "IdentityAttentionMap": {"person": 0, "first_block": 0, "last_block": -1, "opacity": 0.6, "trim_latent": 0},
+    "PrepareTrainingData": {"width": 832, "height": 480, "frames": 81, "fps": 25.0, "references": 5,
+                            "lowest_similarity": 0.7, "highest_similarity": 0.9, "photo_size": 512, "detector": "auto",
+                            "download_missing": False, "seed": 0},
+    "TrainStandIn": {"steps": 3000, "batch_size": 1, "learning_rate": 1e-4, "rank": 128, "shift": 1.0, "ema": 0.0,
+                     "checkpointing": True, "sample_every": 500, "seed": 0},
 }
 
 
@@ -75,7 +87,7 @@ def test_interface(node_id):
 @pytest.mark.parametrize("node_id", INTERFACE)
 def test_everything_is_explained(node_id):
     found = schema(node_id)
-    assert found.description and found.category == "Stand-In"
+    assert found.description and found.category in ("Stand-In", "Stand-In/training")
     for each in (*found.inputs, *found.outputs):
         assert each.tooltip and each.tooltip.endswith("."), f"{node_id}.{each.id} needs a tooltip"
 

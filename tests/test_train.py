@@ -197,7 +197,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(wan, tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(wan, tmp_path):
     trainer(wan).save(tmp_path / "checkpoint.pt")
     other = trainer(wan, dataclasses.replace(SETTINGS, learning_rate=1e-4, seed=4))
-    with pytest.raises(StandInError, match=r"other settings \(learning_rate, seed\)"):
+    with pytest.raises(StandInError, match=r"trained otherwise \(learning_rate, seed\)"):
         other.resume(tmp_path / "checkpoint.pt")
 
 

@@ -2,7 +2,9 @@
 import dataclasses
 import json
 import math
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,8 +16,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-
 import tiny
+from environment import PACK
 from standin_core.contracts import StandInError
 from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
 from standin_core.train.cache import write_shards
@@ -158,7 +160,7 @@ def test_a_bad_clip_is_passed_over_and_counted(model, tmp_path):
     bad = dataclasses.replace(good, video=torch.full_like(good.video, torch.nan))
     trainer = Trainer(Wan(model.model), new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), [good, bad, good, good],
                       dataclasses.replace(SETTINGS, steps=8, batch_size=1))
-    run = TrainingRun(trainer, tmp_path, "mine", {})
+    run = TrainingRun(trainer, tmp_path, "mine")
     losses = [loss for _, loss in run.steps()]
     skipped = sum(math.isnan(loss) for loss in losses)
     assert 0 < skipped < 8 and all(torch.isfinite(tensor).all() for tensor in trainer.weights.values())
@@ -187,13 +189,21 @@ def test_a_full_disk_keeps_the_last_checkpoint(model, shards, tmp_path):
 def test_going_on_from_an_adapter(model, shards, whole, tmp_path):
     run, _ = whole
     given = run.folder / "mine_000006.safetensors"
-    new = started(model, shards, tmp_path, start_from=given)
+    new = started(model, shards, tmp_path, start_from=load_adapter(given))
     assert all(torch.equal(tensor, run.trainer.average[key]) for key, tensor in new.trainer.weights.items())
     weights = safetensors.torch.load_file(given)
     safetensors.torch.save_file({key: tensor for key, tensor in weights.items() if not key.startswith("blocks.3")},
                                 tmp_path / "short.safetensors")
     with pytest.raises(StandInError, match="is for a Wan of 3 blocks"):
-        started(model, shards, tmp_path, start_from=tmp_path / "short.safetensors")
+        started(model, shards, tmp_path, start_from=load_adapter(tmp_path / "short.safetensors"))
+
+
+def test_a_checkpoint_of_other_data_is_refused(model, shards, whole, tmp_path):
+    run, _ = whole
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    with pytest.raises(StandInError, match=r"trained otherwise \(base_model, data\): .*take another name"):
+        next(started(model, other, run.folder, base_model="another").steps())
 
 
 def test_a_loss_picture(tmp_path):
@@ -386,8 +396,10 @@ def command(base, *arguments, launch=()):
     script.write_text(textwrap.dedent(SCRIPT).format(
         pack=str(PACK), base=str(base),
         accelerator="import accelerate; accelerate.Accelerator()" if launch else ""), encoding="utf-8")
-    starter = [sys.executable, *(("-m", "accelerate.commands.launch", *launch) if launch else ())]
-    return subprocess.run([*starter, str(script), *arguments], capture_output=True, text=True, cwd=base, timeout=600)
+    # what accelerate launch calls where there are GPUs; on a CPU it would start one process
+    starter = [sys.executable, *(("-m", "torch.distributed.run", "--standalone", *launch) if launch else ())]
+    return subprocess.run([*starter, str(script), *arguments], capture_output=True, text=True, cwd=base, timeout=600,
+                          env={**os.environ, "ACCELERATE_USE_CPU": "true"})
 
 
 def test_the_command_line(workplace):
@@ -413,8 +425,7 @@ def test_two_processes_train_as_one(workplace):
     (workplace / "alone.toml").write_text(config.replace('name = "mine"', 'name = "alone"'), encoding="utf-8")
     alone = command(workplace, "alone.toml")
     assert alone.returncode == 0, alone.stderr
-    shared = command(workplace, "shared.toml", launch=("--cpu", "--num_processes", "2", "--num_machines", "1",
-                                                       "--mixed_precision", "no", "--dynamo_backend", "no"))
+    shared = command(workplace, "shared.toml", launch=("--nproc-per-node", "2"))
     assert shared.returncode == 0, shared.stdout + shared.stderr
     assert "on 2 devices" in shared.stdout and shared.stdout.count("step 4 of 4") == 1
     first, second = (safetensors.torch.load_file(workplace / "models" / "stand_in" / f"{name}.safetensors")

@@ -11,11 +11,12 @@ import comfy.utils
 
 from ..contracts import StandInError
 from ..folders import ADAPTERS, find_file, new_adapter_file
+from ..weights import load_adapter
 from .cache import Encoders
 from .config import FileSettings, TrainConfig
 from .dataset import Say, make_dataset
 from .prepare import Captioner, sources_in
-from .session import training_run
+from .session import RUNS, training_run
 
 
 def train(config: TrainConfig, say: Say, processes=None) -> Path:
@@ -26,7 +27,7 @@ def train(config: TrainConfig, say: Say, processes=None) -> Path:
     """
     is_first = processes is None or processes.is_main_process
     model_file = find_file("diffusion_models", config.files.diffusion_model)
-    start_from = find_file(ADAPTERS, config.adapter.start_from) if config.adapter.start_from else None
+    start_from = load_adapter(find_file(ADAPTERS, config.adapter.start_from)) if config.adapter.start_from else None
     shards = _dataset(config, say) if is_first else None
     if processes is not None:
         from accelerate.utils import broadcast_object_list
@@ -34,7 +35,7 @@ def train(config: TrainConfig, say: Say, processes=None) -> Path:
         (shards,) = broadcast_object_list([shards])
     comfy.model_management.unload_all_models()
     run = training_run(
-        comfy.sd.load_diffusion_model(str(model_file)), shards, Path(config.files.data) / "runs" / config.adapter.name,
+        comfy.sd.load_diffusion_model(str(model_file)), shards, Path(config.files.data) / RUNS / config.adapter.name,
         config.adapter, config.train, config.samples, load_vae(config.files) if is_first else None, start_from,
         model_file.name, processes)
     for step, loss in run.steps():

@@ -90,11 +90,12 @@ class TrainSettings:
 class Trainer:
     """Trains the adapter of ``new_adapter``'s modules on examples; the model is frozen.
 
-    processes: an ``accelerate.Accelerator`` where several train together, on a GPU each.
+    origin: what else tells this training from others (its data, its base model), in checkpoints and in the adapter's
+    file. processes: an ``accelerate.Accelerator`` where several train together, on a GPU each.
     """
 
     def __init__(self, wan: Wan, module: torch.nn.Module, examples: Sequence[Example], settings: TrainSettings,
-                 processes=None):
+                 origin: dict[str, str] | None = None, processes=None):
         from peft.optimizers import create_loraplus_optimizer  # 6 s
 
         if not len(examples):
@@ -105,6 +106,7 @@ class Trainer:
                                "multiple of their number.")
         wan.model.requires_grad_(False)
         self.wan, self.examples, self.settings, self.processes = wan, examples, settings, processes
+        self.origin = origin or {}
         self.adapter = as_adapter(module)
         self.weights = parameters(self.adapter)
         self.average = {key: tensor.detach().clone() for key, tensor in self.weights.items()} if settings.ema else {}
@@ -182,19 +184,19 @@ class Trainer:
     def save(self, path: Path) -> None:
         """A checkpoint, from which ``resume`` goes on."""
         unfinished = path.with_suffix(".part")
-        torch.save({"step": self.step, "settings": dataclasses.asdict(self.settings), "average": self.average,
+        torch.save({"step": self.step, "settings": self._told(), "average": self.average,
                     "weights": {key: tensor.detach() for key, tensor in self.weights.items()},
                     "optimizer": self.optimizer.state_dict()}, unfinished)
         unfinished.replace(path)  # a full disk leaves the last good one
 
     def resume(self, path: Path) -> None:
-        """Raises StandInError for a checkpoint of other settings."""
+        """Raises StandInError for a checkpoint of another training."""
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        differing = [name for name, value in dataclasses.asdict(self.settings).items()
+        differing = [name for name, value in self._told().items()
                      if name not in FREE and saved["settings"].get(name) != value]
         if differing:
-            raise StandInError(f"{path.name} was trained with other settings ({', '.join(differing)}): set them alike, "
-                               "or begin anew.")
+            raise StandInError(f"{path} was trained otherwise ({', '.join(differing)}): set that alike to go on, or "
+                               "take another name to begin anew.")
         with torch.no_grad():
             for key, tensor in saved["weights"].items():
                 self.weights[key].copy_(tensor)
@@ -202,3 +204,6 @@ class Trainer:
                 self.average[key].copy_(tensor)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
+
+    def _told(self) -> dict:
+        return {**dataclasses.asdict(self.settings), **self.origin}

@@ -16,6 +16,8 @@ from ..evaluation.embedders import Embedder
 from ..evaluation.measures import cosine
 from .prepare import Clip, read_reference
 
+REFERENCES_FROM = ("same video", "other videos")
+
 
 @dataclass(frozen=True, slots=True)
 class PairSettings:

@@ -101,6 +101,27 @@ def sources_in(folder: Path) -> list[Source]:
     return [Source(path, path.relative_to(folder).as_posix(), _caption(path)) for path in found]
 
 
+def sources_of(videos: list, captions: list[str]) -> list[Source]:
+    """ComfyUI's VIDEO, as Load Video-Text (from Folder) gives them, each with its caption; a video that comes again
+    counts once. Raises StandInError for what is no file, and for another number of captions.
+    """
+    if len(videos) != len(captions):
+        raise StandInError(f"{len(videos)} videos and {len(captions)} captions came, needed is one for each: connect "
+                           "both outputs of Load Video-Text (from Folder).")
+    sources = {}
+    for video, caption in zip(videos, captions):
+        path = video.get_stream_source()
+        if not isinstance(path, str):
+            raise StandInError("a video came that is no file, and the clips are read from files: save it, and load the "
+                               "folder with Load Video-Text (from Folder).")
+        sources.setdefault(path, Source(Path(path), Path(path).name, caption))
+    names = Counter(source.name for source in sources.values())
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice:
+        raise StandInError(f"two videos are called {twice}: give them names of their own.")
+    return list(sources.values())
+
+
 def prepare(sources: list[Source], folder: Path, settings: DataSettings,
             captioner: Captioner | None = None) -> Iterator[str]:
     """Bring ``folder`` up to date with the sources; yields a line on each as it is done.

@@ -1,6 +1,7 @@
 """A training run: a folder that holds its checkpoint, its losses and its pictures, and that it goes on from."""
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import safetensors
+import torch
 
 from ..contracts import StandInError
-from ..evaluation.chart import BLUE, ORANGE, Series, line_chart
+from ..evaluation.chart import BLUE, ORANGE, Series, as_image, line_chart
 from .loop import Trainer
 from .records import append_line, read_lines, write_lines
 from .weights import save_adapter
@@ -20,14 +23,13 @@ SMOOTHED = 0.05  # of the steps so far, the width of the mean that is drawn over
 
 
 class TrainingRun:
-    """folder: of this run. name, metadata: of the adapter's files, see ``save_adapter``. every: steps between two
-    checkpoints, 0 for one at the end alone; draw: makes the picture of a checkpoint, [H, W, 3] uint8. is_main: whether
-    this process writes the files.
+    """folder: of this run. name: of the adapter's files. every: steps between two checkpoints, 0 for one at the end
+    alone; draw: makes the picture of a checkpoint, [H, W, 3] uint8. is_main: whether this process writes the files.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, name: str, metadata: dict[str, str], every: int = 0,
+    def __init__(self, trainer: Trainer, folder: Path, name: str, every: int = 0,
                  draw: Callable[[], np.ndarray] | None = None, is_main: bool = True):
-        self.trainer, self.folder, self.name, self.metadata = trainer, folder, name, metadata
+        self.trainer, self.folder, self.name = trainer, folder, name
         self.every, self.draw, self.is_main = every, draw, is_main
 
     def steps(self) -> Iterator[tuple[int, float]]:
@@ -49,10 +51,11 @@ class TrainingRun:
                 began = time.monotonic()
                 loss = trainer.train_step()
                 if self.is_main:
-                    append_line(self.folder / LOSSES, {
-                        "step": trainer.step, "loss": loss if math.isfinite(loss) else None,
-                        "rate": trainer.settings.rate(trainer.step - 1),
-                        "seconds": round(time.monotonic() - began, 3)})
+                    with self._writing():
+                        append_line(self.folder / LOSSES, {
+                            "step": trainer.step, "loss": loss if math.isfinite(loss) else None,
+                            "rate": trainer.settings.rate(trainer.step - 1),
+                            "seconds": round(time.monotonic() - began, 3)})
                 if trainer.step == trainer.settings.steps or (self.every and trainer.step % self.every == 0):
                     self._checkpoint()
                     saved = trainer.step
@@ -69,25 +72,36 @@ class TrainingRun:
 
     def _metadata(self) -> dict[str, str]:
         lines = read_lines(self.folder / LOSSES)
-        return {**self.metadata, "steps": str(self.trainer.step), "seed": str(self.trainer.settings.seed),
+        return {**self.trainer.origin, "steps": str(self.trainer.step), "seed": str(self.trainer.settings.seed),
                 "skipped_steps": str(sum(line["loss"] is None for line in lines))}
 
     def _checkpoint(self, pictures: bool = True) -> None:
         if not self.is_main:
             return
         step = self.trainer.step
-        try:
+        drawn = self.draw() if pictures and self.draw is not None else None
+        with self._writing():
             self.trainer.save(self.folder / CHECKPOINT)
             save_adapter(self.trainer.trained, self.folder / f"{self.name}_{step:06d}.safetensors", self._metadata())
-            if pictures:
-                loss_picture([line["loss"] for line in read_lines(self.folder / LOSSES)]).save(
-                    self.folder / LOSS_PICTURE)
-                if self.draw is not None:
-                    (self.folder / SAMPLES).mkdir(exist_ok=True)
-                    PIL.Image.fromarray(self.draw()).save(self.folder / SAMPLES / f"step_{step:06d}.png")
-        except OSError as error:
-            raise StandInError(f"step {step} could not be written to {self.folder} ({error.strerror or error}): make "
-                               "room there and start again; it goes on from the last checkpoint.") from error
+            loss_picture([line["loss"] for line in read_lines(self.folder / LOSSES)]).save(self.folder / LOSS_PICTURE)
+            if drawn is not None:
+                (self.folder / SAMPLES).mkdir(exist_ok=True)
+                PIL.Image.fromarray(drawn).save(self.folder / SAMPLES / f"step_{step:06d}.png")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # in turn Python's, torch's, safetensors'
+            raise StandInError(f"step {self.trainer.step} could not be written to {self.folder} ({error}): make room "
+                               "there and start again; it goes on from the last checkpoint.") from error
+
+
+def run_pictures(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The picture of the losses and the last one of samples, or where there is none the losses again; [1, H, W, 3]."""
+    loss = PIL.Image.open(folder / LOSS_PICTURE)
+    samples = sorted((folder / SAMPLES).glob("step_*.png"))
+    return as_image(loss), as_image(PIL.Image.open(samples[-1]) if samples else loss)
 
 
 def loss_picture(losses: list[float | None]) -> PIL.Image.Image:
