@@ -16,7 +16,8 @@ from .people import split
 from .render import picture, video
 from .scenes import photo_scene, random_scene
 
-PHOTOS, ENCODED_TOGETHER = 2, 8
+CLIPS, PHOTOS = 4000, 2
+ENCODED_TOGETHER = 8
 
 
 def training_examples(folder: Path, count: int, seed: int = 0) -> Path:

@@ -13,7 +13,7 @@ import torch
 from tiny_models import TinyWan, random_weights
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-VAE_FILE, WAN_FILE = WEIGHTS / "small_world_vae.safetensors", WEIGHTS / "small_world_wan.safetensors"
+VAE_FILE, WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("vae", "wan", "stand_in"))
 
 SIDE, FRAMES = 64, 9
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)

@@ -100,7 +100,8 @@ def random_scene(rng: np.random.Generator, action: str | None = None) -> Scene:
 
 
 def photo_scene(rng: np.random.Generator) -> Scene:
-    """A reference photo: frontal, on white, in a light and with an expression of its own."""
-    pose = Pose(yaw=rng.uniform(-0.25, 0.25), pitch=rng.uniform(-0.15, 0.15), roll=rng.uniform(-4, 4), size=0.72,
+    """A reference photo: frontal, on white, in a light, a cut and an expression of its own."""
+    pose = Pose(yaw=rng.uniform(-0.25, 0.25), pitch=rng.uniform(-0.15, 0.15), roll=rng.uniform(-4, 4),
+                x=rng.uniform(0.46, 0.54), y=rng.uniform(0.47, 0.54), size=rng.uniform(0.62, 0.78),
                 smile=rng.uniform(-0.6, 0.9), mouth=float(rng.random() < 0.3) * rng.uniform(0, 0.8))
     return Scene("nods", "white", pose, SHIRTS[rng.integers(len(SHIRTS))], rng.uniform(0, 360), rng.uniform(0.9, 1.06))

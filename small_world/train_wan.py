@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from small_world.captions import caption_contexts
-from small_world.data import training_examples
+from small_world.data import CLIPS, training_examples
 from small_world.models import WAN_FILE, new_wan, save
 from standin_core.train.cache import CachedExamples
 from standin_core.train.objective import differentiable
 
-BATCH, CLIPS = 16, 4000
+BATCH = 16
 LEARNING_RATE, WARM_UP, GRAD_NORM = 6e-4, 200, 1.0
 NO_CAPTION = 0.1  # share of examples without one, for classifier-free guidance
 SHIFT = 3.0

@@ -46,7 +46,7 @@ def wan():
 
 def batch(seed=0):
     return Batch(video=tiny.random(2, 16, 3, 8, 12, seed=seed), noise=tiny.random(2, 16, 3, 8, 12, seed=seed + 1),
-                 reference=tiny.random(1, 16, 1, 8, 16, seed=seed + 2),
+                 reference=tiny.random(2, 16, 1, 8, 16, seed=seed + 2),
                  context=tiny.random(2, 5, tiny.WAN.text_dim, seed=seed + 3), sigma=torch.tensor([0.3, 0.8]))
 
 
@@ -98,7 +98,7 @@ def test_the_velocity_is_that_of_the_nodes():
         found.append((x - denoised) / sigmas[0])
         return x
 
-    reference = model.model.process_latent_out(item.reference)
+    reference = model.model.process_latent_out(item.reference[:1])
     patched = apply_identity_branch(model, adapter, reference)
     with torch.inference_mode():
         condition = [[item.context[:1], {}]]
@@ -106,7 +106,7 @@ def test_the_velocity_is_that_of_the_nodes():
                                    condition, condition, torch.zeros_like(noisy), disable_pbar=True)
     with torch.no_grad():
         own = Wan(model.model)
-        with identity_read(own, adapter, noisy.shape, item.reference):
+        with identity_read(own, adapter, noisy.shape, item.reference[:1]):
             expected = own.model(noisy, torch.full((1,), 1000.0), item.context[:1])
     assert_close(found[0], expected, WHOLE_RUN)
 
@@ -123,6 +123,22 @@ def test_gradients_of_what_is_computed_again(wan):
     for key, gradient in gradients.items():
         assert gradient is plain[key] is None or torch.equal(gradient, plain[key]), key
     assert not any("forward" in block.__dict__ for block in wan.model.blocks)
+
+
+def test_every_video_reads_its_own_photo(wan):
+    """Two at a time: the mean of their losses and gradients; with the photos exchanged it is another."""
+    adapter, both = trained(), batch()
+    loss = flow_matching_loss(wan, adapter, both, weight=1.0)
+    gradients = {key: tensor.grad.clone() for key, tensor in parameters(adapter).items() if tensor.grad is not None}
+    alone = trained()
+    losses = [flow_matching_loss(wan, alone, Batch(*(getattr(both, field.name)[i:i + 1]
+                                                     for field in dataclasses.fields(Batch))), weight=0.5)
+              for i in range(2)]
+    assert loss == pytest.approx(sum(losses) / 2, rel=1e-6)
+    for key, gradient in gradients.items():
+        assert_close(gradient, parameters(alone)[key].grad)
+    exchanged = dataclasses.replace(both, reference=both.reference.flip(0))
+    assert flow_matching_loss(wan, adapter, exchanged) != pytest.approx(loss, rel=1e-4)
 
 
 def test_a_new_adapter_changes_nothing_and_learns(wan):
@@ -213,6 +229,14 @@ def test_steps_draw_from_the_seed_and_their_number(wan):
     assert torch.equal(one.draw(5)[0].noise, trainer(wan).draw(5)[0].noise)
     other = trainer(wan, dataclasses.replace(SETTINGS, seed=4))
     assert not torch.equal(one.draw(5)[0].noise, other.draw(5)[0].noise)
+
+
+def test_what_is_computed_together_is_the_same(wan):
+    """Three of four, then the last: the same examples, and up to the order of sums the same weights."""
+    runs = [trainer(wan, dataclasses.replace(SETTINGS, batch_size=4, together=together)) for together in (1, 3)]
+    assert [[len(batch.video) for batch in run.draw(0)] for run in runs] == [[1, 1, 1, 1], [3, 1]]
+    losses = [[run.train_step() for _ in range(2)] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_shifted_noise_levels(wan):

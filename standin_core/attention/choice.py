@@ -137,17 +137,18 @@ def kernel_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str
 
 
 @functools.lru_cache(maxsize=32)
-def restricted_attention(choice: AttentionChoice) -> Callable:
+def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable:
     """The function that ``Wan.identity_installed`` puts in: ``(host, q, k, v, identities, heads, ...)``.
 
     host: the attention in use. q, k, v: [B, N_vid, C] (or [B, H, N_vid, D] with skip_reshape); identities: for each
     person K and V, [R, N_ref, C], and the bias of each query, [B or 1, N_vid or 1] float32. note_mass: called, when
     merging, with the share of the softmax on each person's tokens, a list of [B, H, N_vid] float32. Returns what the
     host would return. Equal arguments give the same object, so that torch.compile, which guards on a function's
-    identity, does not compile anew for every run.
+    identity, does not compile anew for every run. own: as in training, on the path "concatenate": the b-th video reads
+    the b-th of the R photos alone.
     """
     if choice.path == "concatenate":
-        return _concatenate
+        return _concatenate_own if own else _concatenate
     state, extend = choice.source.state, _extend_by_kernel if choice.kernel else _extend_by_state(choice.source.state)
 
     def merge(host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False, scale=None,
@@ -189,16 +190,19 @@ def _extend_by_kernel(q, identity_k, identity_v, video, scale, bias):
 
 
 def _concatenate(host, q, k, v, identities, heads, mask=None, skip_reshape=False, enable_gqa=False, note_mass=None,
-                 **kwargs):
+                 own=False, **kwargs):
     _require_plain(mask, enable_gqa)
     keys, values = [k], [v]
     for identity_k, identity_v, _ in identities:
         for collected, x in ((keys, identity_k), (values, identity_v)):
-            x = x.flatten(0, 1).unsqueeze(0).expand(len(q), -1, -1)
+            x = x if own else x.flatten(0, 1).unsqueeze(0).expand(len(q), -1, -1)
             collected.append(_split(x, heads) if skip_reshape else x)
     if skip_reshape:
         kwargs["skip_reshape"] = True
     return host(q, torch.cat(keys, dim=-2), torch.cat(values, dim=-2), heads=heads, **kwargs)
+
+
+_concatenate_own = functools.partial(_concatenate, own=True)
 
 
 def _split(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from .weights import as_adapter, parameters
 
 SEED_STRIDE = 1_000_003  # two seeds share no step for as long as anybody trains
 MOST_BAD_STEPS = 10  # in a row, before it is no accident
-FREE = ("steps", "checkpointing")  # what may differ from the checkpoint that a run goes on from
+FREE = ("steps", "checkpointing", "together")  # what may differ from the checkpoint that a run goes on from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """batch_size: examples of a step, of all processes together. learning_rate rises over ``warmup`` steps and then
+    """batch_size: examples of a step, of all processes; together: how many of them are computed at a time, which costs
+    memory and saves time where a GPU is not busy with one. learning_rate rises over ``warmup`` steps and then
     stays, or falls as a cosine to a tenth where ``cosine``; that of the up weights is loraplus_ratio times as high
     (LoRA+, arXiv 2402.12354; 1 is plain LoRA). max_grad_norm: gradients are scaled down to it. ema: decay of a moving
     average of the adapter, 0 for none.
@@ -49,6 +50,7 @@ class TrainSettings:
 
     steps: int = 3000
     batch_size: int = 1
+    together: int = 1
     learning_rate: float = 1e-4
     loraplus_ratio: float = 1.0
     warmup: int = 100
@@ -63,7 +65,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
+        for name in ("steps", "batch_size", "together", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
             if getattr(self, name) <= 0:
                 raise StandInError(f"{name} is {getattr(self, name)}, needed is more than 0.")
         if not 0 <= self.ema < 1:
@@ -150,9 +152,10 @@ class Trainer:
 
     def _gradients(self, batches: list[Batch]) -> float:
         """Of the mean loss of all batches of all processes, which is returned."""
-        weight = 1 / self.settings.batch_size
-        value = sum(weight * flow_matching_loss(self.wan, self.adapter, batch, self.settings.checkpointing, weight)
-                    for batch in batches)  # one by one: a person's photo is read by his or her video alone
+        value = 0.0
+        for batch in batches:
+            weight = len(batch.video) / self.settings.batch_size
+            value += weight * flow_matching_loss(self.wan, self.adapter, batch, self.settings.checkpointing, weight)
         if self.processes is None:
             return value
         for tensor in self.weights.values():
@@ -163,23 +166,23 @@ class Trainer:
     def draw(self, step: int) -> list[Batch]:
         """What this process learns from in a step: its share of ``batch_size`` times a video and one of its photos."""
         generator = torch.Generator().manual_seed((self.settings.seed * SEED_STRIDE + step) % 2**63)
-        device = next(iter(self.weights.values())).device
         first, every = self.share
-        batches = []
+        drawn = []
         for number in range(self.settings.batch_size):
-            chosen, photo = (int(torch.randint(2**31, (1,), generator=generator)) for _ in range(2))
+            chosen, photo, noise_seed = (int(torch.randint(2**31, (1,), generator=generator)) for _ in range(3))
             sigma = self.settings.sigma(torch.rand(1, generator=generator))
-            noise_seed = int(torch.randint(2**31, (1,), generator=generator))
             if number % every != first:
                 continue
             example = self.examples[chosen % len(self.examples)]
             noise = torch.randn(example.video.shape, generator=torch.Generator().manual_seed(noise_seed))
-            batches.append(Batch(
-                *(x[None].to(device, torch.float32) for x in (example.video, noise)),
-                *(x[None].to(device, self.wan.dtype) for x in (example.photos[photo % len(example.photos)],
-                                                               example.context)),
-                sigma.to(device)))
-        return batches
+            drawn.append((example.video, noise, example.photos[photo % len(example.photos)], example.context, sigma[0]))
+        return [self._batch(drawn[i:i + self.settings.together]) for i in range(0, len(drawn), self.settings.together)]
+
+    def _batch(self, drawn: list[tuple[torch.Tensor, ...]]) -> Batch:
+        device = next(iter(self.weights.values())).device
+        video, noise, photo, context, sigma = (torch.stack(each) for each in zip(*drawn))
+        return Batch(*(x.to(device, torch.float32) for x in (video, noise)),
+                     *(x.to(device, self.wan.dtype) for x in (photo, context)), sigma.to(device))
 
     def save(self, path: Path) -> None:
         """A checkpoint, from which ``resume`` goes on."""

@@ -28,9 +28,9 @@ ATTACHED = AttentionChoice("concatenate", None, ())
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Videos of one person with a photo of him or her, in model space, on the device of the model.
+    """Videos, each with a photo of its person, in model space, on the device of the model.
 
-    video, noise: [B, 16, T, h, w] float32; reference: [R, 16, 1, h, w] and context: [B, N, text dim], the text
+    video, noise: [B, 16, T, h, w] float32; reference: [B, 16, 1, h, w] and context: [B, N, text dim], the text
     encoder's, in the dtype of the model; sigma: [B] float32 in 0..1.
     """
 
@@ -60,7 +60,8 @@ def flow_matching_loss(wan: Wan, adapter: Adapter, batch: Batch, checkpointing: 
 @contextlib.contextmanager
 def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
                   checkpointing: bool = False) -> Iterator[None]:
-    """Within the context, calls of ``wan.model`` for a latent of video_shape read the identity, with gradients."""
+    """Within the context, calls of ``wan.model`` for a latent of video_shape read the identities, each video its own,
+    with gradients."""
     with differentiable(), contextlib.ExitStack() as stack:
         call = {}
         if checkpointing:
@@ -71,7 +72,7 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
                                        device=reference.device)
         reading = Reading(0, layers, wan.rotation(positions), torch.zeros(1, 1, device=reference.device),
                           range(len(wan.blocks)))
-        stack.enter_context(wan.identity_installed([reading], restricted_attention(ATTACHED)))
+        stack.enter_context(wan.identity_installed([reading], restricted_attention(ATTACHED, own=True)))
         yield
 
 

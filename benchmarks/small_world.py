@@ -1,0 +1,116 @@
+"""Is the person in the photo the person in the video? The small world's answers, for people nobody was trained on.
+
+    .standin/venv/bin/python benchmarks/small_world.py --people 48
+
+Every condition generates the same cases: the same people, photos, captions and seeds. What is measured is explained in
+small_world/measure.py. Writes benchmarks/results/small_world_<name>.json and docs/images/small_world.jpg.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from environment import import_comfyui
+
+import_comfyui("--cpu", "--use-pytorch-cross-attention")
+
+import numpy as np
+import PIL.Image
+import torch
+
+from machine import machine
+from small_world.measure import Case, World, calibrate, cases, score
+from small_world.models import ADAPTER_FILE, SIDE, WAN
+from small_world.reader import POSE, POSE_SCALE, read
+from small_world.render import picture
+from small_world.scenes import photo_scene
+from standin_core.controls import kept_tokens
+from standin_core.run import apply_identity_branch
+from standin_core.train.weights import as_adapter, new_adapter
+from standin_core.weights import load_adapter
+
+RESULTS = Path(__file__).resolve().parent / "results"
+IMAGE = PACK / "docs" / "images" / "small_world.jpg"
+SHOWN, ZOOM = 6, 2
+WHITE = 235
+
+
+def conditions(world: World) -> dict[str, Callable[[Case], object]]:
+    """Name -> the model of a case."""
+    adapter = load_adapter(ADAPTER_FILE)
+    untrained = as_adapter(new_adapter(WAN.blocks, WAN.dim, adapter.rank))
+
+    def identity(**controls):
+        return lambda case: world.with_identity(case, adapter, **controls)
+
+    def several(count: int, **controls):
+        def model(case: Case):
+            rng = np.random.default_rng([7, case.seed])
+            others = [picture(case.person, photo_scene(rng), 0.0, SIDE) for _ in range(count - 1)]
+            return apply_identity_branch(world.model, adapter, world.reference(case.photo, *others), **controls)
+        return model
+
+    def without_background(case: Case):
+        subject = torch.from_numpy((case.photo.min(axis=-1) < WHITE).astype(np.float32))[None]
+        return world.with_identity(case, adapter, kept_tokens=kept_tokens(subject, (SIDE // 16, SIDE // 16)))
+
+    return {
+        "without the branch": lambda case: world.model,
+        "with the branch": identity(),
+        "adapter off": lambda case: world.with_identity(case, untrained),
+        **{f"strength {strength:g}": identity(strength=strength) for strength in (0.25, 0.5, 2.0, 4.0)},
+        **{f"from {start:.0%} to {end:.0%}": identity(start_percent=start, end_percent=end)
+           for start, end in ((0.0, 0.25), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0))},
+        "3 photos": several(3),
+        "3 photos, normalized": several(3, normalize_references=True),
+        "background tokens dropped": without_background,
+        "fp8 cache": identity(cache="fp8"),
+        "positive pass": identity(guidance="positive pass"),
+    }
+
+
+def expression(some: list[Case], readings: list) -> dict[str, float]:
+    """Whether the mouth's smile comes from the photo: its correlation over the videos, and how far it rises where the
+    caption says "smiles" and where it does not.
+    """
+    smile = POSE.index("smile")
+    scale = float(POSE_SCALE[smile])
+    course = np.stack([reading.poses[:, smile] * scale for reading in readings])
+    of_photo = np.array([case.photo_pose.smile for case in some])
+    asked = np.array([case.scene.action == "smiles" for case in some])
+    rise = course[:, -1] - course[:, 0]
+    return {"correlation_with_photo": round(float(np.corrcoef(of_photo, course.mean(axis=1))[0, 1]), 4),
+            "rise_asked": round(float(rise[asked].mean()), 4), "rise_not_asked": round(float(rise[~asked].mean()), 4)}
+
+
+def main(people: int, name: str) -> None:
+    world, some = World(), cases(people)
+    found, sheets = {**machine(), "people": people, "calibration": calibrate(world.reader)}, {}
+    ceiling = found["calibration"]["through the VAE"]["agreement"]
+    for what, model_of in conditions(world).items():
+        videos = [world.generate(case, model_of(case)) for case in some]
+        readings = [read(world.reader, frames) for frames in videos]
+        found[what] = dataclasses.asdict(score(some, readings, ceiling)) | expression(some, readings)
+        sheets[what] = videos[:SHOWN]
+        sys.stdout.write(f"{what}: {found[what]}\n")
+        sys.stdout.flush()
+    (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    rows = [np.concatenate([case.photo, *(frame for what in ("with the branch", "without the branch")
+                                          for frame in sheets[what][i][[0, 4, 8]])], axis=1)
+            for i, case in enumerate(some[:SHOWN])]
+    sheet = PIL.Image.fromarray(np.concatenate(rows))
+    sheet.resize((ZOOM * sheet.width, ZOOM * sheet.height), PIL.Image.Resampling.LANCZOS).save(IMAGE, quality=90)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--people", type=int, default=48)
+    parser.add_argument("--name", default="cpu")
+    options = parser.parse_args()
+    main(options.people, options.name)

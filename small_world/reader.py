@@ -1,0 +1,90 @@
+"""Reads from a picture who is in it and in which pose, so that a generated video can be compared with what was asked.
+
+A small network, trained on renders alone, whose truth is known. How often it is right on renders of people it never
+saw, before and after the VAE, is the scale on which generated videos are measured.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from .models import SIDE, WEIGHTS
+from .people import TRAITS, Person
+from .scenes import ACTIONS, Pose
+
+READER_FILE = WEIGHTS / "small_world_reader.safetensors"
+WIDTHS, HIDDEN = (32, 64, 96, 128), 192
+POSE = Pose.__slots__
+# how far each part of a pose moves in an action, by which they are made comparable
+POSE_SCALE = torch.tensor([0.5, 0.5, 14.0, 0.08, 0.04, 0.05, 0.45, 0.35, 0.35])
+
+
+class Reader(torch.nn.Module):
+    """[B, 3, 64, 64] in -1..1 -> logits of each trait, [B, n] for each of TRAITS, and the pose, [B, 9]."""
+
+    def __init__(self):
+        super().__init__()
+        layers, before = [], 3
+        for width in WIDTHS:
+            layers += [torch.nn.Conv2d(before, width, 3, stride=2, padding=1), torch.nn.GroupNorm(8, width),
+                       torch.nn.SiLU(), torch.nn.Conv2d(width, width, 3, padding=1), torch.nn.SiLU()]
+            before = width
+        side = SIDE // 2 ** len(WIDTHS)
+        self.body = torch.nn.Sequential(*layers, torch.nn.Flatten(),
+                                        torch.nn.Linear(before * side * side, HIDDEN), torch.nn.SiLU())
+        self.traits = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, len(values)) for values in TRAITS.values())
+        self.pose = torch.nn.Linear(HIDDEN, len(POSE))
+
+    def forward(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        hidden = self.body(pixels)
+        return [head(hidden) for head in self.traits], self.pose(hidden)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """Of F frames. traits: [F, 7], the place of each trait among TRAITS; poses: [F, 9], in units of POSE_SCALE."""
+
+    traits: np.ndarray
+    poses: np.ndarray
+
+    def agreement(self, person: Person) -> float:
+        """The share of the person's visible traits, over all frames, that are read as they are."""
+        return float((self.traits == person.labels)[:, person.visible].mean())
+
+    def action(self) -> str:
+        """Of ACTIONS, the one whose course the poses follow best."""
+        t = np.linspace(0, 1, len(self.poses))
+        moved = self.poses - self.poses.mean(axis=0)
+
+        def distance(action: str) -> float:
+            course = np.zeros_like(moved)
+            for frame, at in enumerate(t):
+                for name, change in ACTIONS[action](at).items():
+                    course[frame, POSE.index(name)] = change / float(POSE_SCALE[POSE.index(name)])
+            return float(((moved - (course - course.mean(axis=0))) ** 2).sum())
+
+        return min(ACTIONS, key=distance)
+
+    @property
+    def motion(self) -> float:
+        """How far the pose moves, the mean over its parts of the deviation over time."""
+        return float(self.poses.std(axis=0).mean())
+
+
+def load_reader() -> Reader:
+    reader = Reader().eval()
+    reader.load_state_dict({key: value.float() for key, value in safetensors.torch.load_file(READER_FILE).items()})
+    return reader
+
+
+@torch.inference_mode()
+def read(reader: Reader, frames: np.ndarray) -> Readings:
+    """frames: [F, H, W, 3] uint8, H and W of any size."""
+    pixels = torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1
+    if pixels.shape[-2:] != (SIDE, SIDE):
+        pixels = torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="area")
+    logits, pose = reader(pixels)
+    return Readings(torch.stack([each.argmax(dim=1) for each in logits], dim=1).numpy(), pose.numpy())

@@ -1,0 +1,66 @@
+"""Train the Stand-In adapter of the small world with the pack's own trainer, the base model frozen.
+
+    .standin/venv/bin/python small_world/train_adapter.py --steps 4000
+
+The run lies in --cache and goes on where it was stopped.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from environment import import_comfyui
+
+import_comfyui("--cpu", "--use-pytorch-cross-attention")
+
+import comfy.sd
+import safetensors.torch
+import torch
+
+from small_world.data import CLIPS, training_examples
+from small_world.models import ADAPTER_FILE, STORED, WAN, WAN_FILE, load
+from standin_core.train import AdapterSettings, SampleSettings, TrainSettings, training_run
+
+RANK = 32
+BATCH = 16
+REPORTED_EVERY = 100
+
+
+def main(steps: int, seed: int, cache: Path) -> None:
+    shards = training_examples(cache / "shards", CLIPS)
+    model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
+                                                     metadata=WAN.metadata())
+    settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=1e-3, loraplus_ratio=4.0,
+                             cosine=True, ema=0.995, shift=2.0, checkpointing=False, seed=seed)
+    run = training_run(model, shards, cache / f"adapter_{seed}", AdapterSettings("small_world_stand_in", RANK),
+                       settings, SampleSettings(every=500), base_model=WAN_FILE.name)
+    losses, started = [], time.monotonic()
+    for step, loss in run.steps():
+        losses.append(loss)
+        if step % REPORTED_EVERY == 0:
+            record = {"seed": seed, "minutes": round((time.monotonic() - started) / 60, 1), "step": step,
+                      "loss": round(sum(losses) / len(losses), 4)}
+            losses.clear()
+            with ADAPTER_FILE.with_suffix(".log").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            sys.stdout.write(f"{record}\n")
+            sys.stdout.flush()
+    run.finish(ADAPTER_FILE)
+    with safetensors.safe_open(ADAPTER_FILE, "pt") as file:
+        said = file.metadata()
+    safetensors.torch.save_file({key: tensor.to(STORED) for key, tensor in
+                                 safetensors.torch.load_file(ADAPTER_FILE).items()}, ADAPTER_FILE, metadata=said)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")
+    options = parser.parse_args()
+    main(options.steps, options.seed, options.cache)
