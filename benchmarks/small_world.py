@@ -82,7 +82,7 @@ def expression(some: list[Case], readings: list) -> dict[str, float]:
     smile = POSE.index("smile")
     scale = float(POSE_SCALE[smile])
     course = np.stack([reading.poses[:, smile] * scale for reading in readings])
-    of_photo = np.array([case.photo_pose.smile for case in some])
+    of_photo = np.array([case.photo_scene.pose.smile for case in some])
     asked = np.array([case.scene.action == "smiles" for case in some])
     rise = course[:, -1] - course[:, 0]
     return {"correlation_with_photo": round(float(np.corrcoef(of_photo, course.mean(axis=1))[0, 1]), 4),

@@ -1,68 +1,126 @@
-"""The demo's page: the photo, the crop, the frames with and without the identity, and what the run did."""
+"""The demo's page: for every person the photo, the frames with and without the identity, and what is read in them."""
 from __future__ import annotations
 
 import base64
 import html
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
+from small_world.people import TRAITS, Person
+from small_world.reader import Readings
+
+FRAMES_SHOWN, FRAME_PX, PHOTO_PX = 5, 128, 128
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Stand-In demo</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-.row {{ display: flex; gap: .5rem; flex-wrap: wrap; align-items: end; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+h1 {{ font-size: 1.6rem; }}
+h2 {{ font-size: 1.15rem; margin-top: 2.2rem; border-top: 1px solid #ddd; padding-top: 1rem; }}
+.row {{ display: flex; gap: .5rem; flex-wrap: wrap; align-items: end; margin: .4rem 0; }}
 figure {{ margin: 0; }} figcaption {{ font-size: .8rem; color: #666; }}
 img {{ display: block; border-radius: 4px; }}
-table {{ border-collapse: collapse; }} td {{ padding: .2rem 1rem .2rem 0; vertical-align: top; }}
+table {{ border-collapse: collapse; font-size: .9rem; }} td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; }}
 td:first-child {{ color: #666; white-space: nowrap; }}
-.note {{ background: #fff6dd; padding: .6rem 1rem; border-radius: 4px; }}
+.other {{ color: #a33; }}
+.note {{ background: #eef4fb; padding: .6rem 1rem; border-radius: 4px; }}
+.score {{ font-size: 1.05rem; }}
 </style>
-<h1>One photo in, a video out</h1>
-<p class="note">The weights of this demo are tiny and random: everything that runs is real, what it paints is noise. The
-two rows differ only in the strength of the identity.</p>
-<h2>The reference</h2>
-<div class="row">{reference}</div>
-<p>{verdict}</p>
-<h2>Frames with the identity</h2>
-<div class="row">{with_identity}</div>
-<h2>The same seed without it</h2>
-<div class="row">{without}</div>
-<h2>Where they differ</h2>
-<div class="row">{difference}</div>
-<p>Four times the difference; its mean is {mean:.1f} of 255.</p>
+<h1>One photo in, a video of that person out</h1>
+<p class="note">These people are drawn: of a small world in which it is known who is who. Its models are tiny, but they
+are ComfyUI's own Wan and VAE, and nobody on this page was seen in training. The bundled workflow ran as it is in a
+ComfyUI server. The two rows of a person have the same prompt and the same seed; only the strength of the identity
+differs.</p>
+{people}
+<h2>A photograph</h2>
+<p>The first step with a real photo: Face Preprocess finds the face, crops it and puts it on white, where a parser is
+installed. What it says: {verdict}</p>
+<div class="row">{photograph}</div>
 <h2>The run</h2>
 <table>{facts}</table>
 </html>
 """
 
+PERSON = """<h2>“{caption}”</h2>
+<p class="score">Of the person's traits, the frames show <b>{kept:.0%}</b> with the identity and <b>{without:.0%}</b>
+without it.</p>
+<div class="row">{photo}{with_identity}</div>
+<div class="row">{space}{plain}</div>
+<table><tr><th></th><th>the photo</th><th>with the identity</th><th>without it</th></tr>{traits}</table>
+"""
 
-def write_report(folder: Path, verdict: str, report: dict, with_identity: np.ndarray, without: np.ndarray) -> Path:
-    """with_identity, without: [F, H, W, 3] uint8. Reads photo.png and face_crop.png in folder; -> the page."""
-    shown = np.linspace(0, len(with_identity) - 1, 6).round().astype(int)
-    reference = (_figure(PIL.Image.open(folder / "photo.png"), "the photo")
-                 + _figure(PIL.Image.open(folder / "face_crop.png"), "the reference image"))
-    difference = np.abs(with_identity.astype(float) - without)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """A person of the demo. photo, video: files; frames, frames_without: [F, H, W, 3] uint8; record: of the run."""
+
+    photo: Path
+    video: Path
+    person: Person
+    caption: str
+    frames: np.ndarray
+    frames_without: np.ndarray
+    reading: Readings
+    reading_without: Readings
+    record: dict
+
+    @property
+    def kept(self) -> float:
+        return self.reading.agreement(self.person)
+
+    @property
+    def kept_without(self) -> float:
+        return self.reading_without.agreement(self.person)
+
+
+def write_report(folder: Path, shown: list[Shown], crop: Path, verdict: str) -> Path:
+    """Reads photo.png, the photograph, in folder; -> the page."""
     page = folder / "report.html"
     page.write_text(PAGE.format(
-        reference=reference, verdict=html.escape(verdict).replace("\n", "<br>"),
-        with_identity=_strip(with_identity, shown), without=_strip(without, shown),
-        difference=_strip((4 * difference).clip(0, 255).astype(np.uint8), shown), mean=difference.mean(),
-        facts=_facts(report)), encoding="utf-8")
+        people="".join(_person(each) for each in shown), verdict=html.escape(verdict).replace("\n", "; "),
+        photograph=_figure(PIL.Image.open(folder / "photo.png"), "the photograph", 200)
+        + _figure(PIL.Image.open(crop), "the reference image", 200),
+        facts=_facts(shown[0].record)), encoding="utf-8")
     return page
 
 
-def _strip(video: np.ndarray, shown: np.ndarray) -> str:
-    return "".join(_figure(PIL.Image.fromarray(video[i]), f"frame {i + 1}", 144) for i in shown)
+def _person(shown: Shown) -> str:
+    return PERSON.format(
+        caption=html.escape(shown.caption), kept=shown.kept, without=shown.kept_without,
+        photo=_figure(PIL.Image.open(shown.photo), "the photo", PHOTO_PX),
+        space=_figure(PIL.Image.new("RGB", (PHOTO_PX, PHOTO_PX), "white"), "no photo", PHOTO_PX),
+        with_identity=_strip(shown.frames), plain=_strip(shown.frames_without), traits=_traits(shown))
 
 
-def _figure(image: PIL.Image.Image, caption: str, width: int = 256) -> str:
+def _traits(shown: Shown) -> str:
+    """What most frames show of each trait that can be seen."""
+    rows = ""
+    for index, (name, values) in enumerate(TRAITS.items()):
+        if not shown.person.visible[index]:
+            continue
+        wanted = getattr(shown.person, name)
+        cells = f"<td>{name.replace('_', ' ')}</td><td>{wanted}</td>"
+        for reading in (shown.reading, shown.reading_without):
+            found = values[np.bincount(reading.traits[:, index]).argmax()]
+            kind = "same" if found == wanted else "other"
+            cells += f'<td class="{kind}">{found}</td>'
+        rows += f"<tr>{cells}</tr>"
+    return rows
+
+
+def _strip(video: np.ndarray) -> str:
+    return "".join(_figure(PIL.Image.fromarray(video[i]), f"frame {i + 1}", FRAME_PX)
+                   for i in np.linspace(0, len(video) - 1, FRAMES_SHOWN).round().astype(int))
+
+
+def _figure(image: PIL.Image.Image, caption: str, width: int) -> str:
     data = io.BytesIO()
-    image.resize((width, width * image.height // image.width)).save(data, "PNG")
+    image.resize((width, width * image.height // image.width), PIL.Image.Resampling.LANCZOS).save(data, "PNG")
     source = base64.b64encode(data.getvalue()).decode()
     return (f'<figure><img width="{width}" src="data:image/png;base64,{source}" alt="{caption}">'
             f"<figcaption>{caption}</figcaption></figure>")

@@ -1,7 +1,7 @@
-"""The demo, inside the environment: the bundled workflow on tiny random weights, with and without the identity.
+"""The demo, inside the environment: one photo in, a video of that person out, by the bundled workflow in a real server.
 
-Real code, real server, real photo; the weights are random, so the video shows that the identity reaches every frame
-and not yet a person.
+The people are the small world's, drawn, and none of those shown here was seen in training; so are the models, whose
+weights lie in small_world/weights. A photograph goes the way of Face Preprocess beside them.
 """
 import json
 import os
@@ -18,41 +18,71 @@ import numpy as np
 import PIL.Image
 import skimage.data
 from comfyui_server import PromptFailed, Server, node_id, running_server
-from demo_report import write_report
-from tiny_models import on_tiny_models, with_record, write_tiny_models
+from demo_report import Shown, write_report
+
+from small_world.measure import Case, cases
+from small_world.reader import load_reader, read
+from small_world.render import picture
+from small_world.workflow import on_small_world, write_small_world
+from tiny_models import with_record
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 HOME = PACK / ".standin" / "demo"
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
+PEOPLE, PHOTO_PX = 3, 256
 
 
 def main() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
     base, result = HOME / "comfyui", HOME / "result"
     result.mkdir(parents=True)
-    write_tiny_models(base / "models")
-    photo = result / "photo.png"
-    PIL.Image.fromarray(skimage.data.astronaut()).save(photo)
+    write_small_world(base / "models")
     say("starting ComfyUI")
     with running_server(COMFYUI, base, HOME / "comfyui.log", "--use-pytorch-cross-attention") as server:
-        prompt = with_record(on_tiny_models(WORKFLOW, server.upload(photo)))
-        outputs = run(server, prompt, "with the identity")
-        prompt[node_id(prompt, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.0
-        outputs_without = run(server, prompt, "without it, same seed")
-        video = shutil.copy(saved(server, outputs["SaveVideo"]), result / "video.mp4")
-        without = frames(saved(server, outputs_without["SaveVideo"]))
-        shutil.copy(saved(server, outputs["FacePreprocess"]), result / "face_crop.png")
-    (verdict,) = outputs["FacePreprocess"]["text"]
-    reports = json.loads(outputs["record"]["text"][0])
-    (result / "report.json").write_text(json.dumps({"face": verdict, "runs": reports}, indent=1))
-    page = write_report(result, verdict, reports[0], frames(video), without)
+        shown = [person(server, case, result / f"person_{number}")
+                 for number, case in enumerate(cases(PEOPLE, seed=2), start=1)]
+        crop, verdict = photograph(server, result)
+    (result / "report.json").write_text(json.dumps([each.record for each in shown], indent=1))
+    page = write_report(result, shown, crop, verdict)
     say("done")
-    sys.stdout.write(f"\nvideo   {video}\nreport  {page}\nrecord  {result / 'report.json'}\n")
+    for each in shown:
+        sys.stdout.write(f"\n{each.caption}\nvideo   {each.video}\ntraits of the person found in the frames: "
+                         f"{each.kept:.0%} with the identity, {each.kept_without:.0%} without it")
+    sys.stdout.write(f"\n\nreport  {page}\nrecord  {result / 'report.json'}\n")
+
+
+def person(server: Server, case: Case, folder: Path) -> Shown:
+    """One photo through the workflow, with the identity and without it, and what the reader finds in the frames."""
+    folder.mkdir()
+    photo = folder / f"{folder.name}.png"
+    PIL.Image.fromarray(picture(case.person, case.photo_scene, 0.0, PHOTO_PX)).save(photo)
+    prompt = with_record(on_small_world(WORKFLOW, server.upload(photo), case.scene.caption, case.seed))
+    outputs = run(server, prompt, f"{folder.name}, with the identity")
+    prompt[node_id(prompt, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.0
+    outputs_without = run(server, prompt, f"{folder.name}, without it, same seed")
+    video, without = (shutil.copy(saved(server, each["SaveVideo"]), folder / f"{name}.mp4")
+                      for name, each in (("video", outputs), ("without", outputs_without)))
+    reader = load_reader()
+    readings = [read(reader, frames(each)) for each in (video, without)]
+    (record,) = json.loads(outputs["record"]["text"][0])
+    return Shown(photo, Path(video), case.person, case.scene.caption, frames(video), frames(without), *readings, record)
+
+
+def photograph(server: Server, result: Path) -> tuple[Path, str]:
+    """A photograph through Face Preprocess: the crop, and what it says of the face."""
+    photo = result / "photo.png"
+    PIL.Image.fromarray(skimage.data.astronaut()).save(photo)
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    load, face = (node_id(prompt, name) for name in ("LoadImage", "FacePreprocess"))
+    prompt = {load: prompt[load], face: prompt[face]}
+    prompt[load]["inputs"]["image"] = server.upload(photo)
+    output = run(server, prompt, "a photograph, as far as Face Preprocess")["FacePreprocess"]
+    return Path(shutil.copy(saved(server, output), result / "face_crop.png")), output["text"][0]
 
 
 def run(server: Server, prompt: dict, what: str) -> dict[str, dict]:
     """Node class, or "record" -> what the node put into the UI."""
-    say(f"queueing the workflow {what}")
+    say(f"queueing the workflow: {what}")
     outputs = server.run(prompt, on_progress=lambda node, value, most: say(f"  {node} {value}/{most}")).outputs
     return {node if node == "record" else prompt[node]["class_type"]: output for node, output in outputs.items()}
 

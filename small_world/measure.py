@@ -21,7 +21,7 @@ from .models import FRAMES, SIDE, WAN, WAN_FILE, load, new_vae, to_pixels
 from .people import TRAITS, Person, split
 from .reader import Reader, Readings, load_reader, read
 from .render import picture, video
-from .scenes import ACTIONS, Pose, Scene, photo_scene, random_scene
+from .scenes import ACTIONS, Scene, photo_scene, random_scene
 
 STEPS, CFG, SHIFT = 12, 3.0, 3.0
 CALIBRATED_ON = 64  # people
@@ -29,15 +29,17 @@ CALIBRATED_ON = 64  # people
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """Somebody who was never trained on, a photo [SIDE, SIDE, 3] uint8 and its pose, and a scene that has nothing to do
-    with it.
-    """
+    """Somebody who was never trained on, the scene of a photo, and another one that has nothing to do with it."""
 
     person: Person
-    photo: np.ndarray
-    photo_pose: Pose
+    photo_scene: Scene
     scene: Scene
     seed: int
+
+    @property
+    def photo(self) -> np.ndarray:
+        """[SIDE, SIDE, 3] uint8"""
+        return picture(self.person, self.photo_scene, 0.0, SIDE)
 
 
 def cases(count: int, seed: int = 0) -> list[Case]:
@@ -47,9 +49,7 @@ def cases(count: int, seed: int = 0) -> list[Case]:
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         person = people[rng.integers(len(people))]
-        taken = photo_scene(rng)
-        made.append(Case(person, picture(person, taken, 0.0, SIDE), taken.at(0.0),
-                         random_scene(rng, list(ACTIONS)[number % len(ACTIONS)]), number))
+        made.append(Case(person, photo_scene(rng), random_scene(rng, list(ACTIONS)[number % len(ACTIONS)]), number))
     return made
 
 
