@@ -15,6 +15,14 @@ from tiny_models import TinyWan, random_weights
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 VAE_FILE, WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("vae", "wan", "stand_in"))
 
+
+def adapter_file(ablation: str | None = None) -> Path:
+    """The adapter, or the one that was trained without a part of the paper."""
+    if ablation is None:
+        return ADAPTER_FILE
+    return ADAPTER_FILE.with_stem(f"{ADAPTER_FILE.stem}_{ablation.replace(' ', '_')}")
+
+
 SIDE, FRAMES = 64, 9
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
 VAE_WIDTH = 16
@@ -52,9 +60,9 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 def save(weights: dict[str, torch.Tensor], path: Path, record: dict | None = None) -> None:
     """Weights in bf16, Wan's with its metadata, and a line on what was seen while training in the log beside them."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     weights = {key: value.detach().to(STORED).contiguous() for key, value in weights.items()}
-    safetensors.torch.save_file(weights, path, metadata=WAN.metadata() if path == WAN_FILE else None)
+    safetensors.torch.save_file(weights, path, metadata=WAN.metadata() if path.name == WAN_FILE.name else None)
     if record:
         with path.with_suffix(".log").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

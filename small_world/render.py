@@ -32,6 +32,14 @@ def picture(person: Person, scene: Scene, t: float, size: int) -> np.ndarray:
     return _lit(canvas.averaged(), scene)
 
 
+def face_points(scene: Scene, t: float, size: int) -> np.ndarray:
+    """[5, 2], x and y in pixels: the eyes, the nose, the corners of the mouth at time t, from the left."""
+    pose = scene.at(t)
+    canvas = _Canvas(size, (0, 0, 0), pose)
+    return np.stack([canvas.place(point, depth) for point, depth in (
+        ((-0.175, -0.03), 1), ((0.175, -0.03), 1), ((0, 0.1), 1.5), ((-0.15, 0.3), 1), ((0.15, 0.3), 1))]) / OVERSAMPLED
+
+
 class _Canvas:
     """Drawing in the head's own coordinates: x right, y down, (0, 0) its middle, 1 its height, turned by roll."""
 
@@ -46,10 +54,13 @@ class _Canvas:
 
     def fill(self, points, colour, depth: float = 0.0, upright: bool = False) -> None:
         """points: [n, 2]; depth: 0 moves with the head, 1 with the gaze; upright: without the roll."""
+        placed = np.rint(16 * self.place(points, depth, upright)).astype(np.int32)
+        cv2.fillPoly(self.pixels, [placed], tuple(int(value) for value in colour), cv2.LINE_AA, shift=4)
+
+    def place(self, points, depth: float = 0.0, upright: bool = False) -> np.ndarray:
+        """Points of the head, in pixels of the canvas."""
         points = np.asarray(points, float) + depth * self.look
-        placed = points if upright else points @ self.turn.T
-        cv2.fillPoly(self.pixels, [np.rint(16 * (placed * self.scale + self.middle)).astype(np.int32)],
-                     tuple(int(value) for value in colour), cv2.LINE_AA, shift=4)
+        return (points if upright else points @ self.turn.T) * self.scale + self.middle
 
     def averaged(self) -> np.ndarray:
         size = self.side // OVERSAMPLED

@@ -1,6 +1,7 @@
 """Train the Stand-In adapter of the small world with the pack's own trainer, the base model frozen.
 
     .standin/venv/bin/python small_world/train_adapter.py --steps 4000
+    .standin/venv/bin/python small_world/train_adapter.py --steps 4000 --ablation "shared positions"
 
 The run lies in --cache and goes on where it was stopped.
 """
@@ -22,8 +23,9 @@ import comfy.sd
 import safetensors.torch
 import torch
 
+from small_world.ablations import ABLATIONS, ablated
 from small_world.data import CLIPS, training_examples
-from small_world.models import ADAPTER_FILE, STORED, WAN, WAN_FILE, load
+from small_world.models import STORED, WAN, WAN_FILE, WEIGHTS, adapter_file, load
 from standin_core.train import AdapterSettings, SampleSettings, TrainSettings, training_run
 
 RANK = 32
@@ -31,36 +33,41 @@ BATCH = 16
 REPORTED_EVERY = 100
 
 
-def main(steps: int, seed: int, cache: Path) -> None:
-    shards = training_examples(cache / "shards", CLIPS)
+def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, out: Path) -> None:
+    file = out / adapter_file(ablation).name
+    shards = training_examples(cache / "shards", clips)
     model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
                                                      metadata=WAN.metadata())
     settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=1e-3, loraplus_ratio=4.0,
                              cosine=True, ema=0.995, shift=2.0, checkpointing=False, seed=seed)
-    run = training_run(model, shards, cache / f"adapter_{seed}", AdapterSettings("small_world_stand_in", RANK),
-                       settings, SampleSettings(every=500), base_model=WAN_FILE.name)
+    run = training_run(model, shards, cache / f"{file.stem}_{seed}", AdapterSettings(file.stem, RANK), settings,
+                       SampleSettings(every=500), base_model=WAN_FILE.name)
     losses, started = [], time.monotonic()
-    for step, loss in run.steps():
-        losses.append(loss)
-        if step % REPORTED_EVERY == 0:
-            record = {"seed": seed, "minutes": round((time.monotonic() - started) / 60, 1), "step": step,
-                      "loss": round(sum(losses) / len(losses), 4)}
-            losses.clear()
-            with ADAPTER_FILE.with_suffix(".log").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            sys.stdout.write(f"{record}\n")
-            sys.stdout.flush()
-    run.finish(ADAPTER_FILE)
-    with safetensors.safe_open(ADAPTER_FILE, "pt") as file:
-        said = file.metadata()
-    safetensors.torch.save_file({key: tensor.to(STORED) for key, tensor in
-                                 safetensors.torch.load_file(ADAPTER_FILE).items()}, ADAPTER_FILE, metadata=said)
+    with ablated(ablation):
+        for step, loss in run.steps():
+            losses.append(loss)
+            if step % REPORTED_EVERY == 0:
+                record = {"seed": seed, "minutes": round((time.monotonic() - started) / 60, 1), "step": step,
+                          "loss": round(sum(losses) / len(losses), 4)}
+                losses.clear()
+                with file.with_suffix(".log").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(record) + "\n")
+                sys.stdout.write(f"{record}\n")
+                sys.stdout.flush()
+    run.finish(file)
+    with safetensors.safe_open(file, "pt") as trained:
+        said = trained.metadata()
+    safetensors.torch.save_file({key: tensor.to(STORED) for key, tensor in safetensors.torch.load_file(file).items()},
+                                file, metadata=said)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--ablation", choices=ABLATIONS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.steps, options.seed, options.cache)
+    main(options.steps, options.seed, options.ablation, options.clips, options.cache, options.out)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from small_world.measure import calibrate
-from small_world.models import SIDE, save
+from small_world.models import SIDE, WEIGHTS, save
 from small_world.people import split
 from small_world.reader import POSE, POSE_SCALE, READER_FILE, Reader
 from small_world.render import picture
@@ -49,7 +49,7 @@ def examples(people, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tens
             torch.from_numpy(np.stack(visible)), torch.tensor(poses, dtype=torch.float32) / POSE_SCALE)
 
 
-def main(minutes: float, seed: int) -> None:
+def main(minutes: float, seed: int, out: Path) -> None:
     torch.manual_seed(seed)
     rng, (people, _) = np.random.default_rng(seed), split()
     reader = Reader()
@@ -71,13 +71,14 @@ def main(minutes: float, seed: int) -> None:
             sys.stdout.write(f"{100 * done:.0f} % step {step} loss {np.mean(losses):.4f}\n")
             sys.stdout.flush()
             losses.clear()
-    save(reader.state_dict(), READER_FILE, {"seed": seed, "minutes": minutes, "steps": step})
-    sys.stdout.write(f"{calibrate()}\n")
+    save(reader.state_dict(), out / READER_FILE.name, {"seed": seed, "minutes": minutes, "steps": step})
+    sys.stdout.write(f"{calibrate(reader.eval())}\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, options.seed)
+    main(options.minutes, options.seed, options.out)

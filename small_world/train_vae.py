@@ -21,7 +21,7 @@ import_comfyui("--cpu")
 import numpy as np
 import torch
 
-from small_world.models import FRAMES, SIDE, VAE_FILE, new_vae, save, to_model_space, to_pixels
+from small_world.models import FRAMES, SIDE, VAE_FILE, WEIGHTS, new_vae, save, to_model_space, to_pixels
 from small_world.people import split
 from small_world.render import picture, video
 from small_world.scenes import photo_scene, random_scene
@@ -44,7 +44,7 @@ def batch(people, rng: np.random.Generator, pictures_alone: bool) -> torch.Tenso
     return torch.from_numpy(np.stack(shown))
 
 
-def main(minutes: float, pictures_alone: float, seed: int) -> None:
+def main(minutes: float, pictures_alone: float, seed: int, out: Path) -> None:
     torch.manual_seed(seed)
     rng, (people, _) = np.random.default_rng(seed), split()
     vae = new_vae().requires_grad_(True)
@@ -71,10 +71,10 @@ def main(minutes: float, pictures_alone: float, seed: int) -> None:
                       "error_of_255": round(127.5 * float(np.mean(errors)), 2),
                       "latent_deviation": round(float(normal.detach().std()), 3)}
             errors.clear()
-            save(vae.state_dict(), VAE_FILE, record)
+            save(vae.state_dict(), out / VAE_FILE.name, record)
             sys.stdout.write(f"{record}\n")
             sys.stdout.flush()
-    save(vae.state_dict(), VAE_FILE)
+    save(vae.state_dict(), out / VAE_FILE.name)
 
 
 if __name__ == "__main__":
@@ -82,5 +82,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--pictures-alone", type=float, default=0.3, help="share of the time, at the beginning")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, options.pictures_alone, options.seed)
+    main(options.minutes, options.pictures_alone, options.seed, options.out)

@@ -23,7 +23,7 @@ import torch
 
 from small_world.captions import caption_contexts
 from small_world.data import CLIPS, training_examples
-from small_world.models import WAN_FILE, new_wan, save
+from small_world.models import WAN_FILE, WEIGHTS, new_wan, save
 from standin_core.train.cache import CachedExamples
 from standin_core.train.objective import differentiable
 
@@ -34,8 +34,8 @@ SHIFT = 3.0
 SAVED_EVERY = 200
 
 
-def main(minutes: float, seed: int, cache: Path) -> None:
-    examples = CachedExamples(training_examples(cache / "shards", CLIPS))
+def main(minutes: float, seed: int, clips: int, cache: Path, out: Path) -> None:
+    examples = CachedExamples(training_examples(cache / "shards", clips))
     nothing = caption_contexts()[""][0]
     wan = new_wan().diffusion_model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(wan.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -70,10 +70,10 @@ def main(minutes: float, seed: int, cache: Path) -> None:
             record = {"seed": seed, "minutes": round(done * minutes, 1), "step": step,
                       "loss": round(float(np.mean(losses)), 4)}
             losses.clear()
-            save(average, WAN_FILE, record)
+            save(average, out / WAN_FILE.name, record)
             sys.stdout.write(f"{record}\n")
             sys.stdout.flush()
-    save(average, WAN_FILE)
+    save(average, out / WAN_FILE.name)
 
 
 if __name__ == "__main__":
@@ -81,5 +81,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, options.seed, options.cache)
+    main(options.minutes, options.seed, options.clips, options.cache, options.out)
