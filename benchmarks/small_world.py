@@ -102,8 +102,9 @@ def swapped(world: World, some: list[Case]) -> dict[str, float]:
     for case, other in zip(some, [*some[1:], some[0]]):
         source = real(other)
         reference = np.dstack((case.photo, np.where(case.photo.min(axis=-1) < WHITE, 255, 0).astype(np.uint8)))
-        pasted, masks = zip(*(paste(frame, reference, face_points(case.photo_scene, 0.0, SIDE),
-                                    face_points(other.scene, i / (FRAMES - 1), SIDE)) for i, frame in enumerate(source)))
+        points = face_points(case.photo_scene, 0.0, SIDE)
+        pasted, masks = zip(*(paste(frame, reference, points, face_points(other.scene, i / (FRAMES - 1), SIDE))
+                              for i, frame in enumerate(source)))
         frames, mask = (torch.from_numpy(np.stack(each)).float() / 255 for each in (pasted, masks))
         latent = encode_swap(world.vae, frames, mask, "locked", "soft")
         positive, negative = ([[world.contexts[words], {}]] for words in (other.scene.caption, ""))

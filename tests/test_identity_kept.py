@@ -3,6 +3,8 @@ import dataclasses
 import subprocess
 import sys
 
+import comfy.sample
+import comfy.samplers
 import numpy as np
 import pytest
 import safetensors.torch
