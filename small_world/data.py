@@ -16,7 +16,7 @@ from .people import split
 from .render import picture, video
 from .scenes import photo_scene, random_scene
 
-CLIPS, PHOTOS = 4000, 2
+CLIPS, PHOTOS = 3200, 2
 ENCODED_TOGETHER = 8
 
 
