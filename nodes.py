@@ -3,6 +3,7 @@ import functools
 import inspect
 
 import folder_paths
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
@@ -646,6 +647,7 @@ class TrainStandIn(io.ComfyNode):
         progress = ProgressBar(settings["steps"])
 
         def on_step(step: int, loss: float) -> None:
+            throw_exception_if_processing_interrupted()
             progress.update_absolute(step)
             show_text(cls, f"step {step:,} of {settings['steps']:,}: loss {loss:.4f}")
 

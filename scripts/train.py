@@ -4,14 +4,16 @@
     python custom_nodes/<this pack>/scripts/train.py my_training.toml
     accelerate launch --num_processes 4 custom_nodes/<this pack>/scripts/train.py my_training.toml
 
-ComfyUI is found above the pack, or in COMFYUI_PATH. What follows the file is given to ComfyUI, like --lowvram.
+ComfyUI is found above the pack, or in COMFYUI_PATH. What follows the file is given to ComfyUI, like --base-directory.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 PACK = Path(__file__).absolute().parent.parent
@@ -67,17 +69,19 @@ def _processes():
         return None
     import accelerate
 
-    return accelerate.Accelerator()
+    # the others wait while the first makes the data, or draws
+    return accelerate.Accelerator(kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=timedelta(days=7))])
 
 
 def _model_folders() -> None:
-    """Those of the user's extra_model_paths.yaml, as ComfyUI's own start reads it."""
+    """Those of the user's extra_model_paths.yaml, as ComfyUI's own start reads them."""
     import folder_paths
+    from comfy.cli_args import args
     from utils.extra_config import load_extra_path_config
 
     file = Path(folder_paths.__file__).parent / "extra_model_paths.yaml"
-    if file.is_file():
-        load_extra_path_config(str(file))
+    for each in [*([file] if file.is_file() else []), *itertools.chain(*(args.extra_model_paths_config or []))]:
+        load_extra_path_config(str(each))
 
 
 if __name__ == "__main__":

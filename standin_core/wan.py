@@ -26,6 +26,7 @@ from .contracts import StandInError
 RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 OVERRIDE = "optimized_attention_override"
+LATENT_CHANNELS = 16
 MODULE = "stand_in_module"
 
 
@@ -87,21 +88,33 @@ class Block:
 
 
 class Wan:
-    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan.
+    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan. attend: what computes the identity's own
+    attention, and all attention of a call of this object; not every attention that ComfyUI may run has gradients.
 
     Raises StandInError for any other model.
     """
 
-    def __init__(self, base):
+    def __init__(self, base, attend: Callable = optimized_attention):
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
             raise StandInError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
                                "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+        self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.dim = self.model.dim
         self.ffn_dim = self.model.ffn_dim
         self.heads = self.model.num_heads
         self.blocks = [Block(block) for block in self.model.blocks]
+
+    def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """The velocity, of the shape of noisy [B, 16, T, h, w]; timestep: [B], 0 to 1000; context: [B, N, text dim]."""
+        return self.model(noisy, timestep, context, transformer_options={
+            OVERRIDE: lambda _, *args, **kwargs: self.attend(*args, **kwargs)})
+
+    @property
+    def from_text_alone(self) -> bool:
+        """Whether the model takes nothing but noise and text, unlike VACE's and the image-to-video models."""
+        return type(self.model) is comfy.ldm.wan.model.WanModel and self.model.in_dim == LATENT_CHANNELS
 
     def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t, h, w) in tokens of a latent [B, 16, T, h, w]; sizes that the patch does not divide are padded up."""
@@ -134,7 +147,7 @@ class Wan:
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """ComfyUI's attention for q, k, v [B, N, C], without the override of another node: those may be made for the
         token counts of a video, and the identity is built only once."""
-        return optimized_attention(q, k, v, heads=self.heads)
+        return self.attend(q, k, v, heads=self.heads)
 
     @contextlib.contextmanager
     def checkpointed(self) -> Iterator[None]:

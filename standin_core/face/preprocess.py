@@ -11,12 +11,12 @@ import torch
 
 from ..contracts import CroppedFace, FaceCrop, StandInError
 from .colour import balanced
-from .detectors import Detector, Face, choose
+from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
-from .geometry import Place, levelling, square_around
+from .geometry import BORDER_RULES, Place, levelling, square_around
 from .given import ready_detector
 from .models import BISENET, missing
-from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, load_parser
+from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, NORMALIZATIONS, load_parser
 from .pixels import checked_masks, to_uint8
 from .presets import PRESETS, Preset
 from .preview import Preview
@@ -56,6 +56,13 @@ class FaceSettings:
     level_eyes: bool = False
     balance_colors: bool = False
     download_missing: bool = False
+
+    def __post_init__(self):
+        for name, known in (("preset", PRESETS), ("detector", DETECTORS), ("which_face", WHICH), ("no_face", NO_FACE),
+                            ("parser", PARSERS), ("border_rule", (FROM_PRESET, *BORDER_RULES)),
+                            ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
+            if getattr(self, name) not in known:
+                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
 
     def resolved(self) -> Preset:
         """The preset with every value that was set in its place."""

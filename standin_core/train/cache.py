@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.latent_formats
+import comfy.model_management
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -73,14 +74,14 @@ def encode_clips(folder: Path, clips: list[Clip], videos: dict[str, Path], data:
 
 def write_shards(folder: Path, names: list[str],
                  encode: Callable[[set[str]], Iterator[tuple[str, Example | str]]]) -> Iterator[str]:
-    """Write the shards of the named examples that are not in folder yet; yields a line for each.
+    """Write the shards of the named examples that are not in folder yet, or lack some; yields a line for each.
 
     encode: gives those of a set of names in the order of names, or why there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = (names[first:first + CLIPS_IN_SHARD] for first in range(0, len(names), CLIPS_IN_SHARD))
     missing = {file: shard for number, shard in enumerate(shards)
-               if not (file := folder / f"shard_{number:05d}.safetensors").exists()}
+               if not _is_complete(file := folder / f"shard_{number:05d}.safetensors")}
     examples = encode({name for shard in missing.values() for name in shard})
     for file, shard in missing.items():
         tensors, dropped = {}, {}
@@ -123,6 +124,23 @@ class CachedExamples(Sequence[Example]):
         return Example(video, photos, torch.nn.functional.pad(context, (0, 0, 0, padding)))
 
 
+def _example(clip: Clip, frames: np.ndarray, data: Path, encoders: Encoders) -> Example | str:
+    try:
+        photos = np.stack([read_reference(data / file) for file in clip.references])
+    except StandInError as error:
+        return str(error)
+    return Example(encoders.latent(torch.from_numpy(frames).float() / 255),
+                   encoders.photos(torch.from_numpy(photos).float() / 255), encoders.context(clip.caption))
+
+
+def _is_complete(file: Path) -> bool:
+    """Whether a shard is there and holds all it should: what failed is tried again the next time."""
+    if not file.exists():
+        return False
+    with safetensors.safe_open(file, "pt") as shard:
+        return not json.loads(shard.metadata()["dropped"])
+
+
 def _to_model_space(latent: torch.Tensor) -> torch.Tensor:
     return comfy.latent_formats.Wan21().process_in(latent)
 
@@ -152,12 +170,9 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
             read = read_clips(videos[video], settings.fps, (settings.width, settings.height),
                               [clip.start for clip in waiting], settings.frames)
             for _, frames in read:
-                clip = waiting[0]
-                pictures = np.stack([read_reference(data / file) for file in clip.references])
-                yield clip.name, Example(encoders.latent(torch.from_numpy(frames).float() / 255),
-                                         encoders.photos(torch.from_numpy(pictures).float() / 255),
-                                         encoders.context(clip.caption))
-                waiting.pop(0)
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                clip = waiting.pop(0)
+                yield clip.name, _example(clip, frames, data, encoders)
             why = "the video is shorter than it was"
         except StandInError as error:
             why = str(error)

@@ -16,7 +16,7 @@ from .cache import Encoders
 from .config import FileSettings, TrainConfig
 from .dataset import Say, make_dataset
 from .prepare import Captioner, sources_in
-from .session import RUNS, training_run
+from .session import train_adapter
 
 
 def train(config: TrainConfig, say: Say, processes=None) -> Path:
@@ -28,21 +28,21 @@ def train(config: TrainConfig, say: Say, processes=None) -> Path:
     is_first = processes is None or processes.is_main_process
     model_file = find_file("diffusion_models", config.files.diffusion_model)
     start_from = load_adapter(find_file(ADAPTERS, config.adapter.start_from)) if config.adapter.start_from else None
+    file = new_adapter_file(config.adapter.name)
     shards = _dataset(config, say) if is_first else None
     if processes is not None:
         from accelerate.utils import broadcast_object_list
 
         (shards,) = broadcast_object_list([shards])
     comfy.model_management.unload_all_models()
-    run = training_run(
-        comfy.sd.load_diffusion_model(str(model_file)), shards, Path(config.files.data) / RUNS / config.adapter.name,
-        config.adapter, config.train, config.samples, load_vae(config.files) if is_first else None, start_from,
-        model_file.name, processes)
-    for step, loss in run.steps():
+
+    def on_step(step: int, loss: float) -> None:
         if is_first:
             say(f"step {step:,} of {config.train.steps:,}: loss {loss:.4f}")
-    file = new_adapter_file(config.adapter.name)
-    run.finish(file)
+
+    train_adapter(comfy.sd.load_diffusion_model(str(model_file)), shards, file, config.adapter, config.train, on_step,
+                  samples=config.samples, vae=load_vae(config.files) if is_first else None, start_from=start_from,
+                  base_model=model_file.name, processes=processes)
     return file
 
 

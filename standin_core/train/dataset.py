@@ -4,6 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors
+import torch
+
 from ..contracts import StandInError
 from ..evaluation import CompareSettings, load_embedder
 from .cache import Encoders, data_hash, encode_clips
@@ -18,8 +21,18 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     """The folder of shards, below ``folder``. say: takes a line on what was done, and dropped and why. pairs: take the
     photos of a clip from other videos of the person; clip_vision: to find them where insightface is not there.
 
-    Raises StandInError where nothing is left to train on.
+    Raises StandInError where nothing is left to train on, or the disk is full.
     """
+    try:
+        # encoders and detectors would keep what a backward pass needs
+        with torch.inference_mode():
+            return _made(sources, folder, settings, encoders, say, pairs, clip_vision, captioner)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StandInError(f"the data could not be written to {folder} ({error}): make room there and start again; it "
+                           "goes on.") from error
+
+
+def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, clip_vision, captioner) -> Path:
     for line in prepare(sources, folder, settings, captioner):
         say(line)
     say(summary(folder))

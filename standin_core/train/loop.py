@@ -21,7 +21,7 @@ from .weights import as_adapter, parameters
 
 SEED_STRIDE = 1_000_003  # two seeds share no step for as long as anybody trains
 MOST_BAD_STEPS = 10  # in a row, before it is no accident
-FREE = ("steps", "checkpointing", "together")  # what may differ from the checkpoint that a run goes on from
+FREE = ("steps", "learning_rate", "checkpointing", "together")  # what may differ when a run goes on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,10 +115,16 @@ class Trainer:
         self.optimizer = create_loraplus_optimizer(
             module, torch.optim.AdamW, lr=settings.learning_rate, loraplus_lr_ratio=settings.loraplus_ratio,
             loraplus_weight_decay=settings.weight_decay, weight_decay=settings.weight_decay)
+        # fp16 has no numbers for gradients as small as those of a mean over a video
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=wan.dtype == torch.float16)
         self._ratios = [group["lr"] / settings.learning_rate for group in self.optimizer.param_groups]
         self.step = 0
         self.bad_steps = 0
         self.whole = True  # whether weights, optimiser and average are all of the same step
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.weights.values())).device
 
     @property
     def trained(self) -> dict[str, torch.Tensor]:
@@ -126,24 +132,28 @@ class Trainer:
         return self.average or self.weights
 
     def train_step(self) -> float:
-        """One step; returns its loss. A loss that is no number changes nothing and is counted; raises StandInError
-        after MOST_BAD_STEPS of them in a row.
+        """One step; returns its loss, or NaN where loss or gradients were no numbers, which changes nothing and is
+        counted; raises StandInError after MOST_BAD_STEPS of them in a row.
         """
         for group, ratio in zip(self.optimizer.param_groups, self._ratios):
             group["lr"] = ratio * self.settings.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._gradients(self.draw(self.step))
-        if not math.isfinite(value):
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self.scaler.update()
             self.step += 1
             self.bad_steps += 1
             if self.bad_steps == MOST_BAD_STEPS:
-                raise StandInError(f"the loss was no number in {MOST_BAD_STEPS} steps in a row, up to step "
-                                   f"{self.step}: lower the learning rate and go on from a checkpoint before that.")
-            return value
+                raise StandInError(f"loss or gradients were no numbers in {MOST_BAD_STEPS} steps in a row, up to step "
+                                   f"{self.step}, and changed nothing: look at the data, or lower the learning rate, "
+                                   "and start again.")
+            return math.nan
         self.bad_steps = 0
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
         self.whole = False
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         for key, mean in self.average.items():
             mean.lerp_(self.weights[key].detach(), 1 - self.settings.ema)
         self.step += 1
@@ -155,7 +165,11 @@ class Trainer:
         value = 0.0
         for batch in batches:
             weight = len(batch.video) / self.settings.batch_size
-            value += weight * flow_matching_loss(self.wan, self.adapter, batch, self.settings.checkpointing, weight)
+
+            def backward(loss: torch.Tensor, weight: float = weight) -> None:
+                self.scaler.scale(weight * loss).backward()
+
+            value += weight * flow_matching_loss(self.wan, self.adapter, batch, self.settings.checkpointing, backward)
         if self.processes is None:
             return value
         for tensor in self.weights.values():
@@ -179,7 +193,7 @@ class Trainer:
         return [self._batch(drawn[i:i + self.settings.together]) for i in range(0, len(drawn), self.settings.together)]
 
     def _batch(self, drawn: list[tuple[torch.Tensor, ...]]) -> Batch:
-        device = next(iter(self.weights.values())).device
+        device = self._device
         video, noise, photo, context, sigma = (torch.stack(each) for each in zip(*drawn))
         return Batch(*(x.to(device, torch.float32) for x in (video, noise)),
                      *(x.to(device, self.wan.dtype) for x in (photo, context)), sigma.to(device))
@@ -189,7 +203,7 @@ class Trainer:
         unfinished = path.with_suffix(".part")
         torch.save({"step": self.step, "settings": self._told(), "average": self.average,
                     "weights": {key: tensor.detach() for key, tensor in self.weights.items()},
-                    "optimizer": self.optimizer.state_dict()}, unfinished)
+                    "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}, unfinished)
         unfinished.replace(path)  # a full disk leaves the last good one
 
     def resume(self, path: Path) -> None:
@@ -206,6 +220,7 @@ class Trainer:
             for key, tensor in saved["average"].items():
                 self.average[key].copy_(tensor)
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
 
     def _told(self) -> dict:

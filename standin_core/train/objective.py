@@ -8,7 +8,7 @@ attached.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -42,25 +42,25 @@ class Batch:
 
 
 def flow_matching_loss(wan: Wan, adapter: Adapter, batch: Batch, checkpointing: bool = False,
-                       weight: float | None = None) -> float:
-    """The loss; with a weight, gradients of weight * loss are added to the adapter's (and to the model's, if its
-    parameters take any). checkpointing: compute what is inside the blocks again in the backward pass, for a third
-    more time, and do not keep it.
+                       backward: Callable[[torch.Tensor], None] | None = None) -> float:
+    """The loss. backward: is called with it as a tensor, before what its gradients need is gone; they reach the
+    adapter, and the model, if its parameters take any. checkpointing: compute what is inside the blocks again in the
+    backward pass, for a third more time, and do not keep it.
     """
     with identity_read(wan, adapter, batch.video.shape, batch.reference, checkpointing):
         sigma = batch.sigma.reshape(-1, 1, 1, 1, 1)
         noisy = (1 - sigma) * batch.video + sigma * batch.noise
-        predicted = wan.model(noisy.to(wan.dtype), 1000 * batch.sigma, batch.context)
+        predicted = wan(noisy.to(wan.dtype), 1000 * batch.sigma, batch.context)
         loss = torch.nn.functional.mse_loss(predicted.float(), batch.noise - batch.video)
-        if weight is not None:
-            (weight * loss).backward()
+        if backward is not None:
+            backward(loss)
     return float(loss.detach())
 
 
 @contextlib.contextmanager
 def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
                   checkpointing: bool = False) -> Iterator[None]:
-    """Within the context, calls of ``wan.model`` for a latent of video_shape read the identities, each video its own,
+    """Within the context, calls of ``wan`` for a latent of video_shape read the identities, each video its own,
     with gradients."""
     with differentiable(), contextlib.ExitStack() as stack:
         call = {}

@@ -6,10 +6,12 @@ one that is not alike enough shows somebody else.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 from ..contracts import StandInError
 from ..evaluation.embedders import Embedder
@@ -60,10 +62,15 @@ def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettin
 
 
 def embed(clips: list[Clip], folder: Path, embedder: Embedder) -> dict[str, np.ndarray]:
-    """file -> vector, of every reference photo in which the embedder sees a face."""
-    vectors = {}
-    for file in dict.fromkeys(file for clip in clips for file in clip.references):
+    """file -> vector, of every reference photo in which the embedder sees a face; each is kept in folder."""
+    name = hashlib.sha256(embedder.name.encode()).hexdigest()[:8]
+    kept = folder / f"vectors_{name}.safetensors"
+    vectors = safetensors.numpy.load_file(kept) if kept.exists() else {}
+    missing = [file for file in dict.fromkeys(file for clip in clips for file in clip.references)
+               if file not in vectors]
+    for file in missing:
         seen = embedder.see(read_reference(folder / file), 0)
-        if seen is not None:
-            vectors[file] = seen.vector
-    return vectors
+        vectors[file] = np.empty(0, np.float32) if seen is None else np.asarray(seen.vector, np.float32)
+    if missing:
+        safetensors.numpy.save_file(vectors, kept)
+    return {file: vector for file, vector in vectors.items() if vector.size}

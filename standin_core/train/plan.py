@@ -19,7 +19,7 @@ COMPUTED_BYTES = 2  # of bf16 and fp16, in which the published models compute
 # What training holds at its peak beside the weights, in numbers for each video token, C for dim and F for ffn_dim:
 # with checkpointing 15 C + 2.7 F in the block at work, and C for each block; without, 10.9 C + 1.35 F for each block
 # and 7 C more. Read off PyTorch's allocator for tiny models of 6 and 12 blocks, F/C 1 and 4, 1,024 and 2,304 tokens;
-# tests/test_train_plan.py compares.
+# tests/test_train_run.py compares.
 AT_WORK, KEPT, LAST = (15.0, 2.7), (10.9, 1.35), 7.0
 IDENTITY_KEPT = 5.5  # C for each identity token and block, with checkpointing
 
@@ -86,7 +86,7 @@ def plan(config: TrainConfig, model_file: Path, processes: int = 1) -> str:
     parameters = adapter_parameters(size.blocks, size.dim, config.adapter.rank)
     video = tokens(data.frames, data.height, data.width)
     identity = (data.face.size // 16) ** 2
-    activations = activation_bytes(size, video, identity, train.checkpointing, COMPUTED_BYTES)
+    activations = train.together * activation_bytes(size, video, identity, train.checkpointing, COMPUTED_BYTES)
     total = size.bytes + adapter_bytes(parameters, train) + activations
     pairs = "photos of the same video, outside of the clip" if config.pairs is None else (
         f"photos of other videos of the person, similarity {config.pairs.lowest:g} to {config.pairs.highest:g}")
@@ -98,9 +98,9 @@ def plan(config: TrainConfig, model_file: Path, processes: int = 1) -> str:
         f"references  {data.references} a clip, {data.face.size}x{data.face.size}: {identity:,} tokens; {pairs}",
         f"training    {train.steps:,} steps of {train.batch_size} on {processes} device{'s' * (processes > 1)}, "
         f"learning rate {train.learning_rate:g}, seed {train.seed}",
-        f"memory      about {_gib(total)} on each device: {_gib(size.bytes)} model (ComfyUI keeps part of it in host "
-        f"memory where it does not fit), {_gib(adapter_bytes(parameters, train))} adapter and optimiser, "
-        f"{_gib(activations)} activations {'with' if train.checkpointing else 'without'} checkpointing",
+        f"memory      about {_gib(total)} on each device: {_gib(size.bytes)} model, "
+        f"{_gib(adapter_bytes(parameters, train))} adapter and optimiser, {_gib(activations)} activations "
+        f"{'with' if train.checkpointing else 'without'} checkpointing",
     ])
 
 

@@ -1,8 +1,8 @@
 """From a folder of videos to clips with captions and reference photos, the paper's recipe (Stand-In, section 4.1).
 
 Every video becomes a line of ``manifest.jsonl``: its clips, as places in the video and not as copies, and what was
-dropped and why. A run that was interrupted goes on behind the last line; a video that failed is tried again only if its
-file changes. The reference photos are frames from outside the clip (ID-Animator's random reference), so the model
+dropped and why. A run that was interrupted goes on behind the last line; a video is looked at again if its file or its
+caption changes. The reference photos are frames from outside the clip (ID-Animator's random reference), so the model
 cannot learn to copy a frame.
 """
 from __future__ import annotations
@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import comfy.model_management
 import cv2
 import numpy as np
 import torch
@@ -111,6 +112,9 @@ def sources_of(videos: list, captions: list[str]) -> list[Source]:
     sources = {}
     for video, caption in zip(videos, captions):
         path = video.get_stream_source()
+        if hasattr(video, "get_active_trim_window") and any(video.get_active_trim_window()):
+            raise StandInError("a video came that is trimmed, and its file is read from end to end: save the trimmed "
+                               "video, and load its folder with Load Video-Text (from Folder).")
         if not isinstance(path, str):
             raise StandInError("a video came that is no file, and the clips are read from files: save it, and load the "
                                "folder with Load Video-Text (from Folder).")
@@ -131,20 +135,30 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
     """
     (folder / REFERENCES).mkdir(parents=True, exist_ok=True)
     _keep_settings(folder / SETTINGS, settings)
-    done = {(line["video"], line["bytes"]) for line in read_lines(folder / MANIFEST)}
+    lines = {line["video"]: line for line in read_lines(folder / MANIFEST)}
+    ready = False
     for source in sources:
+        now = _seen(source, captioner)
+        before = lines.get(source.name)
+        if before is not None and all(before.get(key) == value for key, value in now.items()):
+            continue
+        if not ready:  # a detector or a parser that cannot run is no fault of the videos
+            crop_faces(torch.ones(1, 64, 64, 3), dataclasses.replace(settings.face, no_face="whole image"))
+            ready = True
         try:
-            size = source.path.stat().st_size
-            if (source.name, size) in done:
-                continue
-            clips, dropped = _examine(source, folder, settings, captioner)
-        except FileNotFoundError:
-            size, clips, dropped = 0, [], [["whole video", f"{UNREADABLE}: the file is gone"]]
+            clips, dropped = _examine(source, now["bytes"], folder, settings, captioner)
         except StandInError as error:
             clips, dropped = [], [["whole video", str(error)]]
-        append_line(folder / MANIFEST, {"video": source.name, "bytes": size, "dropped": dropped,
+        append_line(folder / MANIFEST, {**now, "dropped": dropped,
                                         "clips": [dataclasses.asdict(clip) for clip in clips]})
         yield f"{source.name}: {len(clips)} clips" + "".join(f"; {what}: {why}" for what, why in dropped)
+
+
+def _seen(source: Source, captioner: Captioner | None) -> dict:
+    """What a video's line follows from, beside the settings."""
+    size = source.path.stat().st_size if source.path.is_file() else 0
+    return {"video": source.name, "bytes": size, "caption": source.caption,
+            "captioned": not source.caption and captioner is not None}
 
 
 def prepared(folder: Path) -> list[Clip]:
@@ -157,14 +171,6 @@ def prepared(folder: Path) -> list[Clip]:
 def prepared_settings(folder: Path) -> dict:
     """What ``DataSettings`` the data of a folder was made with, as a dictionary."""
     return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-
-
-def read_reference(file: Path) -> np.ndarray:
-    """[S, S, 3] uint8; raises StandInError for a file that is gone or damaged."""
-    picture = cv2.imread(str(file))
-    if picture is None:
-        raise StandInError(f"the reference photo {file.name} is not there or is damaged")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def summary(folder: Path) -> str:
@@ -182,10 +188,12 @@ def _reason(why: str) -> str:
     return next((reason for reason in REASONS if reason in why), why)
 
 
-def _examine(source: Source, folder: Path, settings: DataSettings,
+def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
              captioner: Captioner | None) -> tuple[list[Clip], list[list[str]]]:
-    """The clips of one video, and (what, why) of what was dropped."""
+    """The clips of one video of so many bytes, and (what, why) of what was dropped."""
     path, name, caption = source.path, source.name, source.caption
+    if not size:
+        return [], [["whole video", f"{UNREADABLE}: the file is gone or empty"]]
     if not caption and captioner is None:
         return [], [["whole video", f"{NO_CAPTION}, and no captioner to ask"]]
     count, length = sum(1 for _ in decoded(path, settings.fps)), settings.frames
@@ -193,53 +201,90 @@ def _examine(source: Source, folder: Path, settings: DataSettings,
         return [], [["whole video", f"{TOO_SHORT}: {count} frames at {settings.fps:g} fps, needed are {length} for a "
                                     "clip and more to take a reference photo from"]]
     starts = range(0, count - length + 1, length)
-    generator = np.random.default_rng([settings.seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])])
-    order = generator.permutation(count).tolist()
+    video = hashlib.sha256(f"{name} {size}".encode()).hexdigest()[:12]
+    order = np.random.default_rng([settings.seed, int(video, 16)]).permutation(count).tolist()
     pools = {start: [i for i in order if not start <= i < start + length][:TRIED * settings.references]
              for start in starts}
-    checked = {start + int(share * length): start for start in starts for share in CHECKED}
-    told = {start + i * length // TOLD: start for start in starts for i in range(TOLD)} if not caption else {}
-    crops, with_face, shown = _look(path, settings, {i for pool in pools.values() for i in pool}, checked, told)
-    clips, dropped = [], []
+    seen = _look(path, settings, {i for pool in pools.values() for i in pool}, starts, folder / REFERENCES / video,
+                 None if caption else captioner)
+    clips, dropped, used = [], [], set()
     for start in starts:
-        chosen = [i for i in pools[start] if i in crops][:settings.references]
+        chosen = [i for i in pools[start] if i in seen.photos][:settings.references]
         what = f"frames {start} to {start + length - 1}"
-        if start not in with_face:
+        if start not in seen.with_face:
             dropped.append([what, NO_FACE])
         elif not chosen:
             dropped.append([what, f"{NO_REFERENCE}, in {len(pools[start])} frames"])
-        elif not (words := caption or captioner(np.stack(shown[start])).strip()):
+        elif not (words := caption or seen.captions[start]):
             dropped.append([what, f"{NO_CAPTION}: the captioner gave nothing"])
         else:
-            clips.append(Clip(name, start, words, tuple(_written(crops[i], name, i, folder) for i in chosen)))
+            clips.append(Clip(name, start, words,
+                              tuple(seen.photos[i].relative_to(folder).as_posix() for i in chosen)))
+            used.update(chosen)
+    for number in seen.photos.keys() - used:
+        seen.photos[number].unlink()
     if count % length:
         dropped.append([f"frames {len(starts) * length} to {count - 1}", f"{TOO_SHORT}: the rest, less than a clip"])
     return clips, dropped
 
 
-def _look(path: Path, settings: DataSettings, wanted: set[int], checked: dict[int, int],
-          told: dict[int, int]) -> tuple[dict[int, np.ndarray], set[int], dict[int, list[np.ndarray]]]:
-    """Face crops of those of the wanted frames that show a face; the clips that show one; the frames to tell of."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Of one video. photos: number of a frame -> the file of its face crop; with_face: starts of the clips that show a
+    face; captions: start -> what the captioner says.
+    """
+
+    photos: dict[int, Path] = field(default_factory=dict)
+    with_face: set[int] = field(default_factory=set)
+    captions: dict[int, str] = field(default_factory=dict)
+
+
+def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, photos: Path,
+          captioner: Captioner | None) -> _Seen:
+    """Read a video once; wanted: the frames to crop, as far as they show a face, into files that begin with photos."""
+    length = settings.frames
+    checked = {start + int(share * length): start for start in starts for share in CHECKED}
+    places = sorted({i * length // TOLD for i in range(TOLD)})
+    told = {start + place: start for start in starts for place in places} if captioner else {}
     detector = load_detector(settings.face.detector, settings.face.min_score)
-    crops, with_face, shown, waiting = {}, set(), {}, []
+    seen, waiting, showing = _Seen(), [], []
+
+    def crop() -> None:
+        for number, photo in _crops(waiting, settings.face):
+            seen.photos[number] = photos.with_name(f"{photos.name}_{number:06d}.png")
+            write_reference(seen.photos[number], photo)
+        waiting.clear()
+
     for number, frame in enumerate(decoded(path, settings.fps)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         if number not in wanted and number not in checked and number not in told:
             continue
         picture = pixels(frame)
-        if number in checked and detector.find(picture, number):
-            with_face.add(checked[number])
+        if number in checked and detector.find(_in_clip(picture, settings), number):
+            seen.with_face.add(checked[number])
         if number in told:
-            shown.setdefault(told[number], []).append(picture)
+            showing.append(picture)
+            if len(showing) == len(places):
+                seen.captions[told[number]] = captioner(np.stack(showing)).strip()
+                showing.clear()
         if number in wanted:
             waiting.append((number, picture))
         if len(waiting) == CROPPED_TOGETHER:
-            crops.update(_crops(waiting, settings.face))
-            waiting.clear()
-    crops.update(_crops(waiting, settings.face))
-    return crops, with_face, shown
+            crop()
+    crop()
+    return seen
 
 
-def _crops(frames: Iterable[tuple[int, np.ndarray]], face: FaceSettings) -> Iterator[tuple[int, np.ndarray]]:
+def _in_clip(picture: np.ndarray, settings: DataSettings) -> np.ndarray:
+    """The part of a frame that the clip keeps: its middle, of the clip's format."""
+    height, width = picture.shape[:2]
+    kept_height = min(height, round(width * settings.height / settings.width))
+    kept_width = min(width, round(height * settings.width / settings.height))
+    top, left = (height - kept_height) // 2, (width - kept_width) // 2
+    return np.ascontiguousarray(picture[top:top + kept_height, left:left + kept_width])
+
+
+def _crops(frames: list[tuple[int, np.ndarray]], face: FaceSettings) -> Iterator[tuple[int, np.ndarray]]:
     if not frames:
         return
     cropped = crop_faces(torch.from_numpy(np.stack([picture for _, picture in frames])).float() / 255,
@@ -249,21 +294,34 @@ def _crops(frames: Iterable[tuple[int, np.ndarray]], face: FaceSettings) -> Iter
             yield number, (255 * crop).round().to(torch.uint8).numpy()
 
 
-def _written(crop: np.ndarray, video: str, number: int, folder: Path) -> str:
-    """The file, below the folder, that the crop of a frame was written to."""
-    file = Path(REFERENCES) / f"{hashlib.sha256(video.encode()).hexdigest()[:12]}_{number:06d}.png"
-    if not (folder / file).exists() and not cv2.imwrite(str(folder / file), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"{folder / file} could not be written: is the disk full?")
-    return file.as_posix()
+def write_reference(file: Path, picture: np.ndarray) -> None:
+    """picture: [S, S, 3] uint8. OpenCV's own writing fails for names that are not ASCII on Windows."""
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    unfinished = file.with_suffix(".part")
+    unfinished.write_bytes(encoded.tobytes())
+    unfinished.replace(file)
+
+
+def read_reference(file: Path) -> np.ndarray:
+    """[S, S, 3] uint8; raises StandInError for a file that is gone or damaged."""
+    content = np.frombuffer(file.read_bytes() if file.is_file() else b"", np.uint8)
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if picture is None:
+        raise StandInError(f"the reference photo {file.name} is not there or is damaged")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def _caption(path: Path) -> str | None:
     file = path.with_suffix(".txt")
-    return (file.read_text(encoding="utf-8").strip() or None) if file.is_file() else None
+    try:
+        return (file.read_text(encoding="utf-8").strip() or None) if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise StandInError(f"{file} is not UTF-8 ({error}): save it as UTF-8.") from error
 
 
 def _keep_settings(file: Path, settings: DataSettings) -> None:
     now = dataclasses.asdict(settings)
+    del now["face"]["download_missing"]  # changes nothing of what is made
     if not file.exists():
         file.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return

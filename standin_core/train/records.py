@@ -27,7 +27,7 @@ def write_lines(file: Path, records: list[dict]) -> None:
 def read_lines(file: Path) -> list[dict]:
     """Every record; a line that was not finished is left out. A file that is not there has none."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

@@ -67,8 +67,9 @@ class TrainingRun:
     def finish(self, file: Path) -> None:
         """Write the adapter to where Load Stand-In finds it."""
         if self.is_main:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_adapter(self.trainer.trained, file, self._metadata())
+            with self._writing():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_adapter(self.trainer.trained, file, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         lines = read_lines(self.folder / LOSSES)
@@ -97,9 +98,19 @@ class TrainingRun:
                                "there and start again; it goes on from the last checkpoint.") from error
 
 
+def check_replaceable(file: Path, origin: dict[str, str]) -> None:
+    """Raises StandInError where file is there and was not made by a training of this origin."""
+    if not file.exists():
+        return
+    with safetensors.safe_open(file, "pt") as weights:
+        said = weights.metadata() or {}
+    if any(said.get(key, "") != value for key, value in origin.items()):
+        raise StandInError(f"{file} is there already, and not of this training: take another name.")
+
+
 def run_pictures(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """The picture of the losses and the last one of samples, or where there is none the losses again; [1, H, W, 3]."""
-    loss = PIL.Image.open(folder / LOSS_PICTURE)
+    loss = loss_picture([line["loss"] for line in read_lines(folder / LOSSES)])
     samples = sorted((folder / SAMPLES).glob("step_*.png"))
     return as_image(loss), as_image(PIL.Image.open(samples[-1]) if samples else loss)
 

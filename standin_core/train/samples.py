@@ -1,6 +1,8 @@
 """A picture of what the adapter makes by now: for some examples the photo, and frames of a video sampled with it."""
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -13,18 +15,23 @@ FRAMES_SHOWN = 4
 GAP = 4  # pixels
 
 
-def sample_grid(model, adapter: Adapter, vae, examples: list[Example], settings: SamplerSettings) -> np.ndarray:
+def sample_grid(model, adapter: Adapter, vae, examples: list[Example], settings: SamplerSettings,
+                noise_to: float = 1.0) -> np.ndarray:
     """[H, W, 3] uint8: a row for each example, its first photo, then frames spread over the video of its prompt.
 
     model: a ComfyUI ModelPatcher. The noise is the same every time, so that pictures of different steps compare.
+    noise_to: where less than 1, the model knows no more noise than that, and begins with the example's own clip.
     """
     rows = []
+    denoise = noise_to / (settings.shift - (settings.shift - 1) * noise_to)
     for example in examples:
         reference = model.model.process_latent_out(example.photos[:1])
         condition, nothing = ([[context[None], {}]] for context in (example.context, torch.zeros_like(example.context)))
-        with torch.inference_mode():
+        begun = model.model.process_latent_out(example.video[None]) if denoise < 1 else torch.zeros_like(
+            example.video[None])
+        with torch.no_grad():  # not inference mode: what is moved there could not be trained through
             latent, _ = sample(apply_identity_branch(model, adapter, reference), None, condition, nothing,
-                               {"samples": torch.zeros_like(example.video)[None]}, settings)
+                               {"samples": begun}, dataclasses.replace(settings, denoise=denoise))
             frames = vae.decode(latent["samples"])[0]
             (photo,) = vae.decode(reference)[0]
         height = frames.shape[1]

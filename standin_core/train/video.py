@@ -41,8 +41,8 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
             if graph is not None:
                 graph.vpush(None)
                 yield from _ready(graph)
-    except av.FFmpegError as error:
-        raise StandInError(f"{path.name} cannot be read after {number / fps:.1f} s ({error.strerror})") from error
+    except (av.FFmpegError, ValueError) as error:  # ValueError: of PyAV, for what it does not expect
+        raise StandInError(f"{path.name} cannot be read after {number / fps:.1f} s ({error})") from error
 
 
 def pixels(frame: av.VideoFrame) -> np.ndarray:
@@ -65,7 +65,7 @@ def clips(path: Path, fps: float, size: tuple[int, int], starts: list[int],
 
 
 def _graph(stream, frame: av.VideoFrame, fps: float, size: tuple[int, int] | None) -> av.filter.Graph:
-    steps = [("fps", f"{fps:g}"), *TURNS[round(frame.rotation / 90) % 4]]
+    steps = [("fps", f"{fps:g}"), ("scale", "iw*sar:ih"), ("setsar", "1"), *TURNS[round(frame.rotation / 90) % 4]]
     if size is not None:
         width, height = size
         steps += [("scale", f"{width}:{height}:force_original_aspect_ratio=increase:flags=lanczos"),
