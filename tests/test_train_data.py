@@ -19,7 +19,7 @@ import moving_photo
 from standin_core.contracts import StandInError
 from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
-from standin_core.train import DataSettings, Example, PairSettings, Source, make_dataset, sources_in
+from standin_core.train import DataSettings, Example, PairSettings, Source, make_dataset, sources_in, sources_of
 from standin_core.train.cache import CachedExamples, Encoders, data_hash, encode_clips, write_shards
 from standin_core.train.pairs import embed, pair
 from standin_core.train.prepare import Clip, prepare, prepared, prepared_settings, read_reference, summary
@@ -196,6 +196,74 @@ def test_a_file_that_changed_is_looked_at_again(videos, prepared_once, tmp_path)
     assert summary(tmp_path / "data").startswith("8 videos, 11 clips, ")
 
 
+def test_another_caption_counts(videos, tmp_path):
+    """One that was missing, and one that was edited: both videos are looked at again, and no other."""
+    shutil.copytree(videos, tmp_path / "videos")
+    for name in ("late.mp4", "nobody.mp4", "short.mp4", "damaged.mp4", "sound.mp4", "more"):
+        path = tmp_path / "videos" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    first = list(prepare(sources_in(tmp_path / "videos"), tmp_path / "data", SETTINGS))
+    assert [line.partition(":")[0] for line in first] == ["face.mp4", "silent.mp4"]
+    (tmp_path / "videos" / "silent.txt").write_text("a person nods", encoding="utf-8")
+    (line,) = prepare(sources_in(tmp_path / "videos"), tmp_path / "data", SETTINGS)
+    assert line.startswith("silent.mp4: 3 clips")
+    assert {clip.caption for clip in prepared(tmp_path / "data")} == {"a person, face", "a person nods"}
+
+
+def test_a_caption_that_is_not_utf8(videos, tmp_path):
+    shutil.copy(videos / "face.mp4", tmp_path)
+    (tmp_path / "face.txt").write_bytes("ein Mädchen".encode("latin-1"))
+    with pytest.raises(StandInError, match=r"face.txt is not UTF-8"):
+        sources_in(tmp_path)
+
+
+def test_a_detector_that_cannot_run_is_no_fault_of_the_videos(videos, tmp_path):
+    """Nothing is noted of any video: once the file is there, they are looked at."""
+    settings = dataclasses.replace(SETTINGS, face=FaceSettings(detector="retinaface", parser="none", size=64))
+    with pytest.raises(StandInError, match="retinaface cannot run"):
+        list(prepare(sources_in(videos), tmp_path, settings))
+    assert read_lines(tmp_path / "manifest.jsonl") == []
+
+
+def test_a_face_outside_of_the_picture_does_not_count(tmp_path):
+    """In a portrait video cut to a landscape clip, a head at the top is not in the clip."""
+    face = moving_photo.video(40, 200, 150)
+    below = np.repeat(cv2.resize(skimage.data.coffee(), (200, 450))[None], 40, axis=0)
+    for name, frames in (("above", np.concatenate((face, below), axis=1)),
+                         ("middle", np.concatenate((below[:, :225], face, below[:, :225]), axis=1))):
+        moving_photo.write_video(tmp_path / f"{name}.mp4", frames)
+        (tmp_path / f"{name}.txt").write_text("a person", encoding="utf-8")
+    list(prepare(sources_in(tmp_path), tmp_path / "data", SETTINGS))
+    assert {clip.video for clip in prepared(tmp_path / "data")} == {"middle.mp4"}
+
+
+def test_photos_of_another_file_have_other_names(videos, tmp_path):
+    """A video that was replaced by another of its name: nothing old is taken for it."""
+    for name in ("face", "late"):
+        shutil.copy(videos / f"{name}.mp4", tmp_path / "person.mp4")
+        (tmp_path / "person.txt").write_text("a person", encoding="utf-8")
+        list(prepare(sources_in(tmp_path), tmp_path / "data", SETTINGS))
+    files = {file for clip in prepared(tmp_path / "data") for file in clip.references}
+    lines = read_lines(tmp_path / "data" / "manifest.jsonl")
+    assert len(lines) == 2 and files.isdisjoint(file for clip in lines[0]["clips"] for file in clip["references"])
+
+
+def test_videos_of_comfyui(videos):
+    """Core's VIDEO: a file once however often it comes; nothing that is no file, and nothing trimmed."""
+    from comfy_api.latest import InputImpl, Types
+
+    face, late = (InputImpl.VideoFromFile(str(videos / f"{name}.mp4")) for name in ("face", "late"))
+    found = sources_of([face, late, face], ["a", "b", "a"])
+    assert [(source.name, source.caption) for source in found] == [("face.mp4", "a"), ("late.mp4", "b")]
+    made = InputImpl.VideoFromComponents(Types.VideoComponents(images=torch.zeros(2, 8, 8, 3), frame_rate=Fraction(8)))
+    other = InputImpl.VideoFromFile(str(videos / "more" / "face.mp4"))
+    for given, captions, words in (([made], ["a"], "that is no file"), ([face], ["a", "b"], "1 videos and 2 captions"),
+                                   ([face.as_trimmed(0.5, 1.0)], ["a"], "that is trimmed"),
+                                   ([face, other], ["a", "b"], r"two videos are called face\.mp4")):
+        with pytest.raises(StandInError, match=words):
+            sources_of(given, captions)
+
+
 def test_other_settings_are_refused(videos, prepared_once):
     folder, _ = prepared_once
     with pytest.raises(StandInError, match=r"made with other settings \(fps, height\)"):
@@ -219,7 +287,7 @@ def test_a_captioner_is_asked_where_there_is_no_caption(videos, tmp_path):
 
     source = Source(videos / "silent.mp4", "silent.mp4", None)
     list(prepare([source], tmp_path, SETTINGS, captioner))
-    assert seen == [(8, 240, 320, 3)] * 3
+    assert seen == [(8, 240, 320, 3)] * 3 and len(read_lines(tmp_path / "manifest.jsonl")) == 1
     assert [clip.caption for clip in prepared(tmp_path)] == ["clip 1", "clip 3"]
     assert "dropped 1: no caption" in summary(tmp_path)
 
@@ -283,7 +351,7 @@ def test_nothing_to_train_on(tmp_path):
 
 
 def test_a_dataset_in_one_call(videos, encoders, tmp_path):
-    """Twice: the second finds all there. With a video that went missing in between, what it had is dropped and told."""
+    """Twice: the second finds all there. Without a video that was there before, what it had is left out."""
     shutil.copytree(videos, tmp_path / "videos")
     said, folder = [], tmp_path / "data"
     shards = make_dataset(sources_in(tmp_path / "videos"), folder, SETTINGS, encoders, said.append)
@@ -294,6 +362,46 @@ def test_a_dataset_in_one_call(videos, encoders, tmp_path):
     (tmp_path / "videos" / "late.mp4").unlink()
     fewer = make_dataset(sources_in(tmp_path / "videos"), folder, SETTINGS, encoders, said.append)
     assert fewer != shards and len(CachedExamples(fewer)) == 6
+
+
+def test_outside_of_inference_mode(videos, encoders, tmp_path):
+    """As on the command line, where nothing else keeps the encoders from building a graph."""
+    clip_vision = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())
+    sources = [source for source in sources_in(videos) if source.name in ("face.mp4", "more/face.mp4")]
+    with torch.inference_mode(False), torch.enable_grad():
+        shards = make_dataset(sources, tmp_path, SETTINGS, encoders, lambda line: None,
+                              PairSettings(-1.0, 1.0, "clip vision"), clip_vision)
+        example = CachedExamples(shards)[0]
+    assert len(CachedExamples(shards)) == 6
+    assert not example.video.requires_grad and not example.video.is_inference()
+
+
+def test_what_failed_is_tried_again(tmp_path):
+    """A drive that dropped out leaves a shard that lacks examples; the next run makes it anew."""
+    names, working = [f"clip {i}" for i in range(20)], False
+
+    def encode(missing):
+        for name in names:
+            if name in missing:
+                fails = not working and name == "clip 3"
+                yield name, "not readable" if fails else Example(*(torch.ones(1, 16, 1, 2, 2),) * 2, torch.ones(3, 4))
+
+    assert "clip 3 dropped: not readable" in next(write_shards(tmp_path, names, encode))
+    working = True
+    assert list(write_shards(tmp_path, names, encode)) == ["shard_00000.safetensors: 16 clips",
+                                                           "shard_00001.safetensors: 4 clips"]
+    assert list(write_shards(tmp_path, names, encode)) == []
+    assert len(CachedExamples(tmp_path)) == 20
+
+
+def test_a_missing_photo_costs_its_clip_alone(videos, prepared_once, encoders, tmp_path):
+    folder, _ = prepared_once
+    some = [clip for clip in prepared(folder) if clip.video == "face.mp4"]
+    some[0] = dataclasses.replace(some[0], references=("references/gone.png",))
+    paths = {source.name: source.path for source in sources_in(videos)}
+    (line,) = encode_clips(tmp_path, some, paths, folder, SETTINGS, encoders)
+    assert line == "shard_00000.safetensors: 2 clips; face.mp4#0 dropped: the reference photo gone.png is not there " \
+        "or is damaged"
 
 
 def test_the_hash_of_the_data():
@@ -344,6 +452,11 @@ def test_pairs_of_real_crops(prepared_once):
     assert pair(made[:3], vectors, PairSettings(-1.0, 1.0), photos=3) == ([], [clip.name for clip in made[:3]])
 
 
+def test_records_hold_any_line_break(tmp_path):
+    append_line(tmp_path / "r.jsonl", {"caption": "one\u2028two\u0085three\nfour"})
+    assert read_lines(tmp_path / "r.jsonl") == [{"caption": "one\u2028two\u0085three\nfour"}]
+
+
 def test_records_survive_an_unfinished_line(tmp_path):
     file = tmp_path / "r.jsonl"
     append_line(file, {"a": 1})
@@ -354,5 +467,8 @@ def test_records_survive_an_unfinished_line(tmp_path):
 
 
 def test_settings_are_kept_beside_the_data(prepared_once):
+    """All but what changes nothing of the data."""
     folder, _ = prepared_once
-    assert prepared_settings(folder) == dataclasses.asdict(SETTINGS)
+    kept = dataclasses.asdict(SETTINGS)
+    del kept["face"]["download_missing"]
+    assert prepared_settings(folder) == kept

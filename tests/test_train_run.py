@@ -19,8 +19,9 @@ import torch
 import tiny
 from environment import PACK
 from standin_core.contracts import StandInError
+from standin_core.sampler import SamplerSettings
 from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
-from standin_core.train.cache import write_shards
+from standin_core.train.cache import CachedExamples, write_shards
 from standin_core.train.config import EXPERTS, parse_config, read_config
 from standin_core.train.plan import (
     activation_bytes,
@@ -32,7 +33,8 @@ from standin_core.train.plan import (
 )
 from standin_core.train.records import read_lines
 from standin_core.train.run import CHECKPOINT, TrainingRun, loss_picture
-from standin_core.train.session import training_run
+from standin_core.train.samples import sample_grid
+from standin_core.train.session import train_adapter, training_run
 from standin_core.wan import Wan
 from standin_core.weights import load_adapter
 from tiny_models import TinyWan, vae_weights
@@ -153,6 +155,67 @@ def test_pictures_of_what_it_makes_by_now(model, shards, tmp_path):
     assert after.shape == before.shape == (2 * (64 + 4), 64 + 4 * 96, 3)
     assert np.array_equal(before[:64, :64], after[:64, :64])  # the photo
     assert (before[:64, 64:] != after[:64, 64:]).any()
+
+
+def test_pictures_show_what_is_saved(model, shards, tmp_path, monkeypatch):
+    """The moving average, not the weights of the moment."""
+    import comfy.sd
+
+    from standin_core.train import session
+
+    seen = []
+    monkeypatch.setattr(session, "sample_grid", lambda model, adapter, *others: seen.append(adapter) or np.zeros(
+        (8, 8, 3), np.uint8))
+    run = started(model, shards, tmp_path, dataclasses.replace(SETTINGS, steps=2), vae=comfy.sd.VAE(sd=vae_weights()))
+    list(run.steps())
+    (adapter,) = seen
+    assert torch.equal(adapter.blocks[0].v.up, run.trainer.average["blocks.0.self_attn.v_loras.up.weight"])
+    assert not torch.equal(adapter.blocks[0].v.up, run.trainer.weights["blocks.0.self_attn.v_loras.up.weight"])
+
+
+def test_pictures_of_the_low_noise_expert_begin_with_the_clip(model, shards):
+    """It knows no more noise than its own; with hardly any, the clip is what comes out."""
+    import comfy.sd
+
+    vae, examples = comfy.sd.VAE(sd=vae_weights()), CachedExamples(shards)
+    adapter = tiny.adapter()
+    grids = [sample_grid(model, adapter, vae, [examples[0]], SamplerSettings(1, 2, 1.0, shift=5.0), noise_to)
+             for noise_to in (1.0, 0.875, 0.001)]
+    with torch.no_grad():
+        clip = vae.decode(model.model.process_latent_out(examples[0].video[None]))[0]
+    shown = torch.cat(list(clip[[0, 3, 5, 8]]), dim=1).clamp(0, 1)
+    assert np.abs(grids[2][:64, 64:] / 255 - shown.numpy()).mean() < 0.02
+    assert not np.array_equal(grids[0], grids[1])
+
+
+@pytest.mark.parametrize("kind", ["VACE", "image to video"])
+def test_models_that_take_more_are_refused(shards, tmp_path, kind):
+    weights = tiny.WAN.vace_weights() if kind == "VACE" else tiny.WAN.weights()
+    if kind == "image to video":
+        weights["patch_embedding.weight"] = torch.zeros(tiny.WAN.dim, 36, 1, 2, 2)
+    other = tiny.load(weights)
+    with pytest.raises(StandInError, match="takes more than noise and text"):
+        started(other, shards, tmp_path)
+
+
+def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_path):
+    file = tmp_path / "models" / "mine.safetensors"
+    mine = shutil.copytree(shards, tmp_path / "data" / "one")
+    settings, losses = dataclasses.replace(SETTINGS, steps=1), []
+
+    def train(folder, seed=3):
+        return train_adapter(model, folder, file, AdapterSettings("mine", RANK),
+                             dataclasses.replace(settings, seed=seed), lambda step, loss: losses.append(loss))
+
+    adapter, _ = train(mine)
+    assert adapter.sha256 == load_adapter(file).sha256 and len(losses) == 1
+    train(mine)  # is done, and writes the same again
+    kept = file.read_bytes()
+    other = shutil.copytree(shards, tmp_path / "data" / "two")
+    with pytest.raises(StandInError, match="is there already, and not of this training"):
+        train(other)
+    assert len(losses) == 1 and file.read_bytes() == kept
+    assert torch.equal(load_adapter(file).blocks[0].v.up, adapter.blocks[0].v.up)
 
 
 def test_a_bad_clip_is_passed_over_and_counted(model, tmp_path):
@@ -357,7 +420,8 @@ def workplace(tmp_path_factory):
     for name in ("one", "two"):
         moving_photo.write_video(base / "films" / f"{name}.mp4", frames)
         (base / "films" / f"{name}.txt").write_text("a person nods", encoding="utf-8")
-    (base / "broken.mp4").write_bytes(b"no video")
+    (base / "films" / "broken.mp4").write_bytes(b"no video")
+    (base / "films" / "broken.txt").write_text("a person", encoding="utf-8")
     (base / "mine.toml").write_text(textwrap.dedent("""
         [files]
         videos = "films"
@@ -409,7 +473,8 @@ def test_the_command_line(workplace):
     assert "adapter     mine, rank 4: 0.0 M parameters, single" in dry.stdout and not (workplace / "data").exists()
     done = command(workplace, "mine.toml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 videos, 4 clips" in done.stdout and "step 4 of 4: loss" in done.stdout
+    assert "3 videos, 4 clips" in done.stdout and "broken.mp4 cannot be read" in done.stdout
+    assert "step 4 of 4: loss" in done.stdout
     adapter = load_adapter(workplace / "models" / "stand_in" / "mine.safetensors")
     assert (adapter.rank, adapter.dim, len(adapter.blocks)) == (4, tiny.WAN.dim, tiny.WAN.blocks)
     run = workplace / "data" / "runs" / "mine"
