@@ -17,7 +17,7 @@ import comfy.ldm.wan.model
 import comfy.model_management
 import torch
 from comfy.ldm.flux.math import apply_rope1
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch.utils.checkpoint import checkpoint
 
 from .contracts import StandInError
@@ -25,6 +25,7 @@ from .contracts import StandInError
 # calls a function and keeps its arguments alone for the backward pass
 RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
+WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 OVERRIDE = "optimized_attention_override"
 LATENT_CHANNELS = 16
 MODULE = "stand_in_module"

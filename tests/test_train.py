@@ -23,7 +23,7 @@ from standin_core.train import (
 from standin_core.train.loop import MOST_BAD_STEPS
 from standin_core.train.objective import identity_read
 from standin_core.train.weights import as_adapter, parameters
-from standin_core.wan import Wan
+from standin_core.wan import WITH_GRADIENTS, Wan
 from standin_core.weights import load_adapter, parse_adapter
 from tiny_models import adapter_weights
 from tolerances import WHOLE_RUN, assert_close
@@ -332,7 +332,7 @@ def test_an_attention_without_gradients_is_not_taken(monkeypatch):
     monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", wrap_attn(without_gradients))
     adapter = trained()
     model = tiny.load()
-    flow_matching_loss(Wan(model.model, attention_pytorch), adapter, batch(), backward=torch.Tensor.backward)
+    flow_matching_loss(Wan(model.model, WITH_GRADIENTS), adapter, batch(), backward=torch.Tensor.backward)
     assert float(adapter.blocks[0].v.up.grad.norm()) > 0
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 
 from ..contracts import Adapter, StandInError
 from ..sampler import SamplerSettings
-from ..wan import Wan
+from ..wan import WITH_GRADIENTS, Wan
 from ..weights import check_fit, load_adapter, parse_adapter
 from .cache import CachedExamples
 from .config import AdapterSettings, SampleSettings
@@ -34,7 +33,7 @@ def training_run(model, shards: Path, folder: Path, adapter: AdapterSettings, se
     Raises StandInError for a model that is not a Wan from text alone, and an adapter that does not fit it.
     """
     model = trainable(model)
-    wan, examples = Wan(model.model, attention_pytorch), CachedExamples(shards)
+    wan, examples = Wan(model.model, WITH_GRADIENTS), CachedExamples(shards)
     if not wan.from_text_alone:
         raise StandInError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
                            "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
