@@ -85,6 +85,8 @@ def generated(world: World, some: list[Case]) -> Iterator[tuple[str, list[np.nda
     for name, model_of in conditions(world).items():
         yield name, [world.generate(case, model_of(case)) for case in some]
     for ablation in ABLATIONS:
+        if not adapter_file(ablation).exists():
+            continue
         adapter = load_adapter(adapter_file(ablation))
         with ablated(ablation):
             if ablation == "ordinary attention":

@@ -1,6 +1,7 @@
 """What the small world's models are trained on: clips, two photos of the person, a caption, in the trainer's shards."""
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,34 +12,41 @@ import torch
 from standin_core.train.cache import Example, write_shards
 
 from .captions import caption_contexts
-from .models import FRAMES, SIDE, new_vae, to_model_space, to_pixels
-from .people import split
+from .models import FRAMES, SIDE, VAE_FILE, new_vae, to_model_space, to_pixels
+from .people import Person, split
 from .render import picture, video
-from .scenes import photo_scene, random_scene
+from .scenes import Scene, photo_scene, random_scene
 
 CLIPS, PHOTOS = 3200, 2
 ENCODED_TOGETHER = 8
 
 
-def training_examples(folder: Path, count: int, seed: int = 0) -> Path:
-    """The folder of shards of so many clips, each of somebody of the people to train on, made where it is not there."""
+def training_clip(number: int) -> tuple[Person, Scene, np.random.Generator]:
+    """Who and what is in a clip: somebody of the people to train on; the generator is for what else is drawn."""
+    people, _ = split()
+    rng = np.random.default_rng([0, number])
+    return people[rng.integers(len(people))], random_scene(rng), rng
+
+
+def training_examples(cache: Path, count: int = CLIPS) -> Path:
+    """The folder of shards of so many clips, below cache, made where it is not there."""
+    folder = cache / f"shards_{count}_{hashlib.sha256(VAE_FILE.read_bytes()).hexdigest()[:12]}"
     names = [f"clip {number:05d}" for number in range(count)]
-    for line in write_shards(folder, names, lambda missing: _encoded(names, missing, seed)):
+    for line in write_shards(folder, names, lambda missing: _encoded(names, missing)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     return folder
 
 
-def _encoded(names: list[str], missing: set[str], seed: int) -> Iterator[tuple[str, Example]]:
+def _encoded(names: list[str], missing: set[str]) -> Iterator[tuple[str, Example]]:
     if not missing:
         return
-    (people, _), vae, contexts = split(), new_vae().eval(), caption_contexts()
+    vae, contexts = new_vae().eval(), caption_contexts()
     wanted = [(number, name) for number, name in enumerate(names) if name in missing]
     for first in range(0, len(wanted), ENCODED_TOGETHER):
         group, drawn = wanted[first:first + ENCODED_TOGETHER], []
         for number, _ in group:
-            rng = np.random.default_rng([seed, number])
-            person, scene = people[rng.integers(len(people))], random_scene(rng)
+            person, scene, rng = training_clip(number)
             drawn.append((scene.caption, video(person, scene, FRAMES, SIDE),
                           np.stack([picture(person, photo_scene(rng), 0.0, SIDE) for _ in range(PHOTOS)])))
         with torch.inference_mode():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ def everyone() -> list[Person]:
     return [Person(*traits) for traits in itertools.product(*TRAITS.values())]
 
 
+@functools.cache
 def split(seed: int = 0) -> tuple[list[Person], list[Person]]:
     """(to train on, to test on): disjoint, in an order that follows from the seed."""
     people = everyone()

@@ -35,7 +35,7 @@ REPORTED_EVERY = 100
 
 def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, out: Path) -> None:
     file = out / adapter_file(ablation).name
-    shards = training_examples(cache / "shards", clips)
+    shards = training_examples(cache, clips)
     model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
                                                      metadata=WAN.metadata())
     settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=1e-3, loraplus_ratio=2.0,

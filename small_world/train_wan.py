@@ -35,7 +35,7 @@ SAVED_EVERY = 200
 
 
 def main(minutes: float, seed: int, clips: int, cache: Path, out: Path) -> None:
-    examples = CachedExamples(training_examples(cache / "shards", clips))
+    examples = CachedExamples(training_examples(cache, clips))
     nothing = caption_contexts()[""][0]
     wan = new_wan().diffusion_model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(wan.parameters(), lr=LEARNING_RATE, weight_decay=0.01)

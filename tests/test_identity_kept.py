@@ -134,7 +134,7 @@ TRAININGS = {
     "adapter": ["train_adapter.py", "--steps", "2", "--clips", "8"],
     "shared positions": ["train_adapter.py", "--steps", "1", "--clips", "8", "--ablation", "shared positions"],
     "ordinary attention": ["train_adapter.py", "--steps", "1", "--clips", "8", "--ablation", "ordinary attention"],
-    "reader": ["train_reader.py", "--minutes", "0.03"],
+    "reader": ["train_reader.py", "--minutes", "0.03", "--clips", "4"],
 }
 
 
