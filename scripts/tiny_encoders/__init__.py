@@ -18,11 +18,12 @@ class TinyUMT5(comfy.text_encoders.wan.UMT5XXlModel):
 
 
 class TinyTokenizer(comfy.text_encoders.wan.UMT5XXlTokenizer):
-    """Pads to 32 tokens, where the real one pads to 512: most of the time of a tiny model would go into those."""
+    """Pads captions of the small world to 32 tokens, where the real one pads to 512: most of the time of its tiny model
+    would go into those."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.min_length = SIZES["text_tokens"]
+    def tokenize_with_weights(self, text, *args, **kwargs):
+        self.min_length = SIZES["text_tokens"] if len(text) <= SIZES["short_text"] else 512
+        return super().tokenize_with_weights(text, *args, **kwargs)
 
 
 class TinyClipVision(comfy.clip_vision.ClipVisionModel):
