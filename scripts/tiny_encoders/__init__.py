@@ -3,11 +3,13 @@ large they are. The loaders, the tokenizer and the networks are ComfyUI's; only 
 writes the files).
 """
 import json
+import re
 from pathlib import Path
 
 import comfy.clip_vision
 import comfy.text_encoders.wan
 
+CAPTION = re.compile(r"|a person [a-z ]+, [a-z]+ background")  # of the small world, or none
 SIZES = json.loads((Path(__file__).parent / "sizes.json").read_text())
 
 
@@ -22,7 +24,7 @@ class TinyTokenizer(comfy.text_encoders.wan.UMT5XXlTokenizer):
     would go into those."""
 
     def tokenize_with_weights(self, text, *args, **kwargs):
-        self.min_length = SIZES["text_tokens"] if len(text) <= SIZES["short_text"] else 512
+        self.min_length = SIZES["caption_tokens"] if CAPTION.fullmatch(text) else 512
         return super().tokenize_with_weights(text, *args, **kwargs)
 
 
