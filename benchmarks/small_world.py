@@ -138,6 +138,7 @@ def expression(some: list[Case], readings: list) -> dict[str, float]:
             "rise_asked": round(float(rise[asked].mean()), 4), "rise_not_asked": round(float(rise[~asked].mean()), 4)}
 
 
+@torch.inference_mode()
 def main(people: int, name: str) -> None:
     world, some = World(), cases(people)
     found, sheets = {**machine(), "people": people, "calibration": calibrate(world.reader)}, {}
