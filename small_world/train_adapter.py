@@ -34,6 +34,7 @@ REPORTED_EVERY = 100
 
 
 def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     file = out / adapter_file(ablation).name
     shards = training_examples(cache, clips)
     model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
