@@ -39,7 +39,7 @@ def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, o
     shards = training_examples(cache, clips)
     model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
                                                      metadata=WAN.metadata())
-    settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=1e-3, loraplus_ratio=2.0,
+    settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=3e-3, loraplus_ratio=2.0,
                              cosine=True, ema=0.995, shift=2.0, checkpointing=False, seed=seed)
     run = training_run(model, shards, cache / f"{file.stem}_{seed}", AdapterSettings(file.stem, RANK), settings,
                        SampleSettings(every=500), base_model=WAN_FILE.name)
