@@ -28,7 +28,7 @@ from machine import machine
 from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
 from small_world.measure import CFG, SHIFT, STEPS, Case, World, calibrate, cases, real, score
 from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN, adapter_file
-from small_world.reader import POSE, POSE_SCALE, read
+from small_world.reader import read
 from small_world.render import face_points, picture
 from small_world.scenes import photo_scene
 from standin_core.controls import kept_tokens
@@ -124,20 +124,6 @@ def swapped(world: World, some: list[Case]) -> dict[str, float]:
         ("agreement_with_who_came", came), ("agreement_with_who_was_there", was), ("background_of_255", apart))}
 
 
-def expression(some: list[Case], readings: list) -> dict[str, float]:
-    """Whether the mouth's smile comes from the photo: its correlation over the videos, and how far it rises where the
-    caption says "smiles" and where it does not.
-    """
-    smile = POSE.index("smile")
-    scale = float(POSE_SCALE[smile])
-    course = np.stack([reading.poses[:, smile] * scale for reading in readings])
-    of_photo = np.array([case.photo_scene.pose.smile for case in some])
-    asked = np.array([case.scene.action == "smiles" for case in some])
-    rise = course[:, -1] - course[:, 0]
-    return {"correlation_with_photo": round(float(np.corrcoef(of_photo, course.mean(axis=1))[0, 1]), 4),
-            "rise_asked": round(float(rise[asked].mean()), 4), "rise_not_asked": round(float(rise[~asked].mean()), 4)}
-
-
 @torch.inference_mode()
 def main(people: int, name: str) -> None:
     world, some = World(), cases(people)
@@ -145,7 +131,7 @@ def main(people: int, name: str) -> None:
     ceiling = found["calibration"]["through the VAE"]["agreement"]
     for what, videos in generated(world, some):
         readings = [read(world.reader, frames) for frames in videos]
-        found[what] = dataclasses.asdict(score(some, readings, ceiling)) | expression(some, readings)
+        found[what] = dataclasses.asdict(score(some, readings, ceiling))
         sheets[what] = videos[:SHOWN]
         sys.stdout.write(f"{what}: {found[what]}\n")
         sys.stdout.flush()

@@ -1,7 +1,6 @@
 """What the small world's models are trained on: clips, two photos of the person, a caption, in the trainer's shards."""
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from standin_core.train.cache import Example, write_shards
 
 from .captions import caption_contexts
-from .models import FRAMES, SIDE, VAE_FILE, new_vae, to_model_space, to_pixels
+from .models import FRAMES, SIDE, encoder_hash, new_vae, to_model_space, to_pixels
 from .people import Person, split
 from .render import picture, video
 from .scenes import Scene, photo_scene, random_scene
@@ -30,7 +29,7 @@ def training_clip(number: int) -> tuple[Person, Scene, np.random.Generator]:
 
 def training_examples(cache: Path, count: int = CLIPS) -> Path:
     """The folder of shards of so many clips, below cache, made where it is not there."""
-    folder = cache / f"shards_{count}_{hashlib.sha256(VAE_FILE.read_bytes()).hexdigest()[:12]}"
+    folder = cache / f"shards_{count}_{encoder_hash()}"
     names = [f"clip {number:05d}" for number in range(count)]
     for line in write_shards(folder, names, lambda missing: _encoded(names, missing)):
         sys.stdout.write(f"{line}\n")

@@ -1,6 +1,7 @@
 """The tiny Wan of the small world: ComfyUI's own classes at small widths, and the files of their weights."""
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def adapter_file(ablation: str | None = None) -> Path:
 SIDE, FRAMES = 64, 9
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
 VAE_WIDTH = 16
+ENCODER = ("encoder.", "conv1.")  # the part of the VAE's weights that makes latents
 STORED = torch.bfloat16
 
 
@@ -42,6 +44,13 @@ def new_wan():
     weights = load(WAN_FILE) if WAN_FILE.exists() else WAN.weights()
     return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32},
                                                     metadata=WAN.metadata()).model
+
+
+def encoder_hash() -> str:
+    """Of the weights that make latents."""
+    weights = safetensors.torch.load_file(VAE_FILE)
+    return hashlib.sha256(b"".join(weights[key].view(torch.uint8).numpy().tobytes() for key in sorted(weights)
+                                   if key.startswith(ENCODER))).hexdigest()[:12]
 
 
 def to_model_space(latent: torch.Tensor) -> torch.Tensor:

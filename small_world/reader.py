@@ -13,10 +13,11 @@ import torch
 
 from .models import SIDE, WEIGHTS
 from .people import TRAITS, Person
-from .scenes import ACTIONS, Pose
+from .scenes import ACTIONS, BACKGROUNDS, Pose
 
 READER_FILE = WEIGHTS / "small_world_reader.safetensors"
 WIDTHS, HIDDEN = (32, 64, 96, 128), 192
+CORNER = 8  # of a side
 POSE = Pose.__slots__
 # how far each part of a pose moves in an action, by which they are made comparable
 POSE_SCALE = torch.tensor([0.5, 0.5, 14.0, 0.08, 0.04, 0.05, 0.45, 0.35, 0.35])
@@ -45,10 +46,13 @@ class Reader(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Readings:
-    """Of F frames. traits: [F, 7], the place of each trait among TRAITS; poses: [F, 9], in units of POSE_SCALE."""
+    """Of F frames. traits: [F, 7], the place of each trait among TRAITS; poses: [F, 9], in units of POSE_SCALE;
+    corners: [F, 3], the mean colour of the upper two, 0 to 255.
+    """
 
     traits: np.ndarray
     poses: np.ndarray
+    corners: np.ndarray
 
     def agreement(self, person: Person) -> float:
         """The share of the person's visible traits, over all frames, that are read as they are."""
@@ -67,6 +71,16 @@ class Readings:
             return float(((moved - (course - course.mean(axis=0))) ** 2).sum())
 
         return min(ACTIONS, key=distance)
+
+    def background(self) -> str:
+        """Of BACKGROUNDS, the one that the corners are nearest to."""
+        colour = self.corners.mean(axis=0)
+        return min(BACKGROUNDS, key=lambda name: np.abs(colour - BACKGROUNDS[name]).sum())
+
+    def part(self, name: str) -> np.ndarray:
+        """[F], of POSE, in its own unit."""
+        place = POSE.index(name)
+        return self.poses[:, place] * float(POSE_SCALE[place])
 
     @property
     def motion(self) -> float:
@@ -87,4 +101,7 @@ def read(reader: Reader, frames: np.ndarray) -> Readings:
     if pixels.shape[-2:] != (SIDE, SIDE):
         pixels = torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="area")
     logits, pose = reader(pixels)
-    return Readings(torch.stack([each.argmax(dim=1) for each in logits], dim=1).numpy(), pose.numpy())
+    strip = frames[:, :frames.shape[1] // CORNER]
+    side = frames.shape[2] // CORNER
+    corners = np.concatenate((strip[:, :, :side], strip[:, :, -side:]), axis=2).mean(axis=(1, 2))
+    return Readings(torch.stack([each.argmax(dim=1) for each in logits], dim=1).numpy(), pose.numpy(), corners)
