@@ -74,6 +74,9 @@ TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
 # ComfyUI 0.3.64 knows no advanced inputs, 0.16.3 does
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
 
+# the page draws another seed after every run unless told not to, and what another run left could not be gone on with
+KEPT_SEED = {"control_after_generate": False}
+
 
 class LoadStandIn(io.ComfyNode):
     @classmethod
@@ -563,7 +566,8 @@ class PrepareTrainingData(io.ComfyNode):
                     "Side of the photos in pixels, as they will be given to the model later.")),
                 _detector_input(),
                 _download_input(),
-                io.Int.Input("seed", default=0, min=0, max=2**31, **ADVANCED, tooltip="Of the choice of photos."),
+                io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, **ADVANCED, tooltip=(
+                    "Of the choice of photos.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
                     "For other videos, where insightface is not installed: it tells people apart less finely.")),
             ],
@@ -628,7 +632,7 @@ class TrainStandIn(io.ComfyNode):
                 io.Int.Input("sample_every", default=500, min=0, max=100_000, tooltip=(
                     "Steps between two checkpoints, each with a picture of what the adapter makes if a VAE is "
                     "connected; 0 for one at the end.")),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Of everything that is drawn."),
+                io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, tooltip="Of everything that is drawn."),
                 StandIn.Input("start_from", optional=True, tooltip="An adapter to go on from; its rank counts then."),
                 io.Vae.Input("vae", optional=True, tooltip="Wan 2.1's, for the pictures."),
             ],

@@ -116,12 +116,12 @@ def write(path: Path, record: dict) -> None:
 
 
 def empty_models(base: Path) -> None:
-    """Files of the right names, so that the page offers them, and a photo and videos to be seen."""
+    """Files of the right names, so that the page offers them, a photo and videos to be seen, and a folder for those to train on."""
     for name, source in SOURCES.items():
         path = base / "models" / source.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (base / "input").mkdir(exist_ok=True)
+    (base / "input" / "people").mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(skimage.data.astronaut()).save(base / "input" / "photo.png")
     for name in ("video.mp4", "control.mp4"):
         moving_photo.write_video(base / "input" / name, moving_photo.video(9, 416, 240))

@@ -189,8 +189,10 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["image"] = photo
             case "LoadVideo":
                 inputs["file"] = video
-            case "StandInSampler":
+            case "StandInSampler" | "TrainStandIn":
                 inputs["steps"] = steps
+            case "PrepareTrainingData":
+                inputs["frames"] = length
         # the whole video, or half of it as a mask of a region
         for name, value in (("width", width), ("height", height), ("length", length)):
             if isinstance(inputs.get(name), int):

@@ -32,7 +32,7 @@ from small_world.scenes import photo_scene, random_scene
 BATCH, LEARNING_RATE = 48, 2e-3
 PHOTO_SHARE, BLURRED, LARGEST_BLUR, NOISE = 0.2, 0.6, 1.6, 6.0
 DECODED, DECODED_SHARE = 600, 0.5  # clips; share of the pictures of a batch
-POSE_WEIGHT = 1.0
+POSE_WEIGHT = 6.0
 REPORTED_EVERY = 200
 
 

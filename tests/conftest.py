@@ -54,6 +54,20 @@ def server(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def people(server):
+    """A subfolder of ComfyUI's input folder with two captioned videos of a face, as the training template names it."""
+    import moving_photo
+
+    folder = server.base / "input" / "people"
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = moving_photo.video(24, 160, 120)
+    for name in ("one", "two"):
+        moving_photo.write_video(folder / f"{name}.mp4", frames)
+        (folder / f"{name}.txt").write_text("a person nods", encoding="utf-8")
+    return folder.name
+
+
 @pytest.fixture
 def models_dir(tmp_path, monkeypatch):
     """A models folder of our own, empty unless a test puts a file there."""

@@ -3,7 +3,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import moving_photo
 from comfyui_server import PromptFailed
 from standin_core.weights import load_adapter
 from tiny_models import ADAPTER, DIFFUSION_MODEL, TEXT_ENCODER, VAE
@@ -11,24 +10,12 @@ from tiny_models import ADAPTER, DIFFUSION_MODEL, TEXT_ENCODER, VAE
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def videos(server):
-    """A subfolder of ComfyUI's input folder."""
-    folder = server.base / "input" / "people"
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = moving_photo.video(24, 160, 120)
-    for name in ("one", "two"):
-        moving_photo.write_video(folder / f"{name}.mp4", frames)
-        (folder / f"{name}.txt").write_text("a person nods", encoding="utf-8")
-    return "people"
-
-
-def graph(videos, **training):
+def graph(people, **training):
     def node(kind, **inputs):
         return {"class_type": kind, "inputs": inputs}
 
     return {
-        "videos": node("LoadVideoTextDataSetFromFolder", folder=videos),
+        "videos": node("LoadVideoTextDataSetFromFolder", folder=people),
         "vae": node("VAELoader", vae_name=VAE),
         "clip": node("CLIPLoader", clip_name=TEXT_ENCODER, type="wan", device="default"),
         "model": node("UNETLoader", unet_name=DIFFUSION_MODEL, weight_dtype="default"),
@@ -67,37 +54,37 @@ def pictures(server, result):
     return np.stack([np.asarray(PIL.Image.open(server.path_of(item))) for item in result.outputs["saved"]["images"]])
 
 
-def test_from_videos_to_a_video(server, videos):
+def test_from_videos_to_a_video(server, people):
     """What Train Stand-In hands on is what Load Stand-In reads from the file that it wrote."""
-    result = server.run(with_sampling(graph(videos), ["training", 0]))
+    result = server.run(with_sampling(graph(people), ["training", 0]))
     assert "2 videos, 4 clips" in result.outputs["data"]["text"][0]
     sizes = [PIL.Image.open(server.path_of(item)).size for item in result.outputs["training"]["images"]]
     assert sizes == [(960, 360), (48 + 4 * 64, 4 * (48 + 4))]
     adapter = load_adapter(server.base / "models" / "stand_in" / "of_people.safetensors")
     assert adapter.rank == 8
-    loaded = with_sampling({key: node for key, node in graph(videos).items() if key in ("vae", "clip", "model")} | {
+    loaded = with_sampling({key: node for key, node in graph(people).items() if key in ("vae", "clip", "model")} | {
         "adapter": {"class_type": "LoadStandIn", "inputs": {"adapter": "of_people.safetensors"}}}, ["adapter", 0])
     other = {**loaded, "adapter": {"class_type": "LoadStandIn", "inputs": {"adapter": ADAPTER}}}
     found, again, another = (pictures(server, server.run(prompt)) for prompt in (
-        with_sampling(graph(videos), ["training", 0]), loaded, other))
+        with_sampling(graph(people), ["training", 0]), loaded, other))
     assert np.array_equal(found, again) and not np.array_equal(found, another)
 
 
-def test_the_model_is_as_it_was(server, videos):
+def test_the_model_is_as_it_was(server, people):
     """After a training in the same server, the same seed gives the same frames."""
-    plain = with_sampling({key: node for key, node in graph(videos).items() if key in ("vae", "clip", "model")} | {
+    plain = with_sampling({key: node for key, node in graph(people).items() if key in ("vae", "clip", "model")} | {
         "adapter": {"class_type": "LoadStandIn", "inputs": {"adapter": ADAPTER}}}, ["adapter", 0])
     before = pictures(server, server.run(plain))
-    server.run(graph(videos, name="another_run", seed=5))
+    server.run(graph(people, name="another_run", seed=5))
     plain["sampler"]["inputs"]["seed"] = 2
     server.run(plain)  # so that the server does not answer from its cache
     plain["sampler"]["inputs"]["seed"] = 1
     assert np.array_equal(pictures(server, server.run(plain)), before)
 
 
-def test_more_steps_go_on(server, videos):
-    server.run(graph(videos))
-    server.run(graph(videos, steps=STEPS + 2))
+def test_more_steps_go_on(server, people):
+    server.run(graph(people))
+    server.run(graph(people, steps=STEPS + 2))
     lines = (server.base / "output" / "stand_in_training" / "people" / "runs" / "of_people" / "loss.jsonl").read_text()
     assert [f'"step": {step},' in line for step, line in enumerate(lines.splitlines(), start=1)] == [True] * 5
 
@@ -106,8 +93,8 @@ def test_more_steps_go_on(server, videos):
     ({"name": "../elsewhere"}, "needed is one for a file, without folders"),
     ({"learning_rate": 0.0}, "learning_rate is 0.0"),
     ({"name": "of_people", "rank": 4, "steps": 50}, "is there already, and not of this training")])
-def test_what_cannot_be(server, videos, changes, words):
-    server.run(graph(videos))
+def test_what_cannot_be(server, people, changes, words):
+    server.run(graph(people))
     with pytest.raises(PromptFailed) as failure:
-        server.run(graph(videos, **changes))
+        server.run(graph(people, **changes))
     assert words in str(failure.value)
