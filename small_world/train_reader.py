@@ -2,7 +2,7 @@
 
 At the end it says how often the reader is right on people whom it never saw.
 
-    .standin/venv/bin/python small_world/train_reader.py --minutes 12
+    .standin/venv/bin/python small_world/train_reader.py --minutes 12     # goes on from the weights that are there
 """
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from small_world.data import training_clip
 from small_world.measure import calibrate, through_vae
 from small_world.models import FRAMES, SIDE, WEIGHTS, new_vae, save
 from small_world.people import split
-from small_world.reader import POSE, POSE_SCALE, READER_FILE, Reader
+from small_world.reader import POSE, POSE_SCALE, READER_FILE, Reader, load_reader
 from small_world.render import picture, video
 from small_world.scenes import photo_scene, random_scene
 
 BATCH, LEARNING_RATE = 48, 2e-3
 PHOTO_SHARE, BLURRED, LARGEST_BLUR, NOISE = 0.2, 0.6, 1.6, 6.0
-DECODED, DECODED_SHARE = 600, 0.5  # clips; share of the pictures of a batch
+DECODED, DECODED_SHARE = 800, 0.5  # clips; share of the pictures of a batch
 POSE_WEIGHT = 6.0
 REPORTED_EVERY = 200
 
@@ -68,7 +68,7 @@ def examples(people, decoded: list[np.ndarray],
 def main(minutes: float, seed: int, clips: int, out: Path) -> None:
     torch.manual_seed(seed)
     rng, (people, _), decoded = np.random.default_rng(seed), split(), decoded_clips(clips)
-    reader = Reader()
+    reader = (load_reader() if READER_FILE.exists() else Reader()).train()
     optimizer = torch.optim.AdamW(reader.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     losses, started, step = [], time.monotonic(), 0
     while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
