@@ -26,10 +26,10 @@ import torch
 
 from machine import machine
 from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
-from small_world.measure import CFG, SHIFT, STEPS, Case, World, calibrate, cases, real, score
+from small_world.measure import CFG, SHIFT, STEPS, Case, World, calibrate, cases, kept, real, score, still
 from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN, adapter_file
 from small_world.reader import read
-from small_world.render import face_points, picture
+from small_world.render import face_points, picture, subject_mask
 from small_world.scenes import photo_scene
 from standin_core.controls import kept_tokens
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
@@ -42,7 +42,7 @@ from standin_core.weights import load_adapter
 RESULTS = Path(__file__).resolve().parent / "results"
 IMAGE = PACK / "docs" / "images" / "small_world.jpg"
 SHOWN, ZOOM = 6, 2
-WHITE = 235
+WITHOUT = "without the branch"
 SWAP_DENOISE = 0.85  # the authors'
 
 
@@ -61,32 +61,33 @@ def conditions(world: World) -> dict[str, Callable[[Case], object]]:
             return apply_identity_branch(world.model, adapter, world.reference(case.photo, *others), **controls)
         return model
 
-    def without_background(case: Case):
-        subject = torch.from_numpy((case.photo.min(axis=-1) < WHITE).astype(np.float32))[None]
-        return world.with_identity(case, adapter, kept_tokens=kept_tokens(subject, (SIDE // 16, SIDE // 16)))
-
     return {
-        "without the branch": lambda case: world.model,
+        WITHOUT: lambda case: world.model,
         "with the branch": identity(),
-        "adapter off": lambda case: world.with_identity(case, untrained),
+        "adapter not trained": lambda case: world.with_identity(case, untrained),
         **{f"strength {strength:g}": identity(strength=strength) for strength in (0.25, 0.5, 2.0, 4.0)},
         **{f"from {start:.0%} to {end:.0%}": identity(start_percent=start, end_percent=end)
            for start, end in ((0.0, 0.25), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0))},
         "3 photos": several(3),
         "3 photos, normalized": several(3, normalize_references=True),
-        "background tokens dropped": without_background,
+        "background tokens dropped": lambda case: world.with_identity(case, adapter, kept_tokens=subject_tokens(case)),
         "fp8 cache": identity(cache="fp8"),
         "positive pass": identity(guidance="positive pass"),
     }
 
 
+def subject_tokens(case: Case) -> torch.Tensor:
+    """The tokens of the photo in which the person is, as reference_mask keeps them."""
+    subject = torch.from_numpy(subject_mask(case.person, case.photo_scene, 0.0, SIDE).astype(np.float32))[None]
+    return kept_tokens(subject, (SIDE // 16, SIDE // 16))
+
+
 def generated(world: World, some: list[Case]) -> Iterator[tuple[str, list[np.ndarray]]]:
     """(condition, the video of each case)"""
+    yield "the photo, still", [world.through_vae(still(case.photo)) for case in some]
     for name, model_of in conditions(world).items():
         yield name, [world.generate(case, model_of(case)) for case in some]
     for ablation in ABLATIONS:
-        if not adapter_file(ablation).exists():
-            continue
         adapter = load_adapter(adapter_file(ablation))
         with ablated(ablation):
             if ablation == "ordinary attention":
@@ -96,48 +97,66 @@ def generated(world: World, some: list[Case]) -> Iterator[tuple[str, list[np.nda
             yield f"{ablation} instead", [world.generate(case, model) for case, model in zip(some, models)]
 
 
-def swapped(world: World, some: list[Case]) -> dict[str, float]:
-    """Face swap with a locked background: every person into the real video of the next. The agreement with who came in
-    and with who was there, and how far pixels well outside the mask are from the source, of 255.
+def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:
+    """Face swap with a locked background, every person into the real video of the next: the agreement with who came in
+    and with who was there, and how far what the model gives is, outside the mask, from the source through the VAE, of
+    255. Beside it the pasted frames alone, and the same without the branch.
     """
-    adapter, came, was, apart = load_adapter(ADAPTER_FILE), [], [], []
+    adapter, found = load_adapter(ADAPTER_FILE), {}
     for case, other in zip(some, [*some[1:], some[0]]):
         source = real(other)
-        reference = np.dstack((case.photo, np.where(case.photo.min(axis=-1) < WHITE, 255, 0).astype(np.uint8)))
-        points = face_points(case.photo_scene, 0.0, SIDE)
-        pasted, masks = zip(*(paste(frame, reference, points, face_points(other.scene, i / (FRAMES - 1), SIDE))
-                              for i, frame in enumerate(source)))
-        frames, mask = (torch.from_numpy(np.stack(each)).float() / 255 for each in (pasted, masks))
+        frames, mask = pasted(case, other, source)
         latent = encode_swap(world.vae, frames, mask, "locked", "soft")
         positive, negative = ([[world.contexts[words], {}]] for words in (other.scene.caption, ""))
         settings = SamplerSettings(case.seed, STEPS, CFG, shift=SHIFT, denoise=SWAP_DENOISE)
-        sampled, _ = sample(world.with_identity(case, adapter), None, positive, negative, latent, settings)
-        result = composite_swap(torch.from_numpy(source).float() / 255, world.vae.decode(sampled["samples"])[0], mask,
-                                2, 0.0, COLOR_REGIONS[0])
-        result = (255 * result).round().to(torch.uint8).numpy()
-        reading = read(world.reader, result)
-        came.append(reading.agreement(case.person))
-        was.append(reading.agreement(other.person))
         outside = torch.nn.functional.max_pool2d(mask[:, None], 9, 1, 4)[:, 0].numpy() == 0
-        apart.append(np.abs(result.astype(float) - source)[outside].mean())
-    return {name: round(float(np.mean(values)), 4) for name, values in (
-        ("agreement_with_who_came", came), ("agreement_with_who_was_there", was), ("background_of_255", apart))}
+        unchanged = world.through_vae(source).astype(float)
+        shown = {"the paste": frames}
+        for name, model in (("without the branch", world.model), ("with it", world.with_identity(case, adapter))):
+            sampled, _ = sample(model, None, positive, negative, latent, settings)
+            shown[name] = world.vae.decode(sampled["samples"])[0]
+        for name, given in shown.items():
+            whole = composite_swap(torch.from_numpy(source).float() / 255, given, mask, 2, 0.0, COLOR_REGIONS[0])
+            reading = read(world.reader, (255 * whole).round().to(torch.uint8).numpy())
+            apart = np.abs(255 * given.clamp(0, 1).numpy() - unchanged)[outside].mean()
+            found.setdefault(name, []).append((reading.agreement(case.person), reading.agreement(other.person), apart))
+    return {name: dict(zip(("with_who_came", "with_who_was_there", "outside_of_255"),
+                           np.mean(rows, axis=0).round(4).tolist())) for name, rows in found.items()}
+
+
+def pasted(case: Case, other: Case, source: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The head of a case's photo on every frame of another's video: frames [F, H, W, 3] and mask [F, H, W] in 0..1."""
+    pose = case.photo_scene.pose
+    head = subject_mask(case.person, case.photo_scene, 0.0, SIDE)
+    head[round((pose.y + 0.5 * pose.size) * SIDE):] = False  # below the chin
+    reference = np.dstack((case.photo, (255 * head).astype(np.uint8)))
+    points = face_points(case.photo_scene, 0.0, SIDE)
+    frames, masks = zip(*(paste(frame, reference, points, face_points(other.scene, i / (FRAMES - 1), SIDE))
+                          for i, frame in enumerate(source)))
+    return tuple(torch.from_numpy(np.stack(each)).float() / 255 for each in (frames, masks))
 
 
 @torch.inference_mode()
 def main(people: int, name: str) -> None:
     world, some = World(), cases(people)
-    found, sheets = {**machine(), "people": people, "calibration": calibrate(world.reader)}, {}
-    ceiling = found["calibration"]["through the VAE"]["agreement"]
+    truth = [read(world.reader, world.through_vae(real(case))) for case in some]
+    found = {**machine(), "people": people, "calibration": calibrate(world.reader),
+             "tokens without background": float(np.mean([len(subject_tokens(case)) for case in some])),
+             "real, through the VAE": dataclasses.asdict(score(some, truth))}
+    sheets, without = {}, None
     for what, videos in generated(world, some):
         readings = [read(world.reader, frames) for frames in videos]
-        found[what] = dataclasses.asdict(score(some, readings, ceiling))
+        if what == WITHOUT:
+            without = readings
+        found[what] = {**dataclasses.asdict(score(some, readings)), **dataclasses.asdict(kept(some, readings, truth))}
+        if without is not None and what != WITHOUT:
+            found[what]["more_than_without"] = dataclasses.asdict(kept(some, readings, truth, without))
         sheets[what] = videos[:SHOWN]
         sys.stdout.write(f"{what}: {found[what]}\n")
         sys.stdout.flush()
     found["face swap"] = swapped(world, some)
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    rows = [np.concatenate([case.photo, *(frame for what in ("with the branch", "without the branch")
+    rows = [np.concatenate([case.photo, *(frame for what in ("with the branch", WITHOUT)
                                           for frame in sheets[what][i][[0, 4, 8]])], axis=1)
             for i, case in enumerate(some[:SHOWN])]
     sheet = PIL.Image.fromarray(np.concatenate(rows))

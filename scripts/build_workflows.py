@@ -116,7 +116,7 @@ def write(path: Path, record: dict) -> None:
 
 
 def empty_models(base: Path) -> None:
-    """Files of the right names, so that the page offers them, a photo and videos to be seen, and a folder for those to train on."""
+    """Files of the right names, so that the page offers them, a photo and videos to be seen, a folder of those."""
     for name, source in SOURCES.items():
         path = base / "models" / source.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

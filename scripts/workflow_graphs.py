@@ -427,8 +427,8 @@ TRAIN = Workflow(
 4. What comes out is tried on a photo of somebody who is in none of the videos.
 
 Nobody has published an adapter for the 1.3B model. Training one takes about 9.3 GiB of the card's memory by estimate,
-and for a 14B model in bf16 51 GiB. The authors trained on thousands of people; with a handful, the adapter learns those.
-The guide is `docs/training.md`, with a command line for several cards.
+and for a 14B model in bf16 51 GiB. The authors trained on thousands of people; with a handful, the adapter learns
+those. The guide is `docs/training.md`, with a command line for several cards.
 
 Face Preprocess works without the two face files of facexlib, with a plainer detector; its *download_missing* fetches
 them.""")

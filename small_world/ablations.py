@@ -54,6 +54,8 @@ def _shared_positions(video_size, identity_size, time_offset, rope_options=None,
 @contextlib.contextmanager
 def _ordinary_read(wan: Wan, adapter: Adapter, video_shape, reference: torch.Tensor,
                    checkpointing: bool = False) -> Iterator[None]:
+    if checkpointing:
+        raise ValueError("with ordinary attention nothing is computed again: train it without checkpointing")
     with objective.differentiable(), _installed(wan, adapter, video_shape, reference):
         yield
 

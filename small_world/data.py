@@ -1,6 +1,7 @@
 """What the small world's models are trained on: clips, two photos of the person, a caption, in the trainer's shards."""
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from .scenes import Scene, photo_scene, random_scene
 
 CLIPS, PHOTOS = 3200, 2
 ENCODED_TOGETHER = 8
+HERE = Path(__file__).resolve().parent
 
 
 def training_clip(number: int) -> tuple[Person, Scene, np.random.Generator]:
@@ -28,13 +30,19 @@ def training_clip(number: int) -> tuple[Person, Scene, np.random.Generator]:
 
 
 def training_examples(cache: Path, count: int = CLIPS) -> Path:
-    """The folder of shards of so many clips, below cache, made where it is not there."""
-    folder = cache / f"shards_{count}_{encoder_hash()}"
+    """The folder of shards of so many clips, below cache, made where it is not there; named by all they follow from."""
+    folder = cache / f"shards_{count}_{_hash()}"
     names = [f"clip {number:05d}" for number in range(count)]
     for line in write_shards(folder, names, lambda missing: _encoded(names, missing)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     return folder
+
+
+def _hash() -> str:
+    drawn = b"".join((HERE / f"{name}.py").read_bytes() for name in ("people", "scenes", "render", "data"))
+    read = b"".join(context.numpy().tobytes() for context in caption_contexts().values())
+    return hashlib.sha256(encoder_hash().encode() + drawn + read).hexdigest()[:12]
 
 
 def _encoded(names: list[str], missing: set[str]) -> Iterator[tuple[str, Example]]:

@@ -1,4 +1,4 @@
-"""Who there is: every combination of seven traits, 28,800 people, of whom every tenth is never trained on."""
+"""Who there is: every combination of seven traits, 28,800 of them, of which 19,200 can be told apart by their looks."""
 from __future__ import annotations
 
 import dataclasses
@@ -52,6 +52,11 @@ class Person:
         hidden = {"hair_colour": self.hair_shape == "bald", "eye_colour": self.glasses == "dark"}
         return np.array([not hidden.get(name, False) for name in TRAITS])
 
+    @property
+    def look(self) -> tuple[str | None, ...]:
+        """The traits that can be seen: people of the same look are drawn alike."""
+        return tuple(getattr(self, name) if seen else None for name, seen in zip(TRAITS, self.visible))
+
     def __str__(self) -> str:
         return ", ".join(f"{field.name} {getattr(self, field.name)}" for field in dataclasses.fields(self))
 
@@ -62,8 +67,13 @@ def everyone() -> list[Person]:
 
 @functools.cache
 def split(seed: int = 0) -> tuple[list[Person], list[Person]]:
-    """(to train on, to test on): disjoint, in an order that follows from the seed."""
+    """(to train on, to test on), in an order that follows from the seed. Nobody to test on looks like somebody to
+    train on, though each of their traits comes up there: it is the combination that is new. So nobody to test on is
+    bald or wears dark glasses: what that hides differs among people who look the same.
+    """
     people = everyone()
     order = np.random.default_rng(seed).permutation(len(people))
     tested = len(people) // TEST_SHARE
-    return [people[i] for i in order[tested:]], [people[i] for i in order[:tested]]
+    train = [people[i] for i in order[tested:]]
+    looks = {person.look for person in train}
+    return train, [person for person in (people[i] for i in order[:tested]) if person.look not in looks]

@@ -1,6 +1,8 @@
 """Draws a person in a pose: shapes filled by OpenCV at four times the size, then averaged down."""
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 
@@ -30,6 +32,12 @@ def picture(person: Person, scene: Scene, t: float, size: int) -> np.ndarray:
     _hair_before(canvas, person)
     _glasses(canvas, person, pose)
     return _lit(canvas.averaged(), scene)
+
+
+def subject_mask(person: Person, scene: Scene, t: float, size: int) -> np.ndarray:
+    """[size, size] bool: where no background shows, known from two backgrounds."""
+    first, second = (picture(person, dataclasses.replace(scene, background=name), t, size) for name in ("grey", "pink"))
+    return (first == second).all(axis=-1)
 
 
 def face_points(scene: Scene, t: float, size: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def batch(people, rng: np.random.Generator, pictures_alone: bool) -> torch.Tenso
 
 
 def face_weight() -> torch.Tensor:
-    """[SIDE, SIDE], mean 1: the face, a tenth of the picture, counts four times as much as its border."""
+    """[SIDE, SIDE], mean 1: the face counts four times as much as the border."""
     across = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
     weight = 1 + 3 * torch.exp(-(across[:, None] ** 2 + across[None, :] ** 2) / (2 * FACE_SPREAD ** 2))
     return weight / weight.mean()
@@ -74,7 +74,8 @@ def main(minutes: float, pictures_alone: float, decoder: bool, seed: int, out: P
         error = wrong.abs().mean()
         wrong = weight * wrong
         edges = wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
-        loss = wrong.abs().mean() + EDGE_WEIGHT * edges + NORMAL_WEIGHT * (normal.mean().square() + (normal.std() - 1).square())
+        normality = normal.mean().square() + (normal.std() - 1).square()
+        loss = wrong.abs().mean() + EDGE_WEIGHT * edges + NORMAL_WEIGHT * normality
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -100,4 +101,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, 0.0 if options.decoder else options.pictures_alone, options.decoder, options.seed, options.out)
+    main(options.minutes, 0.0 if options.decoder else options.pictures_alone, options.decoder, options.seed,
+         options.out)

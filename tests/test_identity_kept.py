@@ -5,18 +5,22 @@ import sys
 
 import comfy.sample
 import comfy.samplers
+import folder_paths
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+import pack
+import standin_core.train.objective as objective
 from environment import PACK
-from small_world.measure import World, calibrate, cases, real, score
-from small_world.models import ADAPTER_FILE, SIDE, WAN, WEIGHTS
+from small_world import ablations
+from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
+from small_world.measure import World, calibrate, cases, kept, real, score, still
+from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS, adapter_file
 from small_world.people import TRAITS, split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
-from standin_core.run import apply_identity_branch
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.train.objective import identity_read
 from standin_core.wan import Wan
@@ -24,6 +28,7 @@ from standin_core.weights import load_adapter
 from tolerances import WHOLE_RUN, assert_close
 
 PEOPLE = 16
+NOISY = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -47,71 +52,147 @@ def some():
 
 
 @pytest.fixture(scope="module")
-def scores(world, adapter, calibration, some):
+def truth(world, some):
+    """Of real videos of the same people through the VAE."""
+    return [read(world.reader, world.through_vae(real(case))) for case in some]
+
+
+@pytest.fixture(scope="module")
+def readings(world, adapter, some):
     """With the branch and without it, the same people, photos, captions and seeds."""
-    ceiling = calibration["through the VAE"]["agreement"]
-    found = {}
-    for name, model_of in (("with", lambda case: world.with_identity(case, adapter)), ("without", lambda case: None)):
-        readings = [read(world.reader, world.generate(case, model_of(case))) for case in some]
-        found[name] = score(some, readings, ceiling)
-    return found
+    return {name: [read(world.reader, world.generate(case, model_of(case))) for case in some] for name, model_of in (
+        ("with", lambda case: world.with_identity(case, adapter)), ("without", lambda case: None))}
 
 
 def test_nobody_here_was_seen_in_training(some):
-    train, test = split()
-    assert all(case.person in test and case.person not in train for case in some)
+    looks = {person.look for person in split()[0]}
+    assert not any(case.person.look in looks for case in some)
     assert {case.scene.action for case in some} == set(ACTIONS)
 
 
 def test_the_reader_is_right_on_renders(calibration):
-    """Of people it was not trained on; chance is 1/n of n values of a trait, 0.27 in the mean. The VAE blurs small
-    motions, of which the reader therefore tells a third, where chance is an eighth.
-    """
+    """Of people it was not trained on; chance is 1/n of n values of a trait, 0.25 in the mean, and an eighth of
+    actions, of which the VAE blurs the small ones."""
     rendered, decoded = calibration["rendered"], calibration["through the VAE"]
     assert rendered["agreement"] > 0.95 and min(rendered["traits"].values()) > 0.9
-    assert decoded["agreement"] > 0.8
-    assert rendered["actions"] > 0.85 and decoded["actions"] > 0.3
+    assert decoded["agreement"] > 0.85
+    assert rendered["actions"] > 0.85 and decoded["actions"] > 0.4
 
 
-def test_the_reader_is_wrong_about_other_people(world, some):
-    """The scale's zero: what agrees by chance, as measured and as counted."""
-    readings = [read(world.reader, real(case)) for case in some]
-    measured = score(some, readings, 1.0)
+def test_the_reader_is_wrong_about_other_people(world, some, truth):
+    """The scale's zero: what agrees by chance, as measured and as counted; and its one."""
+    wrong = [dataclasses.replace(case, person=some[(i + 1) % len(some)].person) for i, case in enumerate(some)]
     expected = np.mean([1 / len(values) for values in TRAITS.values()])
-    assert measured.agreement > 0.95 and measured.of_others == pytest.approx(expected, abs=0.1)
+    assert score(wrong, truth).agreement == pytest.approx(expected, abs=0.1)
+    assert abs(kept(wrong, truth, truth).kept) < 0.25
+    assert kept(some, truth, truth).kept == 1
 
 
-def test_the_person_is_kept(scores):
-    """On a scale of 0, the agreement with other people, to 1, that of real renders through the VAE."""
-    kept, without = scores["with"].kept, scores["without"].kept
-    assert kept > 0.25
-    assert kept > 3 * max(without, 0.05)
+def test_the_person_is_kept(some, readings, truth):
+    """Three times as much as without the branch, of which chance is 0; and so for 95 % of other draws of people."""
+    found, without = (kept(some, readings[which], truth) for which in ("with", "without"))
+    assert found.kept > 0.25
+    assert found.kept > 3 * max(without.kept, 0.05)
+    assert without.low < 0.05
+    assert kept(some, readings["with"], truth, readings["without"]).low > 0.1
 
 
-def test_motion_and_action_stay(scores):
-    assert scores["with"].actions >= scores["without"].actions - 0.15
-    assert scores["with"].motion == pytest.approx(scores["without"].motion, rel=0.35)
+def test_motion_and_action_stay(some, readings, calibration):
+    """Both move as real videos do, more than the reader errs on still ones, and do what the caption says, of which
+    chance is an eighth."""
+    found, without = (score(some, readings[which]) for which in ("with", "without"))
+    floor = calibration["still, through the VAE"]["motion"]
+    assert min(found.actions, without.actions) > 0.25
+    assert found.actions >= without.actions - 0.2
+    assert found.motion - floor == pytest.approx(without.motion - floor, rel=0.35)
+    assert without.motion > 1.3 * floor
 
 
-def test_the_nodes_give_what_the_trainer_gives(world, adapter, some):
-    """One call of the model through Apply Identity Branch, and the forward pass of the training."""
-    case, found = some[0], []
-    reference = world.reference(case.photo)
-    noisy, context = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), world.contexts[
-        case.scene.caption]
+def test_the_photo_is_not_copied(world, some, readings):
+    """Its background, which is white, and its pose; a video that is the photo has both, and the person too."""
+    copies = [read(world.reader, world.through_vae(still(case.photo))) for case in some]
+    copied, found, without = score(some, copies), *(score(some, readings[which]) for which in ("with", "without"))
+    assert copied.pose_of_photo > 0.5 and copied.backgrounds < 0.5
+    assert found.pose_of_photo < 0.3
+    assert found.backgrounds >= without.backgrounds - 0.1 and found.backgrounds > 0.8
+
+
+def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
+    """One call of the model through Load Stand-In and Apply Identity Branch, and the forward pass of the training."""
+    case, classes = some[0], pack.node_classes()
+    folders, extensions = folder_paths.folder_names_and_paths["stand_in"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "stand_in", ([*folders, str(WEIGHTS)], extensions))
+    (stand_in,) = classes["LoadStandIn"].execute(adapter=ADAPTER_FILE.name).args
+    (patched,) = classes["ApplyIdentityBranch"].execute(
+        model=world.model, stand_in=stand_in, vae=world.vae, strength=1.0, start_percent=0.0, end_percent=1.0,
+        reference_image=torch.from_numpy(case.photo)[None].float() / 255, time_offset=-1, attention="auto",
+        first_block=0, last_block=-1, guidance="both passes", guidance_scale=1.0, normalize_references=False,
+        cache="auto").args
+    wan, context = Wan(world.model.model), world.contexts[case.scene.caption]
+    reference = world.model.model.process_latent_in(world.reference(case.photo))
+    with torch.no_grad(), identity_read(wan, load_adapter(ADAPTER_FILE), NOISY.shape, reference):
+        expected = wan.model(NOISY, torch.full((1,), 1000.0), context)
+    assert_close(velocity(patched, context), expected, WHOLE_RUN)
+
+
+def velocity(model, context):
+    """Of NOISY, by ComfyUI's own sampling, at the first step."""
+    found = []
 
     def probe(model_k, x, sigmas, extra_args, callback, disable):
         found.append((x - model_k(x, sigmas[:1], **extra_args)) / sigmas[0])
         return x
 
     condition = [[context, {}]]
-    comfy.sample.sample_custom(apply_identity_branch(world.model, adapter, reference), noisy, 1.0,
-                               comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), condition, condition,
-                               torch.zeros_like(noisy), disable_pbar=True)
+    comfy.sample.sample_custom(model, NOISY, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), condition,
+                               condition, torch.zeros_like(NOISY), disable_pbar=True)
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
+    """The forward pass of its training, and that of its sampling, which are not those of the paper's method."""
+    adapter, case = load_adapter(adapter_file(name)), some[0]
+    wan, context, reference = Wan(world.model.model), world.contexts[case.scene.caption], world.reference(case.photo)
+    inside = world.model.model.process_latent_in(reference)
+    with torch.no_grad(), ablated(name), objective.identity_read(wan, adapter, NOISY.shape, inside):
+        expected = wan.model(NOISY, torch.full((1,), 1000.0), context)
+    with ablated(name):
+        patched = (with_ordinary_attention(world.model, adapter, reference) if name == "ordinary attention"
+                   else world.with_identity(case, adapter))
+        assert_close(velocity(patched, context), expected, WHOLE_RUN)
+    with torch.no_grad(), identity_read(wan, adapter, NOISY.shape, inside):
+        whole = wan.model(NOISY, torch.full((1,), 1000.0), context)
+    assert (whole - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+def test_shared_positions_are_those_of_the_first_frame(world):
+    """As ComfyUI gives them to a video of one frame."""
     wan = Wan(world.model.model)
-    with torch.no_grad(), identity_read(wan, adapter, noisy.shape, world.model.model.process_latent_in(reference)):
-        expected = wan.model(noisy, torch.full((1,), 1000.0), context)
-    assert_close(found[0], expected, WHOLE_RUN)
+    with ablated("shared positions"):
+        positions = objective.identity_positions(wan.grid((1, 16, 3, 8, 8))[1:], (4, 4), -1)
+    assert_close(wan.rotation(positions), wan.model.rope_encode(1, 8, 8))
+
+
+def test_ordinary_attention_with_a_photo_that_reads_itself_is_the_restricted_one(world, adapter, some, monkeypatch):
+    """What the ablation takes away is put back by hand: the photo's queries see the photo's keys alone."""
+    own, context = Wan(world.model.model), world.contexts[some[0].scene.caption]
+    reference = world.model.model.process_latent_in(world.reference(some[0].photo))
+    tokens, attend = own.count(reference.shape), ablations._JointLayers.attend
+
+    def restricted(layers, host, q, k, v, identities, heads, **kwargs):
+        def on_itself(query, keys, values, **keywords):
+            if query.shape[1] == tokens:
+                keys, values = keys[:, -tokens:], values[:, -tokens:]
+            return host(query, keys, values, **keywords)
+        return attend(layers, on_itself, q, k, v, identities, heads, **kwargs)
+
+    monkeypatch.setattr(ablations._JointLayers, "attend", restricted)
+    found = []
+    for name in ("ordinary attention", None):
+        with torch.no_grad(), ablated(name), objective.identity_read(own, adapter, NOISY.shape, reference):
+            found.append(own.model(NOISY, torch.full((1,), 1000.0), context))
+    assert_close(*found, WHOLE_RUN)
 
 
 def test_the_adapter_says_where_it_comes_from():
@@ -132,6 +213,7 @@ def test_the_weights_are_small():
 
 TRAININGS = {
     "vae": ["train_vae.py", "--minutes", "0.05"],
+    "decoder": ["train_vae.py", "--minutes", "0.05", "--decoder"],
     "wan": ["train_wan.py", "--minutes", "0.05", "--clips", "8"],
     "adapter": ["train_adapter.py", "--steps", "2", "--clips", "8"],
     "shared positions": ["train_adapter.py", "--steps", "1", "--clips", "8", "--ablation", "shared positions"],
@@ -142,10 +224,10 @@ TRAININGS = {
 
 @pytest.mark.parametrize("what", TRAININGS)
 def test_the_trainings_run(what, tmp_path_factory):
-    """Each for seconds, from the weights that ship; what comes out can be loaded in their place."""
+    """Each for seconds, from the weights that ship; what comes out can be loaded in their place, and has changed."""
     work = tmp_path_factory.getbasetemp() / "trainings"
     program, *arguments = TRAININGS[what]
-    cache = [] if what in ("vae", "reader") else ["--cache", str(work / "cache")]
+    cache = [] if program in ("train_vae.py", "train_reader.py") else ["--cache", str(work / "cache")]
     done = subprocess.run([sys.executable, str(PACK / "small_world" / program), *arguments, *cache, "--out",
                            str(work / what)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -154,13 +236,12 @@ def test_the_trainings_run(what, tmp_path_factory):
     shipped, made = (safetensors.torch.load_file(path) for path in (alike, file))
     assert shipped.keys() == made.keys()
     assert all(made[key].shape == tensor.shape and made[key].dtype == tensor.dtype for key, tensor in shipped.items())
-
-
-def test_the_measure_sees_a_wrong_person(world, some):
-    """Renders of somebody else in place of the person score as chance does."""
-    wrong = [dataclasses.replace(case, person=some[(i + 1) % len(some)].person) for i, case in enumerate(some)]
-    readings = [read(world.reader, real(case)) for case in wrong]
-    assert abs(score(some, readings, 1.0).kept) < 0.2
+    if program == "train_adapter.py":  # begins anew, with up at zero
+        assert all(tensor.any() for key, tensor in made.items() if "up" in key and "q_loras" not in key)
+    else:
+        changed = {key for key, tensor in made.items() if not torch.equal(tensor, shipped[key])}
+        assert changed
+        assert what != "decoder" or not any(key.startswith(ENCODER) for key in changed)
 
 
 def test_strength_zero_is_the_base_model(world, adapter, some):
@@ -169,4 +250,4 @@ def test_strength_zero_is_the_base_model(world, adapter, some):
     settings = SamplerSettings(seed=3, steps=2, cfg=2.0)
     plain, _ = sample(world.model, None, condition, condition, latent, settings)
     off, _ = sample(world.with_identity(some[0], adapter, strength=0.0), None, condition, condition, latent, settings)
-    assert torch.equal(plain["samples"], off["samples"]) and WAN.blocks == len(adapter.blocks)
+    assert torch.equal(plain["samples"], off["samples"])

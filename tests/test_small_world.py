@@ -1,26 +1,45 @@
 """The small world: everything follows from a seed, nobody is in both parts, and what a person is can be seen."""
+import dataclasses
+
 import numpy as np
 import pytest
 
 from small_world.people import TRAITS, Person, everyone, split
-from small_world.render import picture, video
+from small_world.render import picture, subject_mask, video
 from small_world.scenes import ACTIONS, Pose, Scene, captions, photo_scene, random_scene
 
 STILL = Scene("nods", "grey", Pose(), (70, 74, 84), 90.0, 1.0)
 
 
-def test_everyone_is_there_once_and_the_parts_are_disjoint():
-    train, test = split()
+def test_everyone_is_there_once():
     assert len(set(everyone())) == len(everyone()) == np.prod([len(values) for values in TRAITS.values()])
-    assert not set(train) & set(test) and set(train) | set(test) == set(everyone())
-    assert len(test) == len(everyone()) // 10
-    assert split() == (train, test) != split(seed=1)
+    assert len({person.look for person in everyone()}) == 19200
+    assert split() != split(seed=1)
+
+
+def test_nobody_to_test_on_looks_like_somebody_to_train_on():
+    """In what is drawn of them, which tells apart as many as there are looks."""
+    train, test = split()
+    assert len(train) == 9 * len(everyone()) // 10 and len(test) > 1500
+
+    def drawn(people):
+        return {picture(person, STILL, 0.0, 32).tobytes() for person in people}
+
+    some = test[:100]
+    alike = [person for person in train if any(
+        sum(a != b for a, b in zip(person.look, other.look)) <= 1 for other in some[:20])]
+    assert len(alike) > 100 and len(drawn(some)) == len({person.look for person in some})
+    assert not drawn(some[:20]) & drawn(alike)
+    assert not {person.look for person in train} & {person.look for person in test}
 
 
 def test_every_trait_is_in_both_parts():
-    for part in split():
-        labels = np.stack([person.labels for person in part])
-        assert [set(column) for column in labels.T] == [set(range(len(values))) for values in TRAITS.values()]
+    """But for those that hide another one: who is bald or wears dark glasses has a double among the other part."""
+    for part, missing in zip(split(), (set(), {"bald", "dark"})):
+        assert {getattr(person, name) for person in part for name in ("hair_shape", "glasses")} == {
+            value for name in ("hair_shape", "glasses") for value in TRAITS[name]} - missing
+        for name in TRAITS.keys() - {"hair_shape", "glasses"}:
+            assert {getattr(person, name) for person in part} == set(TRAITS[name])
 
 
 def test_the_same_seed_gives_the_same_video():
@@ -63,6 +82,18 @@ def test_an_action_moves(action):
     frames = video(person, scene, 9, 64).astype(int)
     assert np.abs(frames - frames[0]).max(axis=(1, 2, 3)).max() > 30
     assert scene.caption == f"a person {action}, {scene.background} background"
+
+
+def test_a_subject_is_what_is_no_background():
+    """The corners of a photo are background, the middle is not; on a background of a third colour the subject is as it
+    was, and hardly anything else is. An edge's pixel may hold a hundredth of the background."""
+    rng = np.random.default_rng(5)
+    person, scene = split()[0][0], photo_scene(rng)
+    mask = subject_mask(person, scene, 0.0, 64)
+    assert not mask[0, 0] and not mask[0, -1] and mask[32, 32] and 0.2 < mask.mean() < 0.9
+    violet = picture(person, dataclasses.replace(scene, background="violet"), 0.0, 64).astype(int)
+    apart = np.abs(violet - picture(person, scene, 0.0, 64)).max(axis=-1)
+    assert apart[mask].max() <= 3 and (apart[~mask] == 0).mean() < 0.02
 
 
 def test_captions():
