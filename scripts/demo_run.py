@@ -20,7 +20,8 @@ import skimage.data
 from comfyui_server import PromptFailed, Server, node_id, running_server
 from demo_report import Shown, write_report
 
-from small_world.measure import Case, cases
+from small_world.measure import Case, cases, real, through_vae
+from small_world.models import new_vae
 from small_world.reader import load_reader, read
 from small_world.render import picture
 from small_world.workflow import on_small_world, write_small_world
@@ -46,8 +47,7 @@ def main() -> None:
     page = write_report(result, shown, crop, verdict)
     say("done")
     for each in shown:
-        sys.stdout.write(f"\n{each.caption}\nvideo   {each.video}\ntraits of the person found in the frames: "
-                         f"{each.kept:.0%} with the identity, {each.kept_without:.0%} without it")
+        sys.stdout.write(f"\n{each.caption}\nvideo   {each.video}\ntraits of the person found: {each.summary}")
     sys.stdout.write(f"\n\nreport  {page}\nrecord  {result / 'report.json'}\n")
 
 
@@ -63,7 +63,8 @@ def person(server: Server, case: Case, folder: Path) -> Shown:
     video, without = (shutil.copy(saved(server, each["SaveVideo"]), folder / f"{name}.mp4")
                       for name, each in (("video", outputs), ("without", outputs_without)))
     reader = load_reader()
-    readings = [read(reader, frames(each)) for each in (video, without)]
+    truth = through_vae(new_vae().eval(), real(case))
+    readings = [read(reader, each) for each in (frames(video), frames(without), truth)]
     (record,) = json.loads(outputs["record"]["text"][0])
     return Shown(photo, Path(video), case.person, case.scene.caption, frames(video), frames(without), *readings, record)
 
