@@ -42,7 +42,7 @@ from standin_core.weights import load_adapter
 RESULTS = Path(__file__).resolve().parent / "results"
 IMAGE = PACK / "docs" / "images" / "small_world.jpg"
 SHOWN, ZOOM = 6, 2
-WITHOUT = "without the branch"
+WITHOUT, WITH = "without the branch", "with the branch"
 SWAP_DENOISE = 0.85  # the authors'
 
 
@@ -63,7 +63,7 @@ def conditions(world: World) -> dict[str, Callable[[Case], object]]:
 
     return {
         WITHOUT: lambda case: world.model,
-        "with the branch": identity(),
+        WITH: identity(),
         "adapter not trained": lambda case: world.with_identity(case, untrained),
         **{f"strength {strength:g}": identity(strength=strength) for strength in (0.25, 0.5, 2.0, 4.0)},
         **{f"from {start:.0%} to {end:.0%}": identity(start_percent=start, end_percent=end)
@@ -143,20 +143,19 @@ def main(people: int, name: str) -> None:
     found = {**machine(), "people": people, "calibration": calibrate(world.reader),
              "tokens without background": float(np.mean([len(subject_tokens(case)) for case in some])),
              "real, through the VAE": dataclasses.asdict(score(some, truth))}
-    sheets, without = {}, None
+    sheets, readings = {}, {}
     for what, videos in generated(world, some):
-        readings = [read(world.reader, frames) for frames in videos]
-        if what == WITHOUT:
-            without = readings
-        found[what] = {**dataclasses.asdict(score(some, readings)), **dataclasses.asdict(kept(some, readings, truth))}
-        if without is not None and what != WITHOUT:
-            found[what]["more_than_without"] = dataclasses.asdict(kept(some, readings, truth, without))
+        readings[what] = [read(world.reader, frames) for frames in videos]
+        more = {other: dataclasses.asdict(kept(some, readings[what], truth, readings[other]))
+                for other in (WITHOUT, WITH) if other in readings and other != what}
+        found[what] = {**dataclasses.asdict(score(some, readings[what])),
+                       **dataclasses.asdict(kept(some, readings[what], truth)), "more_than": more}
         sheets[what] = videos[:SHOWN]
         sys.stdout.write(f"{what}: {found[what]}\n")
         sys.stdout.flush()
     found["face swap"] = swapped(world, some)
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    rows = [np.concatenate([case.photo, *(frame for what in ("with the branch", WITHOUT)
+    rows = [np.concatenate([case.photo, *(frame for what in (WITH, WITHOUT)
                                           for frame in sheets[what][i][[0, 4, 8]])], axis=1)
             for i, case in enumerate(some[:SHOWN])]
     sheet = PIL.Image.fromarray(np.concatenate(rows))

@@ -13,6 +13,15 @@ from standin_core.weights import parse_adapter
 from tiny_models import TinyWan, adapter_weights
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_threads():
+    """PyTorch's attention on a CPU holds a buffer for each thread, which is a tenth of what a tiny model streams."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_the_bytes_of_a_mode_are_announced():
     model = tiny.load()
     announced = {mode: extra_bytes(model, (IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), cache=mode),),
