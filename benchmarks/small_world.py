@@ -26,7 +26,7 @@ import torch
 
 from machine import machine
 from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
-from small_world.measure import CFG, SHIFT, STEPS, Case, World, calibrate, cases, kept, real, score, still
+from small_world.measure import CFG, SHIFT, STEPS, Case, World, by_trait, calibrate, cases, kept, real, score, still
 from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN, adapter_file
 from small_world.reader import read
 from small_world.render import face_points, picture, subject_mask
@@ -150,6 +150,8 @@ def main(people: int, name: str) -> None:
                 for other in (WITHOUT, WITH) if other in readings and other != what}
         found[what] = {**dataclasses.asdict(score(some, readings[what])),
                        **dataclasses.asdict(kept(some, readings[what], truth)), "more_than": more}
+        if what in (WITHOUT, WITH):
+            found[what]["traits"] = by_trait(some, readings[what])
         sheets[what] = videos[:SHOWN]
         sys.stdout.write(f"{what}: {found[what]}\n")
         sys.stdout.flush()

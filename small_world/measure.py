@@ -147,6 +147,13 @@ def kept(cases: list[Case], readings: list[Readings], real: list[Readings],
     return Kept(*(round(float(value), 4) for value in (measured(everyone), *np.quantile(drawn, (0.025, 0.975)))))
 
 
+def by_trait(cases: list[Case], readings: list[Readings]) -> dict[str, float]:
+    """The share of frames in which each trait is read as it is, of the people in whom it can be seen."""
+    right = np.stack([reading.traits == case.person.labels for case, reading in zip(cases, readings)])
+    seen = np.broadcast_to(np.stack([case.person.visible for case in cases])[:, None], right.shape)
+    return {trait: round(float(right[..., i][seen[..., i]].mean()), 4) for i, trait in enumerate(TRAITS)}
+
+
 def _agreements(cases: list[Case], readings: list[Readings]) -> np.ndarray:
     """[n, n]: of the person of each case with the video of each."""
     return np.array([[reading.agreement(case.person) for reading in readings] for case in cases])
@@ -194,9 +201,5 @@ def calibrate(reader: Reader | None = None) -> dict[str, dict]:
     for name, shown in {"rendered": real, "through the VAE": lambda case: through_vae(vae, real(case)),
                         "still, through the VAE": lambda case: through_vae(vae, still(real(case)[0]))}.items():
         readings = [read(reader, shown(case)) for case in some]
-        right = np.stack([reading.traits == case.person.labels for case, reading in zip(some, readings)])
-        seen = np.broadcast_to(np.stack([case.person.visible for case in some])[:, None], right.shape)
-        found[name] = {**dataclasses.asdict(score(some, readings)),
-                       "traits": {trait: round(float(right[..., i][seen[..., i]].mean()), 4)
-                                  for i, trait in enumerate(TRAITS)}}
+        found[name] = {**dataclasses.asdict(score(some, readings)), "traits": by_trait(some, readings)}
     return found
