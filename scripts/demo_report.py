@@ -34,9 +34,9 @@ td:first-child {{ color: #666; white-space: nowrap; }}
 </style>
 <h1>One photo in, a video of that person out</h1>
 <p class="note">These people are drawn: of a small world in which it is known who is who. Its models are tiny, but they
-are ComfyUI's own Wan and VAE, and nobody on this page was seen in training. The bundled workflow ran as it is in a
-ComfyUI server. The two rows of a person have the same prompt and the same seed; only the strength of the identity
-differs.</p>
+are ComfyUI's own Wan and VAE, and nobody who looks like these was seen in training. The bundled workflow ran as it is
+in a ComfyUI server. The two rows of a person have the same prompt and the same seed; only the strength of the identity
+differs. They are the first three, not the best three: docs/small_world.md measures 48.</p>
 {people}
 <h2>A photograph</h2>
 <p>The first step with a real photo: Face Preprocess finds the face, crops it and puts it on white, where a parser is

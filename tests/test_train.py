@@ -7,9 +7,11 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
 from standin_core.contracts import Adapter, StandInError
+from standin_core.rope import identity_positions
 from standin_core.run import apply_identity_branch
 from standin_core.train import (
     Batch,
@@ -155,6 +157,45 @@ def test_a_new_adapter_changes_nothing_and_learns(wan):
         loss = flow_matching_loss(wan, adapter, batch(), backward=torch.Tensor.backward)
         optimizer.step()
     assert loss < first - 1e-3
+
+
+class Silent(torch.nn.Module):
+    """In place of a block's cross-attention: the photo reads no text."""
+
+    def forward(self, x, *args, **kwargs):
+        return torch.zeros_like(x)
+
+
+def test_the_loss_of_an_adapter_at_zero_is_the_base_models(wan, monkeypatch):
+    """Of ComfyUI's own blocks alone: the photo goes through them, at time zero, at its place, and the video's
+    self-attention is given the keys and values that it had there."""
+    model, item, kept = wan.model, batch(), []
+    zero = parse_adapter({key: torch.zeros_like(tensor) for key, tensor in adapter_weights().items()}, "zero")
+
+    def keep(attend, q, k, v, *args, **kwargs):
+        kept.append((k, v))
+        return attend(q, k, v, *args, **kwargs)
+
+    def append(attend, q, k, v, *args, **kwargs):
+        if q.shape[1] == k.shape[1]:  # not the text's
+            k, v = (torch.cat(both, dim=1) for both in zip((k, v), kept.pop(0)))
+        return attend(q, k, v, *args, **kwargs)
+
+    with torch.no_grad():
+        tokens = model.patch_embedding(item.reference).flatten(2).transpose(1, 2)
+        time = model.time_embedding(sinusoidal_embedding_1d(model.freq_dim, torch.zeros(1)))
+        positions = identity_positions(wan.grid(item.video.shape)[1:], wan.grid(item.reference.shape)[1:], -1)
+        with monkeypatch.context() as patched:
+            for block in model.blocks:
+                patched.setitem(block._modules, "cross_attn", Silent())
+                tokens = block(tokens, e=model.time_projection(time).unflatten(1, (6, model.dim)).unsqueeze(1),
+                               freqs=wan.rotation(positions), context=None,
+                               transformer_options={"optimized_attention_override": keep})
+        sigma = item.sigma.reshape(-1, 1, 1, 1, 1)
+        predicted = model((1 - sigma) * item.video + sigma * item.noise, 1000 * item.sigma, item.context,
+                          transformer_options={"optimized_attention_override": append})
+        expected = torch.nn.functional.mse_loss(predicted, item.noise - item.video)
+        assert not kept and flow_matching_loss(wan, zero, item) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_new_adapter_begins_as_the_authors():
