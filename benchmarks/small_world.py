@@ -112,7 +112,7 @@ def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:
         outside = torch.nn.functional.max_pool2d(mask[:, None], 9, 1, 4)[:, 0].numpy() == 0
         unchanged = world.through_vae(source).astype(float)
         shown = {"the paste": frames}
-        for name, model in (("without the branch", world.model), ("with it", world.with_identity(case, adapter))):
+        for name, model in ((WITHOUT, world.model), ("with it", world.with_identity(case, adapter))):
             sampled, _ = sample(model, None, positive, negative, latent, settings)
             shown[name] = world.vae.decode(sampled["samples"])[0]
         for name, given in shown.items():

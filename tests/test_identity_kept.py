@@ -104,7 +104,7 @@ def test_motion_and_action_stay(some, readings, calibration):
     found, without = (score(some, readings[which]) for which in ("with", "without"))
     floor = calibration["still, through the VAE"]["motion"]
     assert min(found.actions, without.actions) > 0.25
-    assert found.actions >= without.actions - 0.2
+    assert found.actions >= without.actions - 0.15
     assert found.motion - floor == pytest.approx(without.motion - floor, rel=0.35)
     assert without.motion > 1.3 * floor
 
