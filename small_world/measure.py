@@ -20,7 +20,7 @@ from standin_core.sampler import SamplerSettings, sample
 from .captions import caption_contexts
 from .models import FRAMES, SIDE, WAN, WAN_FILE, load, new_vae, to_pixels
 from .people import TRAITS, Person, split
-from .reader import POSE, Reader, Readings, load_reader, read
+from .reader import Reader, Readings, load_reader, read
 from .render import picture, video
 from .scenes import ACTIONS, Pose, Scene, photo_scene, random_scene
 
@@ -166,7 +166,7 @@ def _kept(agreements: np.ndarray, ceilings: np.ndarray, chosen: np.ndarray) -> f
 
 def _more(both: list[tuple[Case, Readings]], action: str, part: str) -> float:
     """How much more a part of the pose moves where the action is asked for, in units of POSE_SCALE."""
-    moves = {asked: [reading.poses[:, POSE.index(part)].std() for case, reading in both
+    moves = {asked: [reading.part(part).std() for case, reading in both
                      if (case.scene.action == action) == asked] for asked in (True, False)}
     return np.mean(moves[True]) - np.mean(moves[False])
 

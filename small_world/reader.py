@@ -78,9 +78,8 @@ class Readings:
         return min(BACKGROUNDS, key=lambda name: np.abs(colour - BACKGROUNDS[name]).sum())
 
     def part(self, name: str) -> np.ndarray:
-        """[F], of POSE, in its own unit."""
-        place = POSE.index(name)
-        return self.poses[:, place] * float(POSE_SCALE[place])
+        """[F], of POSE, in units of POSE_SCALE."""
+        return self.poses[:, POSE.index(name)]
 
     @property
     def motion(self) -> float:
