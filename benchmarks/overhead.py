@@ -36,10 +36,10 @@ import comfy.sd
 from comfy.ldm.modules.attention import optimized_attention
 from machine import machine
 from standin_core.attention import FLASH_ATTN, PYTORCH, SAGE, choose_attention, restricted_attention
-from standin_core.contracts import CACHE_MODES
+from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.report import ReportSink
-from standin_core.run import SINK, apply_identity_branch
-from standin_core.weights import parse_adapter
+from standin_core.stand_in.run import apply_identity_branch
+from standin_core.stand_in.adapter import parse_adapter
 from tiny_models import TinyWan, adapter_weights
 
 DIM, FFN_DIM, HEADS, RANK = 5120, 13824, 40, 128  # Wan 14B
@@ -98,7 +98,7 @@ def whole_model(options) -> dict:
 
     def step_seconds(name: str) -> float:
         patched, sink = variants[name].clone(), ReportSink()
-        patched.model_options.setdefault("transformer_options", {})[SINK] = sink
+        sink.listen(patched)
         ends = []
 
         def note_end(*_):

@@ -34,10 +34,10 @@ from small_world.scenes import photo_scene
 from standin_core.controls import kept_tokens
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
 from standin_core.face_swap.prepare import paste
-from standin_core.run import apply_identity_branch
+from standin_core.stand_in.run import apply_identity_branch
 from standin_core.sampler import SamplerSettings, sample
-from standin_core.train.weights import as_adapter, new_adapter
-from standin_core.weights import load_adapter
+from standin_core.stand_in.parameters import as_adapter, new_adapter
+from standin_core.stand_in.adapter import load_adapter
 
 RESULTS = Path(__file__).resolve().parent / "results"
 IMAGE = PACK / "docs" / "images" / "small_world.jpg"

@@ -13,9 +13,9 @@ import comfy.sd
 import numpy as np
 import torch
 
-from standin_core.contracts import Adapter
-from standin_core.run import apply_identity_branch
 from standin_core.sampler import SamplerSettings, sample
+from standin_core.stand_in.adapter import Adapter
+from standin_core.stand_in.run import apply_identity_branch
 
 from .captions import caption_contexts
 from .models import FRAMES, SIDE, WAN, WAN_FILE, load, new_vae, to_pixels

@@ -8,11 +8,45 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from .contracts import IdentityBranch, StandInError
-from .latent_time import frames_of, largest_in_each
+from .contracts import StandInError
+from .latents import frames_of, largest_in_each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """How strongly an identity is read, when and where, whatever the method.
+
+    strength: weight of the identity; 1 is what it was trained with, 0 the base model bit for bit.
+    start_percent, end_percent: the part of the sampling, 0 to 1, in which the video reads the identity.
+    schedule: (percent, factor) in rising order, a factor on strength, linear in sigma between them; empty for 1.
+    region: [F, H, W] in 0..1, pixels of the video; each video token reads the identity by how much of it is covered.
+        F is 1, or the number of frames, or of latent frames. None is everywhere.
+
+    Raises StandInError for values that cannot work together.
+    """
+
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    schedule: tuple[tuple[float, float], ...] = ()
+    region: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.strength < 0:
+            raise StandInError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
+                               "paper.")
+        if self.start_percent >= self.end_percent:
+            raise StandInError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
+                               "identity would never be read: set end above start.")
+        percents = [percent for percent, _ in self.schedule]
+        if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
+                or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
+            raise StandInError(f"the strength schedule is {list(self.schedule)}, needed are rising percents from 0 to "
+                               "1 with factors of at least 0, like 0:0, 0.2:1.")
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
@@ -28,16 +62,16 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
-def strength_at(branch: IdentityBranch, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> float:
+def strength_at(controls: Controls, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> float:
     """The strength at the noise of a model call, 0 outside start and end. t: [B] sigmas."""
-    if branch.start_percent <= 0 and branch.end_percent >= 1 and not branch.schedule:
-        return branch.strength  # without asking the device for t
+    if controls.start_percent <= 0 and controls.end_percent >= 1 and not controls.schedule:
+        return controls.strength  # without asking the device for t
     # a step that begins exactly at a percentage meets it only up to the rounding of fp32 sigmas
     sigma = float(t.max()) * (1 - 1e-6)
-    first, end = (percent_to_sigma(percent) for percent in (branch.start_percent, branch.end_percent))
-    if not end < sigma <= first and not (branch.start_percent <= 0 and branch.end_percent >= 1):
+    first, end = (percent_to_sigma(percent) for percent in (controls.start_percent, controls.end_percent))
+    if not end < sigma <= first and not (controls.start_percent <= 0 and controls.end_percent >= 1):
         return 0.0
-    return branch.strength * _factor(branch.schedule, percent_to_sigma, sigma)
+    return controls.strength * _factor(controls.schedule, percent_to_sigma, sigma)
 
 
 def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callable[[float], float],
@@ -52,12 +86,16 @@ def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callabl
     return points[-1][1]
 
 
-def query_bias(branch: IdentityBranch, strength: float, region: torch.Tensor | None, reads: torch.Tensor | None,
+def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, reads: torch.Tensor | None,
                device: torch.device) -> torch.Tensor:
-    """[B or 1, N_vid or 1] float32. region: from region_weights, on the device; reads: [B] bool, or None for all."""
+    """[B or 1, N_vid or 1] float32.
+
+    shared_by: R, among how many photos the strength is divided, 1 where each has all of it.
+    region: from region_weights, on the device.
+    reads: [B] bool, or None for all.
+    """
     bias = torch.full((1, 1), math.log(strength), device=device)
-    if branch.normalize_references:
-        bias -= math.log(len(branch.reference_latent))
+    bias -= math.log(shared_by)
     if region is not None:
         bias = bias + region.log().unsqueeze(0)
     if reads is not None:

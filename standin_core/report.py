@@ -1,28 +1,75 @@
-"""What a run did, in words for the user and as a record to save."""
+"""What a run did, in words for the user and as JSON to save, and who listens to it.
+
+Every method reports by a ``RunReport`` of its own, which adds fields and lines to the common ones.
+"""
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from .contracts import AttentionMap, IdentityReport, RunReport
+LISTENER = "stand_in_report_sink"  # in ComfyUI's transformer_options
+
+
+class ReportedIdentity(Protocol):
+    """What one identity of a run was told: a dataclass of its method."""
+
+    strength: float
+    start_percent: float
+    end_percent: float
+
+    def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
+        """One fact a line, about a run in which it was read. video_grid: as in RunReport."""
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What one run did; filled by the run that owns it, read-only once the run is over.
+
+    video_grid: (t, h, w) in tokens, of the first model call.
+    model_calls, identity_calls: all, and those that read an identity.
+    ms_per_step: wall time from the first model call to the end of the run, without what was computed once for all of
+        it, for each of ``steps`` sampler steps.
+    """
+
+    identities: list[ReportedIdentity] = field(default_factory=list)
+    model: str = ""
+    video_grid: tuple[int, int, int] | None = None
+    model_calls: int = 0
+    identity_calls: int = 0
+    steps: int = 0
+    ms_per_step: float = 0.0
+
+    def lines(self) -> list[str]:
+        """What the method has to say of a run in which an identity was read, one fact a line."""
+        return []
 
 
 class ReportSink:
-    """Takes the reports of the runs it is handed to, and their attention maps.
+    """Takes the reports of the runs of the models that it listens to, and their attention maps.
 
     An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run (0.3.64 with
     ``deepcopy``, hence ``__deepcopy__``).
     """
 
     def __init__(self, maps_attention: bool = False):
-        """maps_attention: record how much of the attention goes to the identity."""
+        """maps_attention: ask for a map of how much of the attention goes to the identity."""
         self.reports: list[RunReport] = []
         self.maps_attention = maps_attention
-        self.maps: list[AttentionMap] = []
+        self.maps: list = []
 
     def __deepcopy__(self, memo):
         return self
+
+    def listen(self, model) -> None:
+        """model: a ModelPatcher of the caller's own, whose runs report here from now on."""
+        model.model_options.setdefault("transformer_options", {})[LISTENER] = self
+
+    @staticmethod
+    def of(transformer_options: dict) -> ReportSink | None:
+        """Who listens to a run with these options."""
+        return transformer_options.get(LISTENER)
 
 
 def as_text(report: RunReport) -> str:
@@ -32,38 +79,14 @@ def as_text(report: RunReport) -> str:
                             for identity in report.identities)
         return (f"{report.model}: identity not applied ({windows}); {report.steps} steps, {report.ms_per_step:.0f} ms "
                 "each")
-    lines = [  # the first lines are what a node has room for
+    return "\n".join([  # the first lines are what a node has room for
         f"{report.model}: identity read in {report.identity_calls} of {report.model_calls} model calls",
         f"{report.steps} steps, {report.ms_per_step:.0f} ms each",
-        *(line for identity in report.identities for line in _identity_lines(report, identity)),
-        f"attention: {report.attention}",
-        *(f"  passed over {refusal}" for refusal in report.refusals),
-        f"identity K/V: {report.cache}, {report.cache_bytes / 2**20:.1f} MiB, {_built(report)}, read {report.reads} "
-        "times",
-    ]
-    return "\n".join(lines)
-
-
-def _identity_lines(report: RunReport, identity: IdentityReport) -> list[str]:
-    photos = "" if identity.references == 1 else f"{identity.references} references of "
-    controls = f", with {identity.controls}" if identity.controls else ""
-    return [
-        f"identity of {identity.adapter_file} (sha256 {identity.adapter_sha256[:12]}, rank "
-        f"{identity.adapter_rank})",
-        f"{photos or 'reference '}{identity.reference_size[0]}x{identity.reference_size[1]} latent, {identity.tokens} "
-        f"identity tokens beside {math.prod(report.video_grid)} video tokens, at frame {identity.time_offset}",
-        f"strength {identity.strength:g} from {identity.start_percent:g} to {identity.end_percent:g} in blocks "
-        f"{identity.blocks[0]} to {identity.blocks[1]}{controls}",
-    ]
+        *(line for identity in report.identities for line in identity.lines(report.video_grid)),
+        *report.lines(),
+    ])
 
 
 def as_json(reports: list[RunReport]) -> str:
-    """A list with one record for each run, in the order they ran."""
+    """A list with one object for each run, in the order they ran."""
     return json.dumps([dataclasses.asdict(report) for report in reports], indent=1)
-
-
-def _built(report: RunReport) -> str:
-    if report.cache == "streaming":
-        return "computed anew in every call"
-    times = "once" if report.builds == 1 else f"{report.builds} times"
-    return f"built {times} in {report.build_ms:.0f} ms"

@@ -17,7 +17,6 @@ import torch
 
 from .contracts import StandInError
 from .report import ReportSink
-from .run import SINK
 from .wan import Wan
 
 FLOW_MATCHING = "flow_matching"
@@ -94,7 +93,7 @@ def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, n
     for expert, (first, last) in zip(experts, ((0, switch), (switch, steps))):
         if first == last:
             continue
-        expert.model_options["transformer_options"][SINK] = sink
+        sink.listen(expert)
         expert_sampler = _ExpertSampler(settings.sampler_name, sigmas, unfinished)
         output = comfy.sample.sample_custom(
             expert, noise, settings.cfg, expert_sampler.ksampler, sigmas[first:last + 1], positive, negative, samples,
@@ -164,7 +163,6 @@ def _with_shift(model, shift: float):
     sampling.set_parameters(shift=shift, multiplier=1000)
     patched = model.clone()
     patched.add_object_patch("model_sampling", sampling)
-    patched.model_options.setdefault("transformer_options", {})
     return patched
 
 

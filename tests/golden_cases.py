@@ -8,8 +8,8 @@ import comfy.sd
 import safetensors.torch
 import torch
 
-from standin_core.run import apply_identity_branch
-from standin_core.weights import load_adapter
+from standin_core.stand_in.adapter import load_adapter
+from standin_core.stand_in.run import apply_identity_branch
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -21,4 +21,5 @@ def node_classes():
 
 def module(name):
     """A module of the loaded pack. Its classes are not those of ``import standin_core``: ComfyUI gives packs a name."""
-    return sys.modules[next(iter(node_classes().values())).__module__.rpartition(".")[0] + "." + name]
+    package = next(iter(node_classes().values())).__module__.partition(".nodes.")[0]
+    return sys.modules[f"{package}.{name}"]

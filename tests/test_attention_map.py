@@ -11,10 +11,18 @@ from torch._dynamo.utils import counters
 
 import tiny
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
-from standin_core.attention_map import AttentionRecorder, heat, of_blocks, of_person, on_frames, show_map
-from standin_core.contracts import AttentionMap, StandInError
+from standin_core.contracts import StandInError
 from standin_core.report import ReportSink
-from standin_core.run import SINK, apply_identity_branch
+from standin_core.stand_in.attention_map import (
+    AttentionMap,
+    AttentionRecorder,
+    heat,
+    of_blocks,
+    of_person,
+    on_frames,
+    show_map,
+)
+from standin_core.stand_in.run import apply_identity_branch
 from tolerances import WHOLE_RUN, assert_close
 
 HEADS, HEAD_DIM = 2, 64
@@ -51,7 +59,7 @@ def test_mass_against_the_softmax(path, monkeypatch):
 def recorded(patched, latent=None, steps=tiny.STEPS, positive=None):
     sink = ReportSink(maps_attention=True)
     patched = patched.clone()
-    patched.model_options.setdefault("transformer_options", {})[SINK] = sink
+    sink.listen(patched)
     latent = torch.zeros(tiny.LATENT) if latent is None else latent
     samples = comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 7), steps, 4.0, "euler", "simple",
                                   positive or tiny.prompt(), tiny.prompt(seed=3), latent, disable_pbar=True, seed=7)
@@ -69,7 +77,8 @@ def test_recording_changes_nothing(model):
 def test_off_there_is_no_map(model):
     sink = ReportSink()
     patched = tiny.with_identity(model)
-    patched.model_options["transformer_options"] = {SINK: sink}
+    patched.model_options["transformer_options"] = {}
+    sink.listen(patched)
     tiny.sample(patched)
     assert sink.maps == []
 

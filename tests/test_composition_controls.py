@@ -8,9 +8,10 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 import tiny
-from standin_core.contracts import CACHE_MODES, StandInError
+from standin_core.contracts import StandInError
 from standin_core.report import ReportSink
-from standin_core.run import SINK, Run
+from standin_core.stand_in.kv_cache import CACHE_MODES
+from standin_core.stand_in.run import Run
 from tiny_models import lora_weights
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
@@ -130,7 +131,7 @@ def test_skip_layer_guidance(model, mode):
     patched = SkipLayerGuidanceDiT.execute(
         tiny.with_identity(model, cache=mode), scale=scale, double_layers=str(skipped), single_layers="",
         start_percent=0.0, end_percent=1.0).args[0]
-    patched.model_options["transformer_options"][SINK] = sink
+    sink.listen(patched)
     found = one_step(patched)
     (report,) = sink.reports
     assert report.reads == 2 * tiny.WAN.blocks - 1

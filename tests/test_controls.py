@@ -8,10 +8,12 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_easycache import EasyCacheNode
 
 import tiny
-from standin_core.contracts import CACHE_MODES, IdentityBranch, StandInError
+from standin_core.contracts import StandInError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
-from standin_core.identity import identity_layers
-from standin_core.run import _cache_mode, apply_identity_branch, apply_reference, remove_identity_branch
+from standin_core.stand_in.kv_cache import CACHE_MODES
+from standin_core.stand_in.run import _cache_mode, apply_identity_branch, apply_reference, remove_identity_branch
+from standin_core.stand_in.settings import IdentityBranch
+from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
@@ -352,7 +354,7 @@ def test_bias_of_everything_at_once():
     """Weights multiply: strength 2, half for each of two photos, a quarter of the region, and one of two passes."""
     both = IdentityBranch(tiny.adapter(), references(1, 2), normalize_references=True,
                           region=torch.full((1, 32, 48), 0.25))
-    bias = query_bias(both, 2.0, region_weights(both.region, GRID), torch.tensor([True, False]), torch.device("cpu"))
+    bias = query_bias(2.0, 2, region_weights(both.region, GRID), torch.tensor([True, False]), torch.device("cpu"))
     assert bias.shape == (2, 72)
     assert torch.allclose(bias[0].exp(), torch.tensor(0.25), rtol=1e-6)
     assert bool((bias[1] == -torch.inf).all())

@@ -6,11 +6,11 @@ import torch
 
 from golden_cases import load_case, velocities
 from standin_core.attention.choice import KERNEL_HEAD_DIMS
-from standin_core.identity import identity_layers
-from standin_core.rope import identity_positions
 from standin_core.sampler import FLOW_MATCHING, SamplerSettings, denoise, flow_matching_sigmas, switch_step
+from standin_core.stand_in.adapter import load_adapter
+from standin_core.stand_in.positions import identity_positions
+from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
-from standin_core.weights import load_adapter
 from tolerances import assert_close, relative_rms
 
 # The bars of the golden data: ComfyUI without any identity reproduces the authors' base model to 2e-5 (max abs,

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 import pack
-import standin_core.train.objective as objective
+import standin_core.stand_in.objective as objective
 from environment import PACK
 from small_world import ablations
 from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
@@ -22,9 +22,9 @@ from small_world.people import split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
 from standin_core.sampler import SamplerSettings, sample
-from standin_core.train.objective import identity_read
+from standin_core.stand_in.adapter import load_adapter
+from standin_core.stand_in.objective import identity_read
 from standin_core.wan import Wan
-from standin_core.weights import load_adapter
 from tolerances import WHOLE_RUN, assert_close
 
 PEOPLE = 16

@@ -5,8 +5,15 @@ import weakref
 import pytest
 import torch
 
-from standin_core.contracts import CACHE_MODES
-from standin_core.kv_cache import FP8, IdentityCache, IdentityCacheSpec, OffloadedLayers, ResidentLayers, hold
+from standin_core.stand_in.kv_cache import (
+    CACHE_MODES,
+    FP8,
+    IdentityCache,
+    IdentityCacheSpec,
+    OffloadedLayers,
+    ResidentLayers,
+    hold,
+)
 
 
 def layers(blocks=3, tokens=4, dim=6, dtype=torch.float16):

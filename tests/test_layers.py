@@ -1,60 +1,100 @@
-"""The architecture, read from the imports: data flows one way, and one file touches ComfyUI's model."""
+"""The architecture, read from the imports: data flows one way, methods stand side by side, one file knows the model."""
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
-CORE = Path(__file__).resolve().parent.parent / "standin_core"
+PACK = Path(__file__).resolve().parent.parent
+CORE = PACK / "standin_core"
 
-# each stage may import those before it
-ORDER = ["contracts", "folders", "latent_time", "weights", "rope", "face", "reference", "face_swap", "evaluation",
-         "wan", "identity", "kv_cache", "attention", "attention_map", "controls", "report", "run", "sampler", "train"]
-WITHOUT_COMFYUI = ["contracts", "latent_time", "weights", "rope", "kv_cache", "attention", "attention_map", "controls",
-                   "report"]
+# what every method shares; each may import those before it
+SHARED = ["contracts", "folders", "latents", "face", "reference", "controls", "report", "attention", "wan", "sampler"]
+# side by side: none imports another
+METHODS = ["stand_in", "face_swap", "evaluation"]
+# makes what a method loads, and is the only one to bring methods together
+ABOVE = ["train"]
+# of a method that has more files than a reader holds at a time; each may import those before it
+WITHIN = {"stand_in": ["adapter", "positions", "kv_cache", "stream", "attention_map", "settings", "run_report", "run",
+                       "parameters", "objective"]}
+WITHOUT_COMFYUI = ["contracts", "latents", "attention", "controls", "report", "stand_in.adapter", "stand_in.positions",
+                   "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings", "stand_in.run_report"]
+COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 
 
-def files():
-    return sorted(path for path in CORE.rglob("*.py") if path != CORE / "__init__.py")
+def module_of(path):
+    """standin_core/face/models.py -> standin_core.face.models; a folder's __init__ is the folder."""
+    return ".".join(path.relative_to(PACK).with_suffix("").parts).removesuffix(".__init__")
 
 
-def stage(path):
-    return path.relative_to(CORE).parts[0].removesuffix(".py")
+FILES = {module_of(path): path
+         for folder in ("nodes", "standin_core") for path in sorted((PACK / folder).rglob("*.py"))}
+CORE_FILES = {name: path for name, path in FILES.items() if name.startswith("standin_core.")}
 
 
-def imports(path):
-    """Dotted names of all that a file imports; relative ones as standin_core.x."""
-    package = ["standin_core", *path.relative_to(CORE).parent.parts]
+def imports(name):
+    """Dotted names of all that a module imports, of those of the pack as in FILES."""
+    path = FILES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
-            yield ".".join([*base, *([node.module] if node.module else [])])
+            # from nodes/ the pack itself is two up, and has no name
+            base = package[:max(0, len(package) - node.level + 1)] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{module}.{alias.name}" if f"{module}.{alias.name}" in FILES else module
+
+
+def stage(name):
+    return name.split(".")[1]
 
 
 def test_every_stage_has_its_place():
-    assert {stage(path) for path in files()} == set(ORDER)
+    assert {stage(name) for name in CORE_FILES} == {*SHARED, *METHODS, *ABOVE}
+    for method, order in WITHIN.items():
+        inside = {name.split(".")[2] for name in CORE_FILES if stage(name) == method and name.count(".") > 1}
+        assert inside == set(order)
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(CORE)))
-def test_a_stage_imports_only_what_stands_before_it(path):
-    allowed = ORDER[:ORDER.index(stage(path)) + 1]
-    for name in imports(path):
-        if name.startswith("standin_core."):
-            assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
+@pytest.mark.parametrize("name", CORE_FILES)
+def test_a_stage_imports_only_what_stands_before_it(name):
+    own = stage(name)
+    if own in SHARED:
+        allowed = SHARED[:SHARED.index(own) + 1]
+    else:
+        allowed = [*SHARED, own] if own in METHODS else [*SHARED, *METHODS, *ABOVE]
+    for other in imports(name):
+        if other.startswith("standin_core."):
+            assert stage(other) in allowed, f"{name} imports {other}"
+            order = WITHIN.get(own, [])
+            if stage(other) == own in WITHIN and name.count(".") > 1:
+                assert order.index(other.split(".")[2]) < order.index(name.split(".")[2]), f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(CORE)))
-def test_who_may_import_comfyui(path):
-    names = list(imports(path))
-    if stage(path) in WITHOUT_COMFYUI:
-        assert not [name for name in names if name.split(".")[0] in ("comfy", "folder_paths", "nodes", "server")]
-    if stage(path) != "wan":
-        model_code = [name for name in names if name.startswith(("comfy.ldm", "comfy.model_base"))]
-        assert model_code == (["comfy.ldm.wan.vae"] if stage(path) == "reference" else [])
+@pytest.mark.parametrize("name", CORE_FILES)
+def test_nothing_in_the_core_knows_who_uses_it(name):
+    assert not {other.partition(".")[0] for other in imports(name)} & {"nodes", "scripts", "small_world", "tests"}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(CORE)))
-def test_no_print(path):
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+def test_no_import_runs_in_a_circle():
+    graph = {name: {other for other in imports(name) if other in FILES} for name in FILES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("name", CORE_FILES)
+def test_who_may_import_comfyui(name):
+    names = list(imports(name))
+    if any(f"{name}.".startswith(f"standin_core.{each}.") for each in WITHOUT_COMFYUI):
+        assert not [other for other in names if other.partition(".")[0] in COMFYUI]
+    if name != "standin_core.wan":
+        model_code = [other for other in names if other.startswith(("comfy.ldm", "comfy.model_base"))]
+        assert model_code == (["comfy.ldm.wan.vae"] if name == "standin_core.reference" else [])
+
+
+@pytest.mark.parametrize("name", CORE_FILES)
+def test_no_print(name):
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]

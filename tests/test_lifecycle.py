@@ -10,9 +10,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
-from standin_core.contracts import ATTENTION_PATHS, CACHE_MODES, IdentityBranch, StandInError
-from standin_core.kv_cache import IdentityCache
-from standin_core.run import KEY, Run, apply_model, remove_identity_branch
+from standin_core.attention import ATTENTION_PATHS
+from standin_core.contracts import StandInError
+from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
+from standin_core.stand_in.run import KEY, Run, apply_model, remove_identity_branch
+from standin_core.stand_in.settings import IdentityBranch
 from tiny_models import TinyWan
 
 
@@ -184,7 +186,7 @@ def test_controls_that_cannot_work_are_refused_when_applied(model, name):
 
 def test_without_a_sink_the_report_is_logged(model, caplog):
     """In core's samplers there is no report output."""
-    with caplog.at_level("INFO", logger="standin_core.run"):
+    with caplog.at_level("INFO", logger="standin_core.stand_in.run"):
         comfy.sample.sample(tiny.with_identity(model), torch.zeros(tiny.LATENT), 1, 1.0, "euler", "simple",
                             tiny.prompt(), tiny.prompt(), torch.zeros(tiny.LATENT), disable_pbar=True)
     assert "32 identity tokens beside 72 video tokens" in caplog.text

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import tiny
-from standin_core.contracts import CACHE_MODES, IdentityBranch
-from standin_core.run import _spec, applied_branches, apply_identity_branch, extra_bytes
+from standin_core.stand_in.adapter import parse_adapter
+from standin_core.stand_in.kv_cache import CACHE_MODES
+from standin_core.stand_in.run import _spec, applied_branches, apply_identity_branch, extra_bytes
+from standin_core.stand_in.settings import IdentityBranch
 from standin_core.wan import Wan
-from standin_core.weights import parse_adapter
 from tiny_models import TinyWan, adapter_weights
 
 

@@ -94,8 +94,8 @@ def test_everything_is_explained(node_id):
 
 def test_defaults_are_the_engines():
     """A script that leaves a value out gets what the node shows."""
-    contracts, sampler = pack.module("standin_core.contracts"), pack.module("standin_core.sampler")
-    branch = contracts.IdentityBranch.__dataclass_fields__
+    settings, sampler = pack.module("standin_core.stand_in.settings"), pack.module("standin_core.sampler")
+    branch = settings.IdentityBranch.__dataclass_fields__
     assert {name: branch[name].default for name in DEFAULTS["ApplyIdentityBranch"]} == DEFAULTS["ApplyIdentityBranch"]
     face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")
     for node_id, settings in (("StandInSampler", sampler.SamplerSettings), ("FacePreprocess", face.FaceSettings),
@@ -145,7 +145,7 @@ def test_the_model_works_in_core_samplers():
     import nodes
     from comfy_extras.nodes_custom_sampler import BasicGuider, BasicScheduler, RandomNoise, SamplerCustomAdvanced
 
-    adapter = pack.module("standin_core.weights").parse_adapter(tiny.adapter_weights(), "a")
+    adapter = pack.module("standin_core.stand_in.adapter").parse_adapter(tiny.adapter_weights(), "a")
     model = tiny.load()
     (patched,) = execute("ApplyIdentityBranch", model=model, stand_in=adapter, strength=1.0, start_percent=0.0,
                          end_percent=1.0, time_offset=-1, attention="auto",

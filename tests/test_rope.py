@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import tiny
-from standin_core.rope import identity_positions
+from standin_core.stand_in.positions import identity_positions
 from standin_core.wan import Wan
 from tolerances import assert_close
 

@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 
 from comfyui_server import PromptFailed
-from standin_core.weights import load_adapter
+from standin_core.stand_in.adapter import load_adapter
 from tiny_models import ADAPTER, DIFFUSION_MODEL, TEXT_ENCODER, VAE
 
 STEPS = 3

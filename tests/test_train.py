@@ -10,9 +10,12 @@ import torch
 from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
-from standin_core.contracts import Adapter, StandInError
-from standin_core.rope import identity_positions
-from standin_core.run import apply_identity_branch
+from standin_core.contracts import StandInError
+from standin_core.stand_in.adapter import Adapter, load_adapter, parse_adapter
+from standin_core.stand_in.objective import identity_read
+from standin_core.stand_in.parameters import as_adapter, parameters
+from standin_core.stand_in.positions import identity_positions
+from standin_core.stand_in.run import apply_identity_branch
 from standin_core.train import (
     Batch,
     Example,
@@ -23,10 +26,7 @@ from standin_core.train import (
     save_adapter,
 )
 from standin_core.train.loop import MOST_BAD_STEPS
-from standin_core.train.objective import identity_read
-from standin_core.train.weights import as_adapter, parameters
 from standin_core.wan import WITH_GRADIENTS, Wan
-from standin_core.weights import load_adapter, parse_adapter
 from tiny_models import adapter_weights
 from tolerances import WHOLE_RUN, assert_close
 

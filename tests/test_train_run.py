@@ -20,6 +20,7 @@ import tiny
 from environment import PACK
 from standin_core.contracts import StandInError
 from standin_core.sampler import SamplerSettings
+from standin_core.stand_in.adapter import load_adapter
 from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
 from standin_core.train.cache import CachedExamples, write_shards
 from standin_core.train.config import EXPERTS, parse_config, read_config
@@ -36,7 +37,6 @@ from standin_core.train.run import CHECKPOINT, TrainingRun, loss_picture
 from standin_core.train.samples import sample_grid
 from standin_core.train.session import train_adapter, training_run
 from standin_core.wan import Wan
-from standin_core.weights import load_adapter
 from tiny_models import TinyWan, vae_weights
 
 RANK = 16

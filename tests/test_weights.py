@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from standin_core.contracts import StandInError
-from standin_core.weights import PREFIXES, check_fit, load_adapter, parse_adapter
+from standin_core.stand_in.adapter import PREFIXES, check_fit, load_adapter, parse_adapter
 from tiny_models import adapter_weights
 
 DIM, BLOCKS, RANK = 32, 3, 5

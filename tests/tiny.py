@@ -6,8 +6,8 @@ import comfy.sd
 import torch
 
 from standin_core.report import ReportSink
-from standin_core.run import SINK, apply_identity_branch
-from standin_core.weights import parse_adapter
+from standin_core.stand_in.adapter import parse_adapter
+from standin_core.stand_in.run import apply_identity_branch
 from tiny_models import TinyWan, adapter_weights
 
 WAN = TinyWan(text_dim=32)
@@ -41,7 +41,7 @@ def prompt(length=5, seed=2):
 def sample(model, latent=None, positive=None, negative=None, cfg=4.0, steps=STEPS, callback=None, seed=7, noise=None):
     """Through ComfyUI's KSampler -> (latent, reports of the runs)."""
     model, sink = model.clone(), ReportSink()
-    model.model_options.setdefault("transformer_options", {})[SINK] = sink
+    sink.listen(model)
     latent = torch.zeros(LATENT) if latent is None else latent
     noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
     samples = comfy.sample.sample(

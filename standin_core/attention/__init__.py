@@ -7,8 +7,15 @@ With q, K_vid, V_vid of the video, K_ref, V_ref of the identity and b = log(stre
 ``naive`` is this equation in fp32. ``merge`` computes the two halves as attention states and merges them, and
 ``concatenate`` appends the keys and values and calls the host's attention once (strength 1 only). Both are exact.
 """
-from .choice import PYTORCH, AttentionChoice, AttentionInUse, choose_attention, restricted_attention
+from .choice import (
+    ATTENTION_PATHS,
+    PYTORCH,
+    AttentionChoice,
+    AttentionInUse,
+    choose_attention,
+    restricted_attention,
+)
 from .states import FLASH_ATTN, SAGE
 
-__all__ = ["FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "choose_attention",
-           "restricted_attention"]
+__all__ = ["ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse",
+           "choose_attention", "restricted_attention"]

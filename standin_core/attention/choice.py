@@ -14,6 +14,8 @@ from .naive import naive_state
 from .states import FUSED, TILE, TILED, StateSource, merge_states
 from .trial import fault, trial_inputs
 
+# how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
+ATTENTION_PATHS = ("auto", "merge", "concatenate")
 KERNEL_HEAD_DIMS = (64, 128)
 
 

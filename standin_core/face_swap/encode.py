@@ -5,7 +5,7 @@ import torch
 
 from ..contracts import StandInError
 from ..face import checked_masks
-from ..latent_time import FRAMES_PER_LATENT, largest_in_each
+from ..latents import FRAMES_PER_LATENT, largest_in_each
 from ..reference import check_wan_vae
 from .prepare import SIZE_MULTIPLE
 

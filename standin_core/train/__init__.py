@@ -7,16 +7,16 @@ leaves on the disk, ``session`` puts a run on a model. ``config`` reads all sett
 they mean. The base model is frozen; what is learnt reaches the loss through the identity's keys and values, which here
 stay attached.
 """
+from ..stand_in.objective import Batch, flow_matching_loss
+from ..stand_in.parameters import new_adapter, save_adapter
 from .cache import Encoders
 from .config import EXPERTS, AdapterSettings, SampleSettings
 from .dataset import make_dataset
 from .loop import Example, Trainer, TrainSettings
-from .objective import Batch, flow_matching_loss
 from .pairs import REFERENCES_FROM, PairSettings
 from .prepare import DataSettings, Source, sources_in, sources_of, summary
 from .run import TrainingRun, run_pictures
 from .session import train_adapter, training_run
-from .weights import new_adapter, save_adapter
 
 __all__ = ["EXPERTS", "REFERENCES_FROM", "AdapterSettings", "Batch", "DataSettings", "Encoders", "Example",
            "PairSettings", "SampleSettings", "Source", "TrainSettings", "Trainer", "TrainingRun", "flow_matching_loss",

@@ -11,7 +11,7 @@ import comfy.utils
 
 from ..contracts import StandInError
 from ..folders import ADAPTERS, find_file, new_adapter_file
-from ..weights import load_adapter
+from ..stand_in.adapter import load_adapter
 from .cache import Encoders
 from .config import FileSettings, TrainConfig
 from .dataset import Say, make_dataset

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from ..contracts import StandInError
+from ..stand_in.objective import Batch, flow_matching_loss
+from ..stand_in.parameters import as_adapter, parameters
 from ..wan import Wan
-from .objective import Batch, flow_matching_loss
-from .weights import as_adapter, parameters
 
 SEED_STRIDE = 1_000_003  # two seeds share no step for as long as anybody trains
 MOST_BAD_STEPS = 10  # in a row, before it is no accident

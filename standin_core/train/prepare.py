@@ -22,7 +22,7 @@ import torch
 
 from ..contracts import StandInError
 from ..face import FaceSettings, crop_faces, load_detector
-from ..latent_time import FRAMES_PER_LATENT
+from ..latents import FRAMES_PER_LATENT
 from .records import append_line, read_lines
 from .video import decoded, find_videos, pixels
 

@@ -14,9 +14,9 @@ import torch
 
 from ..contracts import StandInError
 from ..evaluation.chart import BLUE, ORANGE, Series, as_image, line_chart
+from ..stand_in.parameters import save_adapter
 from .loop import Trainer
 from .records import append_line, read_lines, write_lines
-from .weights import save_adapter
 
 CHECKPOINT, LOSSES, LOSS_PICTURE, SAMPLES = "checkpoint.pt", "loss.jsonl", "loss.png", "samples"
 SMOOTHED = 0.05  # of the steps so far, the width of the mean that is drawn over the losses

@@ -6,9 +6,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from ..contracts import Adapter
-from ..run import apply_identity_branch
 from ..sampler import SamplerSettings, sample
+from ..stand_in.adapter import Adapter
+from ..stand_in.run import apply_identity_branch
 from .loop import Example
 
 FRAMES_SHOWN = 4

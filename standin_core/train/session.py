@@ -8,17 +8,17 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-from ..contracts import Adapter, StandInError
+from ..contracts import StandInError
 from ..sampler import SamplerSettings
+from ..stand_in.adapter import Adapter, check_fit, load_adapter, parse_adapter
+from ..stand_in.parameters import as_adapter, new_adapter, parameters
 from ..wan import WITH_GRADIENTS, Wan
-from ..weights import check_fit, load_adapter, parse_adapter
 from .cache import CachedExamples
 from .config import AdapterSettings, SampleSettings
 from .loop import Trainer, TrainSettings
 from .plan import activation_bytes, adapter_bytes, adapter_parameters, size_of
 from .run import TrainingRun, check_replaceable
 from .samples import sample_grid
-from .weights import as_adapter, new_adapter, parameters
 
 RUNS = "runs"  # below the folder of the data
 

@@ -12,6 +12,7 @@ import torch
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 
+CACHE_MODES = ("auto", "resident", "offloaded", "streaming", "fp8")  # where the identity K/V of a run live
 FP8 = torch.float8_e4m3fn
 
 

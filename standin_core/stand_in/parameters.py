@@ -6,8 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..contracts import Adapter
-from ..weights import official_key, parse_adapter
+from .adapter import Adapter, official_key, parse_adapter
 
 
 def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.device | str = "cpu") -> torch.nn.Module:

@@ -15,11 +15,11 @@ import comfy.model_management
 import torch
 
 from ..attention import AttentionChoice, restricted_attention
-from ..contracts import Adapter
-from ..identity import identity_layers
-from ..kv_cache import ResidentLayers
-from ..rope import identity_positions
 from ..wan import RECOMPUTED, Reading, Wan
+from .adapter import Adapter
+from .kv_cache import ResidentLayers
+from .positions import identity_positions
+from .stream import identity_layers
 
 TIME_OFFSET = -1  # the paper's place of the identity, one frame before the video
 # keys and values are appended, which autograd sees through: a log-sum-exp has no gradient in PyTorch's operators

@@ -7,15 +7,29 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 
-from .contracts import AttentionMap, StandInError
-from .latent_time import FRAMES_PER_LATENT, frames_of
+from ..contracts import StandInError
+from ..latents import FRAMES_PER_LATENT, frames_of
 
 COLOURS = cv2.COLORMAP_INFERNO
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMap:
+    """How much of the video's self-attention went to each identity in one run.
+
+    mass: [P, L, t, h, w] float32 on the CPU, for P identities, L main blocks and the video's tokens: the share of the
+    softmax that lies on the identity's tokens, the mean over heads, steps and passes; 0 where a block did not read.
+    calls: of the model, that were recorded.
+    """
+
+    mass: torch.Tensor
+    calls: int
 
 
 class AttentionRecorder:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from .contracts import Adapter, BlockAdapter, LowRank, StandInError
+from ..contracts import StandInError
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
@@ -26,6 +27,42 @@ KEY = re.compile(
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One low-rank weight, ``x -> up(down(x))``; no alpha and no bias (the official adapters have neither).
+
+    down: [r, C], up: [C, r], both on the CPU in the dtype of the file.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., C] -> [..., C], computed on the device and in the dtype of x."""
+        down, up = (weight.to(device=x.device, dtype=x.dtype) for weight in (self.down, self.up))
+        return torch.nn.functional.linear(torch.nn.functional.linear(x, down), up)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAdapter:
+    """The low-rank weights that one block adds to Q, K and V of the identity tokens."""
+
+    q: LowRank
+    k: LowRank
+    v: LowRank
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A Stand-In adapter: the low-rank weights of every main block, and the file they came from."""
+
+    name: str
+    sha256: str
+    rank: int
+    dim: int
+    blocks: tuple[BlockAdapter, ...]
 
 
 def load_adapter(path: str | Path) -> Adapter:

@@ -19,7 +19,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .attention import (
+from ..attention import (
     FLASH_ATTN,
     PYTORCH,
     SAGE,
@@ -28,21 +28,22 @@ from .attention import (
     choose_attention,
     restricted_attention,
 )
+from ..contracts import StandInError
+from ..controls import kept_tokens, query_bias, region_weights, strength_at
+from ..reference import reference_from
+from ..report import ReportSink, as_text
+from ..wan import OVERRIDE, Reading, Wan
+from .adapter import Adapter, check_fit
 from .attention_map import AttentionRecorder
-from .contracts import Adapter, IdentityBranch, IdentityReport, RunReport, StandInError
-from .controls import kept_tokens, query_bias, region_weights, strength_at
-from .identity import identity_layers
 from .kv_cache import IdentityCache, IdentityCacheSpec, hold
-from .reference import reference_from
-from .report import ReportSink, as_text
-from .rope import identity_positions
-from .wan import OVERRIDE, Reading, Wan
-from .weights import check_fit
+from .positions import identity_positions
+from .run_report import StandInReport, ToldIdentity
+from .settings import IdentityBranch
+from .stream import identity_layers
 
 log = logging.getLogger(__name__)
 
 KEY = "stand_in"
-SINK = "stand_in_report_sink"
 WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 WITHOUT = "stand_in_without"  # set for the one more pass of guidance "own scale"
@@ -143,7 +144,7 @@ class Run:
         self.lock = threading.Lock()
         self.maps_attention = maps_attention
         self.recorder: AttentionRecorder | None = None
-        self.report = RunReport(identities=[], steps=steps)
+        self.report = StandInReport(steps=steps)
 
     def __deepcopy__(self, memo):
         return self
@@ -262,10 +263,10 @@ class Run:
             sink.maps.append(recorded)
 
 
-def _identity_report(branch: IdentityBranch, wan: Wan) -> IdentityReport:
+def _identity_report(branch: IdentityBranch, wan: Wan) -> ToldIdentity:
     references, _, _, height, width = branch.reference_latent.shape
     blocks = branch.blocks(len(wan.blocks))
-    return IdentityReport(
+    return ToldIdentity(
         adapter_file=branch.adapter.name, adapter_sha256=branch.adapter.sha256, adapter_rank=branch.adapter.rank,
         reference_size=(height, width), references=references,
         tokens=_tokens(branch, wan), strength=branch.strength,
@@ -295,7 +296,7 @@ class _Wrappers:
             return output
         finally:
             options.pop(KEY, None)
-            run.close(finished, options.get(SINK))
+            run.close(finished, ReportSink.of(options))
 
     def sampler_sample(self, executor, guider, *args, **kwargs):
         """Where a prompt has an area, ComfyUI gives the other prompts a condition with that area, made from a copy of
@@ -365,7 +366,8 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
             positions = positions[:, branch.kept_tokens.to(x.device)]
         region = run.region(index, grid, x.device, options.get(WINDOW))
         readings.append(Reading(index, run.layers(index, base, wan, x.device), wan.rotation(positions),
-                                query_bias(branch, strength, region, reads, x.device), branch.blocks(len(wan.blocks))))
+                                query_bias(strength, len(branch.reference_latent) if branch.normalize_references else 1,
+                                           region, reads, x.device), branch.blocks(len(wan.blocks))))
     return readings
 
 
@@ -467,7 +469,8 @@ def _check_map(branch: IdentityBranch) -> None:
 
 
 def _maps_attention(options: dict) -> bool:
-    return SINK in options and options[SINK].maps_attention
+    sink = ReportSink.of(options)
+    return sink is not None and sink.maps_attention
 
 
 def _choose(branches: tuple[IdentityBranch, ...], wan: Wan, device: torch.device, options: dict) -> AttentionChoice:

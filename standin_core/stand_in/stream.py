@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .contracts import Adapter, BlockAdapter
-from .rope import identity_positions
-from .wan import Block, Modulation, Wan
+from ..wan import Block, Modulation, Wan
+from .adapter import Adapter, BlockAdapter
+from .positions import identity_positions
 
 
 def _call(part: Callable, *arguments):

@@ -1,0 +1,20 @@
+"""The nodes: a schema and one call into standin_core each, a file for each method and each purpose."""
+from comfy_api.latest import ComfyExtension
+
+from ..standin_core.folders import register_adapters
+from .evaluation import IdentityReport
+from .face import FacePreprocess
+from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
+from .stand_in import ApplyIdentityBranch, IdentityAttentionMap, LoadStandIn, StandInSampler
+from .training import PrepareTrainingData, TrainStandIn
+
+
+class StandInExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn]
+
+
+async def comfy_entrypoint():
+    register_adapters()
+    return StandInExtension()

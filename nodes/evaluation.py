@@ -1,0 +1,67 @@
+"""A finished video measured against the photo."""
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+
+from ..standin_core.evaluation import (
+    EMBEDDERS,
+    REGIONS,
+    CompareSettings,
+    compare,
+    comparing_missing,
+    contact_sheet,
+    plot,
+)
+from ..standin_core.face import installed_models
+from .shared import ADVANCED, CATEGORY, show_text, shown
+
+
+class IdentityReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IdentityReport",
+            display_name="Identity Report",
+            category=CATEGORY,
+            description="Measures in every frame how alike the person is to the photo, and how much is merely copied "
+                        "from it. Likeness with little copied is what to look for.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the video."),
+                io.Image.Input("reference_image", tooltip=(
+                    "The photo that was given to the model. More pictures in the batch are other photos of the same "
+                    "person: with them comes the copy-paste measure.")),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip=(
+                    "Any model of Load CLIP Vision. It tells faces apart less finely than insightface, and compares "
+                    "subjects without a face too; connected, it also gives the CLIP distance of whole pictures.")),
+                io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
+                    "What compares. auto takes insightface where you installed it with a model pack, else CLIP "
+                    "vision. Figures of different embedders cannot be compared.")),
+                io.Combo.Input("region", options=list(REGIONS), tooltip=(
+                    "face compares the largest face of each frame; whole frame all of it, for subjects without a "
+                    "face, and needs CLIP vision.")),
+                io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
+                    "How sure the detector must be of a face. Lower finds more and more that are none; the cascade "
+                    "has no score.")),
+            ],
+            outputs=[
+                io.Image.Output("plot", tooltip="Similarity and copied pixels over the frames."),
+                io.Image.Output("contact_sheet", tooltip="The frames least and most like the photo."),
+                io.String.Output("report", tooltip="The figures in words."),
+                io.String.Output("json", tooltip=(
+                    "The figures, and those of every frame, as JSON.")),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, embedder, **inputs):
+        return installed_models(), comparing_missing() if embedder == "auto" else None
+
+    @classmethod
+    def execute(cls, images, reference_image, clip_vision=None, **settings):
+        progress = ProgressBar(len(images))
+        result = compare(images, reference_image, CompareSettings(**settings), clip_vision,
+                         lambda: progress.update(1))
+        pictures, text = (plot(result), contact_sheet(result)), result.as_text()
+        show_text(cls, text)
+        return io.NodeOutput(*pictures, text, result.as_json(),
+                             ui={"images": shown(cls, *pictures), "text": (text,)})

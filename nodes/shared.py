@@ -1,0 +1,55 @@
+"""What several nodes have: the types between them, inputs, and how a node shows words and pictures."""
+import inspect
+
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..standin_core.face import DETECTORS
+
+CATEGORY = "Stand-In"
+
+StandIn = io.Custom("STAND_IN")
+FaceCropType = io.Custom("FACE_CROP")
+AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
+TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
+
+# ComfyUI 0.3.64 knows no advanced inputs, 0.16.3 does
+ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
+
+
+def detector_input():
+    return io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
+        "auto takes RetinaFace where its file is, insightface where you installed it, and otherwise the built-in "
+        "cascade (frontal faces, no key points). A connected box, mask or landmarks take its place."))
+
+
+def min_score_input():
+    return io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
+        "How sure the detector must be. Lower finds more faces and more that are none; the cascade has no score."))
+
+
+def download_input():
+    return io.Boolean.Input("download_missing", default=False, tooltip=(
+        "On, a missing face model (detector 110 MB, parser 53 MB) comes from facexlib's releases on GitHub into "
+        "models/facexlib, checked by its hash. Off, nothing is ever downloaded."))
+
+
+def given_face_inputs(where: str):
+    return (
+        # forced to be an input, or it is a widget with a box of its own
+        io.Custom("BOUNDING_BOX").Input("face_box", optional=True, extra_dict={"forceInput": True}, tooltip=(
+            f"The face in {where} as a box, from any node that gives one.")),
+        io.Mask.Input("face_mask", optional=True, tooltip=f"The face in {where} as a mask; its bounds are the box."),
+        io.Custom("FACE_LANDMARKS").Input("face_landmarks", optional=True, tooltip=(
+            f"The face in {where} from ComfyUI's Detect Face Landmarks (MediaPipe), with key points.")),
+    )
+
+
+def shown(cls, *batches) -> list[dict]:
+    """The pictures of several batches, for the node to show."""
+    return [picture for batch in batches for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]
+
+
+def show_text(cls, text: str) -> None:
+    """Show a text on the node; the text among its outputs is kept with the prompt but not shown by the frontend."""
+    PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
