@@ -38,7 +38,7 @@ from machine import machine
 from standin_core.attention import FLASH_ATTN, PYTORCH, SAGE, choose_attention, restricted_attention
 from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.report import ReportSink
-from standin_core.stand_in.run import apply_identity_branch
+from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.adapter import parse_adapter
 from tiny_models import TinyWan, adapter_weights
 
@@ -140,7 +140,7 @@ def attention_alone(options, n: int) -> dict:
         identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
         return lambda: attend(optimized_attention, q, k, v, identities, heads=heads)
 
-    merge, concatenate = (choose_attention(path, None, PYTORCH, device, dtype, HEAD_DIM)
+    merge, concatenate = (choose_attention(path, (), PYTORCH, device, dtype, HEAD_DIM)
                           for path in ("merge", "concatenate"))
     variants = {"plain": plain, "plain again": plain, "merge": reading(dataclasses.replace(merge, kernel=False)),
                 "concatenate": reading(concatenate)}

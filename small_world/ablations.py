@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import standin_core.stand_in.objective as objective
-import standin_core.stand_in.run
+import standin_core.stand_in.wrappers
 from standin_core.stand_in.adapter import Adapter
 from standin_core.stand_in.positions import identity_positions
 from standin_core.wan import Reading, Wan
@@ -27,7 +27,7 @@ def ablated(name: str | None) -> Iterator[None]:
     """Within the context, training does without; for *shared positions* sampling too."""
     with contextlib.ExitStack() as stack:
         if name == "shared positions":
-            for module in (objective, standin_core.stand_in.run):
+            for module in (objective, standin_core.stand_in.wrappers):
                 stack.enter_context(mock.patch.object(module, "identity_positions", _shared_positions))
         elif name == "ordinary attention":
             stack.enter_context(mock.patch.object(objective, "identity_read", _ordinary_read))

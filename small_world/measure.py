@@ -15,7 +15,7 @@ import torch
 
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.adapter import Adapter
-from standin_core.stand_in.run import apply_identity_branch
+from standin_core.stand_in.apply import apply_identity_branch
 
 from .captions import caption_contexts
 from .models import FRAMES, SIDE, WAN, WAN_FILE, load, new_vae, to_pixels

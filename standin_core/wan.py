@@ -20,6 +20,7 @@ from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch.utils.checkpoint import checkpoint
 
+from .attention import FLASH_ATTN, PYTORCH, SAGE, AttentionInUse, Host
 from .contracts import StandInError
 
 # calls a function and keeps its arguments alone for the backward pass
@@ -206,6 +207,22 @@ class Wan:
                     module.__dict__.pop(name, None)
                 if foreign is not None:
                     module.__dict__["forward"] = foreign
+
+
+def attention_in_use(options: dict) -> AttentionInUse:
+    """What computes the model's attention, by the order of choice in comfy/ldm/modules/attention.py. options: the
+    model's ``transformer_options``.
+    """
+    manager = comfy.model_management
+    if OVERRIDE in options:
+        return AttentionInUse(Host.OVERRIDE)
+    if manager.sage_attention_enabled():
+        return AttentionInUse(Host.SAGE, SAGE)
+    if manager.flash_attention_enabled():
+        return AttentionInUse(Host.FLASH, FLASH_ATTN)
+    if manager.pytorch_attention_enabled() and not manager.xformers_enabled():
+        return PYTORCH
+    return AttentionInUse(Host.OTHER)
 
 
 def _source(layers, block: int):

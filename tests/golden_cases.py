@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from standin_core.stand_in.adapter import load_adapter
-from standin_core.stand_in.run import apply_identity_branch
+from standin_core.stand_in.apply import apply_identity_branch
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,6 +13,7 @@ import tiny
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
 from standin_core.contracts import StandInError
 from standin_core.report import ReportSink
+from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.attention_map import (
     AttentionMap,
     AttentionRecorder,
@@ -22,7 +23,6 @@ from standin_core.stand_in.attention_map import (
     on_frames,
     show_map,
 )
-from standin_core.stand_in.run import apply_identity_branch
 from tolerances import WHOLE_RUN, assert_close
 
 HEADS, HEAD_DIM = 2, 64
@@ -49,7 +49,7 @@ def test_mass_against_the_softmax(path, monkeypatch):
     identities = [(tiny.random(1, 13, 128, seed=5), tiny.random(1, 13, 128, seed=6), torch.zeros(1, 1)),
                   (tiny.random(2, 7, 128, seed=7), tiny.random(2, 7, 128, seed=8), tiny.random(1, 45, seed=9))]
     masses = []
-    choice = choose_attention("merge", None, PYTORCH, q.device, q.dtype, HEAD_DIM)
+    choice = choose_attention("merge", (), PYTORCH, q.device, q.dtype, HEAD_DIM)
     assert choice.kernel == (path == "kernel")
     restricted_attention(choice)(None, q, k, v, identities, heads=HEADS, note_mass=masses.extend)
     for found, expected in zip(masses, softmax_share(q, k, identities), strict=True):

@@ -21,10 +21,11 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from torch._dynamo.utils import counters
 
 import standin_core.attention.choice
-import standin_core.stand_in.run
+import standin_core.wan
 import tiny
 from standin_core.attention.states import TILED
 from standin_core.contracts import StandInError
+from standin_core.guidance import Passes
 from tiny_models import lora_weights
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
@@ -110,14 +111,14 @@ def test_an_area_beside_the_positive_pass(model, areas):
              "negative": [[negative[0], area]] if areas in ("negative", "both") else [negative]}
     seen = []
 
-    def note(branch, positive_uuids, options, batch):
-        found = _reads(branch, positive_uuids, options, batch)
+    def note(passes, options, batch):
+        found = reads(passes, options, batch)
         seen.append((list(options["cond_or_uncond"]), found.tolist()))
         return found
 
-    _reads = standin_core.stand_in.run._reads
+    reads = Passes.reads
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(standin_core.stand_in.run, "_reads", note)
+        patch.setattr(Passes, "reads", note)
         tiny.sample(tiny.with_identity(model, guidance="positive pass"), **conds)
     assert seen and {0, 1} == {each for which, _ in seen for each in which}
     for which, reads in seen:
@@ -172,13 +173,13 @@ def test_an_attention_that_is_not_pytorchs(model, expected, monkeypatch):
 def test_a_package_that_gives_states(model, monkeypatch, name):
     """As with --use-sage-attention and --use-flash-attention: the video's attention is the package's, and merged."""
     enabled, source, module = {
-        "SageAttention": ("sage_attention_enabled", standin_core.stand_in.run.SAGE, "SAGE"),
-        "FlashAttention": ("flash_attention_enabled", standin_core.stand_in.run.FLASH_ATTN, "FLASH_ATTN")}[name]
+        "SageAttention": ("sage_attention_enabled", standin_core.wan.SAGE, "SAGE"),
+        "FlashAttention": ("flash_attention_enabled", standin_core.wan.FLASH_ATTN, "FLASH_ATTN")}[name]
     plain = tiny.sample(tiny.with_identity(model, strength=0.5))[0]
     monkeypatch.setattr(comfy.model_management, enabled, lambda: True)
-    assert standin_core.stand_in.run._attention_in_use({}).source is source
+    assert standin_core.wan.attention_in_use({}).source is source
     here = dataclasses.replace(source, device_type=None, package=None, state=TILED.state)
-    monkeypatch.setattr(standin_core.stand_in.run, module, here)
+    monkeypatch.setattr(standin_core.wan, module, here)
     samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.5))
     assert report.attention == f"merge, {name}"
     assert_close(samples, plain, WHOLE_RUN)

@@ -10,9 +10,11 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 import tiny
 from standin_core.contracts import StandInError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
+from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
+from standin_core.stand_in.budget import cache_spec
+from standin_core.stand_in.choices import chosen_cache
 from standin_core.stand_in.kv_cache import CACHE_MODES
-from standin_core.stand_in.run import _cache_mode, apply_identity_branch, apply_reference, remove_identity_branch
-from standin_core.stand_in.settings import IdentityBranch
+from standin_core.stand_in.settings import Identity
 from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
@@ -47,16 +49,16 @@ def test_every_cache_mode_gives_the_same_video(model, mode, strength):
 @pytest.mark.parametrize("free, mode", [(2.0, "resident"), (1.99, "offloaded")])
 def test_auto_takes_what_fits(model, monkeypatch, free, mode):
     """Resident while half of the free memory holds it; no card is asked, the figures are."""
-    branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16))
+    spec = cache_spec(identity(), Wan(model.model), 1)
     needed = 2 * 32 * tiny.WAN.dim * 4 * tiny.WAN.blocks
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free * needed)
-    assert _cache_mode((branch,), Wan(model.model), torch.device("cuda"), 1) == mode
+    assert chosen_cache("auto", [spec], torch.device("cuda")) == mode
 
 
 def test_fp8_is_refused_where_the_device_knows_none(model):
-    branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), cache="fp8")
+    spec = cache_spec(identity(), Wan(model.model), 1)
     with pytest.raises(StandInError, match="does not know: set it to auto or offloaded"):
-        _cache_mode((branch,), Wan(model.model), torch.device("mps"), 1)
+        chosen_cache("fp8", [spec], torch.device("mps"))
 
 
 def test_blocks(model, paper, plain):
@@ -73,20 +75,20 @@ def test_blocks(model, paper, plain):
 SAMPLING = comfy.model_sampling.ModelSamplingDiscreteFlow()
 
 
-def branch(**controls):
-    return IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), **controls)
+def identity(**controls):
+    return Identity(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), **controls)
 
 
 def test_schedule_is_linear_between_its_points():
     """On a schedule without shift, percent p is at sigma 1 - p."""
-    scheduled = branch(strength=2.0, schedule=((0.2, 0.5), (0.6, 1.5)))
+    scheduled = identity(strength=2.0, schedule=((0.2, 0.5), (0.6, 1.5)))
     for percent, factor in ((0.0, 0.5), (0.2, 0.5), (0.3, 0.75), (0.4, 1.0), (0.6, 1.5), (0.9, 1.5)):
         found = strength_at(scheduled, SAMPLING.percent_to_sigma, torch.tensor([1 - percent]))
         assert found == pytest.approx(2 * factor, rel=1e-5)
 
 
 def test_schedule_within_start_and_end():
-    scheduled = branch(schedule=((0.0, 0.5),), start_percent=0.3, end_percent=0.7)
+    scheduled = identity(schedule=((0.0, 0.5),), start_percent=0.3, end_percent=0.7)
     found = [strength_at(scheduled, SAMPLING.percent_to_sigma, torch.tensor([sigma])) for sigma in (0.9, 0.5, 0.1)]
     assert found == [0, 0.5, 0]
 
@@ -119,7 +121,7 @@ def test_a_schedule_that_cannot_be_read(text):
                                       ((0.0, float("nan")),), ((0.0, float("inf")),)])
 def test_a_schedule_that_makes_no_sense(schedule):
     with pytest.raises(StandInError, match="needed are rising percents"):
-        branch(schedule=schedule)
+        identity(schedule=schedule)
 
 
 def one_step(model, positive, negative=None, cfg=1.0):
@@ -352,7 +354,7 @@ def test_a_region_changes_nothing_outside_its_tokens(model):
 
 def test_bias_of_everything_at_once():
     """Weights multiply: strength 2, half for each of two photos, a quarter of the region, and one of two passes."""
-    both = IdentityBranch(tiny.adapter(), references(1, 2), normalize_references=True,
+    both = Identity(tiny.adapter(), references(1, 2), normalize_references=True,
                           region=torch.full((1, 32, 48), 0.25))
     bias = query_bias(2.0, 2, region_weights(both.region, GRID), torch.tensor([True, False]), torch.device("cpu"))
     assert bias.shape == (2, 72)
@@ -362,9 +364,9 @@ def test_bias_of_everything_at_once():
 
 @pytest.mark.parametrize("controls", [{"strength": 0.5}, {"schedule": ((0.0, 0.5),)}, {"region": torch.ones(1, 8, 8)},
                                       {"guidance": "positive pass"}], ids=str)
-def test_concatenating_knows_one_weight(controls):
+def test_concatenating_knows_one_weight(model, controls):
     with pytest.raises(StandInError, match="attention is set to concatenate"):
-        branch(attention="concatenate", **controls)
+        tiny.with_identity(model, attention="concatenate", **controls)
 
 
 def test_kept_tokens_by_hand():

@@ -124,15 +124,15 @@ def test_within_the_restricted_attention(dtype):
 
 
 def test_where_it_is_not_taken():
-    assert kernel_refusal(torch.device("cpu"), torch.float32, 128) == "it runs on CUDA, not on cpu"
-    assert kernel_refusal(torch.device("cuda"), torch.float32, 96) == "it knows head dims 64 and 128, not 96"
+    assert str(kernel_refusal(torch.device("cpu"), torch.float32, 128)) == "it runs on CUDA, not on cpu"
+    assert str(kernel_refusal(torch.device("cuda"), torch.float32, 96)) == "it knows head dims 64 and 128, not 96"
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_it_is_asked_before_it_is_taken(dtype, head_dim):
     """Right here; and where it fails or is wrong, the run is told and merges in PyTorch."""
-    assert choice.kernel_fault.__wrapped__(DEVICE, dtype, head_dim) is None
+    assert choice.kernel_trial.__wrapped__(DEVICE, dtype, head_dim) is None
 
 
 def fails(*_):
@@ -147,4 +147,4 @@ def nothing_read(q, k, v, video, scale, bias):
                                            (nothing_read, "it is wrong on this device, by ")])
 def test_a_kernel_that_does_not_work_here(monkeypatch, broken, words):
     monkeypatch.setattr(choice, "_extend_by_kernel", broken)
-    assert choice.kernel_fault.__wrapped__(DEVICE, torch.float32, 64).startswith(words)
+    assert str(choice.kernel_trial.__wrapped__(DEVICE, torch.float32, 64)).startswith(words)

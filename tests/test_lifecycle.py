@@ -12,9 +12,11 @@ from comfy.patcher_extension import WrappersMP
 import tiny
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import StandInError
+from standin_core.stand_in.apply import remove_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
-from standin_core.stand_in.run import KEY, Run, apply_model, remove_identity_branch
-from standin_core.stand_in.settings import IdentityBranch
+from standin_core.stand_in.run import Run
+from standin_core.stand_in.settings import Applied, Identity
+from standin_core.stand_in.wrappers import KEY, apply_model
 from tiny_models import TinyWan
 
 
@@ -195,7 +197,7 @@ def test_without_a_sink_the_report_is_logged(model, caplog):
 def test_two_models_in_two_threads_share_a_run(model):
     """ComfyUI's multi-GPU: one run, one model for each device, called at the same time."""
     models = [model, tiny.load(TinyWan(text_dim=tiny.WAN.text_dim, seed=11).weights())]
-    branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16))
+    applied = Applied((Identity(tiny.adapter(), tiny.random(1, 16, 1, 8, 16)),))
     condition = tiny.prompt()[0][0]
 
     def call(base, run):
@@ -204,7 +206,7 @@ def test_two_models_in_two_threads_share_a_run(model):
             return base.apply_model(tiny.random(*tiny.LATENT), torch.tensor([0.9]), c_crossattn=condition,
                                     transformer_options=options)
 
-    run = {"branches": (branch,), "steps": 1, "hook_groups": 1, "whole": (3, 4, 6)}
+    run = {"applied": applied, "steps": 1, "hook_groups": 1, "whole": (3, 4, 6)}
     expected = [call(each.model, Run(**run)) for each in models]
     shared = Run(**run)
     with ThreadPoolExecutor(2) as pool:

@@ -7,9 +7,11 @@ import torch
 
 import tiny
 from standin_core.stand_in.adapter import parse_adapter
+from standin_core.stand_in.apply import apply_identity_branch
+from standin_core.stand_in.budget import cache_spec, extra_bytes
 from standin_core.stand_in.kv_cache import CACHE_MODES
-from standin_core.stand_in.run import _spec, applied_branches, apply_identity_branch, extra_bytes
-from standin_core.stand_in.settings import IdentityBranch
+from standin_core.stand_in.settings import Applied, Identity, RunSettings
+from standin_core.stand_in.wrappers import installed
 from standin_core.wan import Wan
 from tiny_models import TinyWan, adapter_weights
 
@@ -25,8 +27,9 @@ def two_threads():
 
 def test_the_bytes_of_a_mode_are_announced():
     model = tiny.load()
-    announced = {mode: extra_bytes(model, (IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), cache=mode),),
-                                   tiny.LATENT, 1, {}) for mode in CACHE_MODES}
+    identities = (Identity(tiny.adapter(), tiny.random(1, 16, 1, 8, 16)),)
+    announced = {mode: extra_bytes(model, Applied(identities, RunSettings(cache=mode)), tiny.LATENT, 1, {})
+                 for mode in CACHE_MODES}
     held = {mode: tiny.sample(tiny.with_identity(model, cache=mode))[1][0].cache_bytes for mode in CACHE_MODES}
     path = announced["resident"] - held["resident"]  # what the attention holds is the same for all
     layer = held["resident"] // tiny.WAN.blocks
@@ -68,9 +71,9 @@ def test_the_peak_of_a_run_is_what_was_announced(deep_model, mode, tmp_path):
     tiny.sample(model, latent=latent, steps=1)  # what PyTorch and ComfyUI keep from the first run on
     peak = peak_bytes(lambda: tiny.sample(patched, latent=latent, steps=1), tmp_path)
     plain = peak_bytes(lambda: tiny.sample(model, latent=latent, steps=1), tmp_path)
-    branches = applied_branches(patched)
-    announced = extra_bytes(model, branches, latent.shape, 1, {})
+    applied = installed(patched)
+    announced = extra_bytes(model, applied, latent.shape, 1, {})
     if mode == "offloaded":  # the host's memory is the device's here, and holds all blocks
-        spec = _spec(branches[0], Wan(model.model), 1)
+        spec = cache_spec(applied.identities[0], Wan(model.model), 1)
         announced += spec.device_bytes("resident") - spec.device_bytes("offloaded")
     assert abs(peak - plain - announced) < 0.05 * announced

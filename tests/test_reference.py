@@ -6,7 +6,7 @@ import torch
 import tiny
 from standin_core.contracts import StandInError
 from standin_core.reference import reference_from
-from standin_core.stand_in.run import apply_identity_branch, apply_reference
+from standin_core.stand_in.apply import apply_identity_branch, apply_reference
 from tiny_models import TinyWan, vae_weights
 
 

@@ -12,10 +12,10 @@ from comfy.ldm.wan.model import sinusoidal_embedding_1d
 import tiny
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import Adapter, load_adapter, parse_adapter
+from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.objective import identity_read
 from standin_core.stand_in.parameters import as_adapter, parameters
 from standin_core.stand_in.positions import identity_positions
-from standin_core.stand_in.run import apply_identity_branch
 from standin_core.train import (
     Batch,
     Example,

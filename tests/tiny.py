@@ -7,7 +7,7 @@ import torch
 
 from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import parse_adapter
-from standin_core.stand_in.run import apply_identity_branch
+from standin_core.stand_in.apply import apply_identity_branch
 from tiny_models import TinyWan, adapter_weights
 
 WAN = TinyWan(text_dim=32)

@@ -15,7 +15,8 @@ from .choice import (
     choose_attention,
     restricted_attention,
 )
+from .reasons import Host, Need, Reason
 from .states import FLASH_ATTN, SAGE
 
-__all__ = ["ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse",
-           "choose_attention", "restricted_attention"]
+__all__ = ["ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host", "Need",
+           "Reason", "choose_attention", "restricted_attention"]

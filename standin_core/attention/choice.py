@@ -11,8 +11,9 @@ import torch
 
 from ..contracts import StandInError
 from .naive import naive_state
+from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FUSED, TILE, TILED, StateSource, merge_states
-from .trial import fault, trial_inputs
+from .trial import refusal_by, trial_inputs
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
@@ -21,13 +22,13 @@ KERNEL_HEAD_DIMS = (64, 128)
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """path: "merge" or "concatenate"; source: of the states, None when concatenating; refusals: "what: why not";
-    kernel: whether the identity is merged by the Triton kernel.
+    """path: "merge" or "concatenate"; source: of the states, None when concatenating; kernel: whether the identity is
+    merged by the Triton kernel.
     """
 
     path: str
     source: StateSource | None
-    refusals: tuple[str, ...]
+    passed_over: tuple[PassedOver, ...]
     kernel: bool = False
 
     def __str__(self) -> str:
@@ -52,74 +53,72 @@ class AttentionChoice:
 
 @dataclass(frozen=True, slots=True)
 class AttentionInUse:
-    """What computes the model's attention without the identity. clause: names it, None for PyTorch's own, which merging
-    keeps; source: the same with a log-sum-exp, where there is such a thing.
+    """What computes the model's attention without the identity; merging keeps PyTorch's. source: the same with a
+    log-sum-exp, where there is such a thing.
     """
 
-    clause: str | None = None
+    host: Host
     source: StateSource | None = None
 
 
-PYTORCH = AttentionInUse()
+PYTORCH = AttentionInUse(Host.PYTORCH)
 
 
-def choose_attention(requested: str, weighting: str | None, in_use: AttentionInUse, device: torch.device,
+def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: AttentionInUse, device: torch.device,
                      dtype: torch.dtype, head_dim: int) -> AttentionChoice:
     """Choose for one device of one run.
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
-    explicit path is taken. weighting: None where every query reads every identity at weight 1, else what does not, in
-    words.
+    explicit path is taken. needs: what needs a log-sum-exp, nothing where every query reads every identity at weight 1.
     """
     if requested == "concatenate":
-        return AttentionChoice("concatenate", None, ("merge: attention is set to concatenate",))
-    known = "merging copies nothing" if weighting is None else "it knows no weight but 1"
-    refusals = []
-    foreign, here = in_use.clause, "" if in_use.source is None else " here"
+        return AttentionChoice("concatenate", None, (PassedOver("merge", Reason(Why.CONCATENATION_SET)),))
+    no_concatenation = PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))
+    passed_over = []
     if in_use.source is not None:
         refusal = in_use.source.refusal(device, dtype, head_dim)
         if refusal is None:
-            return _merging_by(in_use.source, [f"concatenate: {known}"], device, dtype, head_dim)
-        refusals.append(f"{in_use.source.name}: {refusal}")
-    if requested == "auto" and weighting is None and foreign is not None:
-        return AttentionChoice("concatenate", None, (*refusals, f"merge: {foreign}, which gives no log-sum-exp{here}"))
-    if foreign is not None:
-        reason = weighting if requested == "auto" else "attention set to merge"
-        refusals.append(f"the attention in use: {foreign}, which gives no log-sum-exp{here}, and {reason} needs one, "
-                        "so the video's self-attention leaves it")
+            return _merging_by(in_use.source, [no_concatenation], device, dtype, head_dim)
+        passed_over.append(PassedOver(in_use.source.name, refusal))
+    if in_use.host is not Host.PYTORCH:
+        no_states = Reason(Why.NO_STATES if in_use.source is None else Why.NO_STATES_HERE, (in_use.host,))
+        if requested == "auto" and not needs:
+            return AttentionChoice("concatenate", None, (*passed_over, PassedOver("merge", no_states)))
+        left_for = needs if requested == "auto" else (Reason(Need.MERGE),)
+        passed_over.append(PassedOver("the attention in use", Reason(Why.LEFT, (no_states, left_for))))
     for source in FUSED:
         if source.device_type == device.type:
             refusal = source.refusal(device, dtype, head_dim)
             if refusal is None:
-                return _merging_by(source, [*refusals, f"concatenate: {known}"], device, dtype, head_dim)
-            refusals.append(f"{source.name}: {refusal}")
-    refusals.append(f"fused merge: no attention on {device.type} gives a log-sum-exp")
-    if requested == "auto" and weighting is None:
-        return AttentionChoice("concatenate", None, tuple(refusals))
-    return AttentionChoice("merge", TILED, tuple(refusals))
+                return _merging_by(source, [*passed_over, no_concatenation], device, dtype, head_dim)
+            passed_over.append(PassedOver(source.name, refusal))
+    passed_over.append(PassedOver("fused merge", Reason(Why.NONE_ON_DEVICE, (device.type,))))
+    if requested == "auto" and not needs:
+        return AttentionChoice("concatenate", None, tuple(passed_over))
+    return AttentionChoice("merge", TILED, tuple(passed_over))
 
 
-def _merging_by(source: StateSource, refusals: list[str], device: torch.device, dtype: torch.dtype,
+def _merging_by(source: StateSource, passed_over: list[PassedOver], device: torch.device, dtype: torch.dtype,
                 head_dim: int) -> AttentionChoice:
     no_kernel = kernel_refusal(device, dtype, head_dim)
     if no_kernel is not None:
-        refusals.append(f"Triton kernel: {no_kernel}")
-    return AttentionChoice("merge", source, tuple(refusals), kernel=no_kernel is None)
+        passed_over.append(PassedOver("Triton kernel", no_kernel))
+    return AttentionChoice("merge", source, tuple(passed_over), kernel=no_kernel is None)
 
 
-def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
     """Why the Triton kernel cannot merge there, or None."""
     if device.type != "cuda":
-        return f"it runs on CUDA, not on {device.type}"
+        return Reason(Why.OTHER_DEVICE, ("CUDA", device.type))
     if head_dim not in KERNEL_HEAD_DIMS:
-        return f"it knows head dims {' and '.join(map(str, KERNEL_HEAD_DIMS))}, not {head_dim}"
+        return Reason(Why.OTHER_HEAD_DIM, (KERNEL_HEAD_DIMS, head_dim))
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return kernel_fault(device, dtype, head_dim)
+        return Reason(Why.NO_TRITON)
+    return kernel_trial(device, dtype, head_dim)
 
 
 @functools.cache
-def kernel_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def kernel_trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
     """What goes wrong when the kernel merges two small states on this device, compared with PyTorch, or None.
 
     A kernel is compiled on the user's machine, by a compiler and for a card that nobody has tried it with: it is asked
@@ -135,7 +134,7 @@ def kernel_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str
                                                  (video.to(torch.float64, copy=True), log_sum_exp), scale, bias)
         return _extend_by_kernel(q, identity_k, identity_v, (video.clone(), log_sum_exp.clone()), scale, bias), expected
 
-    return fault(trial, device, 2 * torch.finfo(dtype).eps + 1e-6)
+    return refusal_by(trial, device, 2 * torch.finfo(dtype).eps + 1e-6)
 
 
 @functools.lru_cache(maxsize=32)

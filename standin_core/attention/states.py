@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from .naive import naive_state
-from .trial import fault, on, trial_inputs
+from .reasons import Reason, Why
+from .trial import on, refusal_by, trial_inputs
 
 State = tuple[torch.Tensor, torch.Tensor]
 
@@ -26,7 +27,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class StateSource:
-    """A function that returns attention states, and the sentence with which it refuses what it cannot compute.
+    """A function that returns attention states, and the reason for which it refuses what it cannot compute.
 
     device_type: where it runs, or None for everywhere.
     state: q [B, H, N, D], k and v [B, H, M, D], scale -> output [B, H, N, D], log-sum-exp [B, H, N] in fp32.
@@ -42,25 +43,25 @@ class StateSource:
     package: str | None = None
     rounding: float = 0.0
 
-    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Why not, or None."""
+    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
+        """None where it can compute."""
         if self.device_type not in (None, device.type):
-            return f"it runs on {self.device_type}, not on {device.type}"
+            return Reason(Why.OTHER_DEVICE, (self.device_type, device.type))
         if self.package is not None:
             if importlib.util.find_spec(self.package) is None:
-                return f"the package {self.package} is not installed"
-            return state_fault(self, device, dtype, head_dim)
+                return Reason(Why.NOT_INSTALLED, (self.package,))
+            return state_trial(self, device, dtype, head_dim)
         if self.can_use is None:
             return None
         with on(device):
             probe = torch.empty(1, 1, 8, head_dim, device=device, dtype=dtype)
             if self.can_use(torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, False, False)):
                 return None
-        return f"PyTorch has none for {dtype} and head dim {head_dim} on this device"
+        return Reason(Why.NO_OPERATOR, (dtype, head_dim))
 
 
 @functools.cache
-def state_fault(source: StateSource, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def state_trial(source: StateSource, device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
     """What goes wrong when a package computes a small state on this device, compared with fp32, or None.
 
     Versions of these packages differ in what they return; each is asked once a process, before a run depends on it.
@@ -71,7 +72,7 @@ def state_fault(source: StateSource, device: torch.device, dtype: torch.dtype, h
         # in fp64, which no setting of another pack (TF32) rounds
         return source.state(q, k, v, scale), naive_state(q.double(), k.double(), v.double(), scale)
 
-    return fault(trial, device, source.rounding + 2 * torch.finfo(dtype).eps + 1e-6)
+    return refusal_by(trial, device, source.rounding + 2 * torch.finfo(dtype).eps + 1e-6)
 
 
 def _cpu_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:

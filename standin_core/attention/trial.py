@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from .reasons import Reason, Why
+
 State = tuple[torch.Tensor, torch.Tensor]
 
 # no tile divides these, and with more than a tile of keys; K has a mean in each channel, as trained keys have
@@ -27,8 +29,8 @@ def trial_inputs(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
     return tuple(x.to(device, dtype).transpose(1, 2) for x in (q, k, v))
 
 
-def fault(trial: Callable[[], tuple[State, State]], device: torch.device, bar: float) -> str | None:
-    """What goes wrong, or None. Being out of memory is not a fault.
+def refusal_by(trial: Callable[[], tuple[State, State]], device: torch.device, bar: float) -> Reason | None:
+    """What goes wrong, or None. Being out of memory refuses nothing.
 
     trial: -> the state found and the one expected; device: of the trial, which is made the current one; bar: the most
     that the output may be off, relative RMS, and, above LOG_SUM_EXP_BAR, the log-sum-exp, in nats.
@@ -41,8 +43,7 @@ def fault(trial: Callable[[], tuple[State, State]], device: torch.device, bar: f
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a package, a compiler or the driver raise
-        return f"it failed on this device ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
     if difference <= bar and sum_difference <= max(bar, LOG_SUM_EXP_BAR):
         return None
-    return (f"it is wrong on this device, by {difference:.1e} of the output and {sum_difference:.1e} of the "
-            "log-sum-exp")
+    return Reason(Why.WRONG, (difference, sum_difference))

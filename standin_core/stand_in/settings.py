@@ -1,32 +1,30 @@
-"""What a user sets of an identity and of the runs that read it."""
+"""What a user sets: of each identity, and of the runs that read them."""
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from ..attention import ATTENTION_PATHS
+from ..attention import ATTENTION_PATHS, Need, Reason
 from ..contracts import StandInError
 from ..controls import Controls
+from ..guidance import GUIDANCES, OWN_SCALE
 from .adapter import Adapter
 from .kv_cache import CACHE_MODES
 
 MOST_REFERENCES = 16  # each costs as many tokens as the first; more is a video connected by mistake
-# which pass of classifier-free guidance reads the identity: both is the paper
-GUIDANCES = ("both passes", "positive pass", "own scale")
 
 
 @dataclass(frozen=True, slots=True)
-class IdentityBranch(Controls):
-    """Everything that ApplyIdentityBranch fixes for one person; shared, unchanged, by every clone of the model.
+class Identity(Controls):
+    """One person on a model; shared, unchanged, by every clone of it.
 
     reference_latent: [R, 16, 1, h, w], model space, R photos of the person, where ComfyUI keeps what nodes hand on.
     first_block, last_block: of the model's main blocks, both included; last_block -1 is the last.
     normalize_references: divide the weight by R, so that more photos do not weigh more.
     kept_tokens: [n] indices of the identity tokens of a reference that are read, of all its h/2 * w/2; None for all.
     time_offset: RoPE frame of the identity tokens; the video starts at 0, the paper takes -1.
-    guidance: one of GUIDANCES. guidance_scale: of "own scale".
-    attention: one of ATTENTION_PATHS. cache: one of CACHE_MODES.
 
     Raises StandInError for values that cannot work together.
     """
@@ -38,37 +36,90 @@ class IdentityBranch(Controls):
     normalize_references: bool = False
     kept_tokens: torch.Tensor | None = None
     time_offset: int = -1
-    guidance: str = "both passes"
-    guidance_scale: float = 1.0
-    attention: str = "auto"
-    cache: str = "auto"
 
     def __post_init__(self):
         Controls.__post_init__(self)
         if len(self.reference_latent) > MOST_REFERENCES:
             raise StandInError(f"{len(self.reference_latent)} reference images came, at most {MOST_REFERENCES} photos "
                                "of a person are read: pick some with ImageFromBatch.")
-        for name, known in (("attention", ATTENTION_PATHS), ("cache", CACHE_MODES), ("guidance", GUIDANCES)):
-            if getattr(self, name) not in known:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
-        if self.attention == "concatenate" and self.weighting is not None:
-            raise StandInError(f"attention is set to concatenate, which knows one weight for all, and {self.weighting} "
-                               "needs another: set attention to auto or merge, or take that setting back.")
 
     @property
-    def controls(self) -> tuple[str, ...]:
-        """What of strength's companions is used, in words."""
-        used = {"a strength schedule": bool(self.schedule), "a region": self.region is not None,
-                "normalize_references": self.normalize_references and len(self.reference_latent) > 1,
-                f"guidance {self.guidance}": self.guidance != "both passes"}
-        return tuple(words for words, is_used in used.items() if is_used)
+    def controls(self) -> tuple[Reason, ...]:
+        """What of strength's companions is used."""
+        used = {Need.SCHEDULE: bool(self.schedule), Need.REGION: self.region is not None,
+                Need.NORMALIZED: self.shared_by > 1}
+        return tuple(Reason(need) for need, is_used in used.items() if is_used)
 
     @property
-    def weighting(self) -> str | None:
-        """What makes a query weigh the identity otherwise than the paper does, in words, or None."""
-        words = (*((f"strength {self.strength:g}",) if self.strength not in (0, 1) else ()), *self.controls)
-        return " and ".join(words) or None
+    def needs(self) -> tuple[Reason, ...]:
+        """What makes a query weigh this identity otherwise than the paper does."""
+        strength = () if self.strength in (0, 1) else (Reason(Need.STRENGTH, (self.strength,)),)
+        return (*strength, *self.controls)
+
+    @property
+    def shared_by(self) -> int:
+        """Among how many photos the strength is divided."""
+        return len(self.reference_latent) if self.normalize_references else 1
 
     def blocks(self, count: int) -> range:
         """Which of so many main blocks read the identity."""
         return range(self.first_block, (count if self.last_block == -1 else min(self.last_block + 1, count)))
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What all identities of a run have in common.
+
+    attention: one of ATTENTION_PATHS. cache: one of CACHE_MODES.
+    guidance: one of GUIDANCES. guidance_scale: of "own scale".
+
+    Raises StandInError for another value.
+    """
+
+    attention: str = "auto"
+    cache: str = "auto"
+    guidance: str = "both passes"
+    guidance_scale: float = 1.0
+
+    def __post_init__(self):
+        for name, known in (("attention", ATTENTION_PATHS), ("cache", CACHE_MODES), ("guidance", GUIDANCES)):
+            if getattr(self, name) not in known:
+                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+
+    @property
+    def needs(self) -> tuple[Reason, ...]:
+        """What makes a query weigh an identity otherwise than the paper does."""
+        return () if self.guidance == "both passes" else (Reason(Need.GUIDANCE, (self.guidance,)),)
+
+    def differing(self, other: RunSettings) -> list[str]:
+        """The names of what is not alike and matters."""
+        names = [field.name for field in dataclasses.fields(self)]
+        if self.guidance != OWN_SCALE:
+            names.remove("guidance_scale")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """All that a patched model reads: its identities in the order they were applied, and their common settings."""
+
+    identities: tuple[Identity, ...] = ()
+    settings: RunSettings = RunSettings()
+
+    def with_identity(self, identity: Identity, settings: RunSettings) -> Applied:
+        """Raises StandInError where settings are not those of the identities before, or cannot serve this one."""
+        needs = (*identity.needs, *settings.needs)
+        if settings.attention == "concatenate" and needs:
+            words = " and ".join(map(str, needs))
+            raise StandInError(f"attention is set to concatenate, which knows one weight for all, and {words} needs "
+                               "another: set attention to auto or merge, or take that setting back.")
+        differing = settings.differing(self.settings) if self.identities else []
+        if differing:
+            raise StandInError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
+                               "it alike in every Apply Identity Branch.")
+        return Applied((*self.identities, identity), settings)
+
+    @property
+    def needs(self) -> tuple[Reason, ...]:
+        """What needs a log-sum-exp: the first identity's that needs any."""
+        return next((needs for identity in self.identities if (needs := (*identity.needs, *self.settings.needs))), ())

@@ -8,7 +8,7 @@ import torch
 
 from ..sampler import SamplerSettings, sample
 from ..stand_in.adapter import Adapter
-from ..stand_in.run import apply_identity_branch
+from ..stand_in.apply import apply_identity_branch
 from .loop import Example
 
 FRAMES_SHOWN = 4

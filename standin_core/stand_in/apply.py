@@ -1,0 +1,66 @@
+"""The identity put on a ModelPatcher, and taken off."""
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..contracts import StandInError
+from ..controls import kept_tokens
+from ..reference import reference_from
+from ..wan import Wan
+from .adapter import Adapter, check_fit
+from .settings import Identity, RunSettings
+from .wrappers import install, installed, uninstall
+
+
+def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, latent: dict | None,
+                    mask: torch.Tensor | None = None, **settings):
+    """As ``apply_identity_branch``, from reference images [R, H, W, 3] and Wan's VAE or from a ComfyUI LATENT.
+
+    mask: [R or 1, H, W], tokens of the reference where it is 0 in every photo are left out. A model that the adapter
+    does not fit is refused before the VAE works.
+    """
+    _check_fit(model, adapter)
+    reference = reference_from(vae, image, latent)
+    if mask is not None:
+        settings["kept_tokens"] = kept_tokens(mask, Wan(model.model).grid(reference.shape)[1:])
+    return apply_identity_branch(model, adapter, reference, **settings)
+
+
+def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tensor, **settings):
+    """A clone of the ModelPatcher whose runs read this identity, beside those that the model reads already.
+
+    reference_latent: [R, 16, 1, h, w], VAE space. settings: of Identity and of RunSettings. Raises StandInError for a
+    model that is not Wan, or that the adapter or the reference does not fit, and for settings that cannot work
+    together, before any work.
+    """
+    _check_fit(model, adapter)
+    needed, came = model.model.latent_format.latent_channels, reference_latent.shape[1]
+    if came != needed:
+        raise StandInError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
+                           "reference with the VAE of this model.")
+    common = {field.name: settings.pop(field.name) for field in dataclasses.fields(RunSettings)
+              if field.name in settings}
+    identity = Identity(adapter, model.model.process_latent_in(reference_latent), **settings)
+    applied = installed(model).with_identity(identity, RunSettings(**common))
+    blocks = len(Wan(model.model).blocks)
+    if not identity.blocks(blocks):
+        raise StandInError(f"the identity is read in blocks {identity.first_block} to {identity.last_block}, and the "
+                           f"model has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there "
+                           "is).")
+    patched = remove_identity_branch(model)
+    install(patched, applied)
+    return patched
+
+
+def remove_identity_branch(model):
+    """A clone of the ModelPatcher without any identity."""
+    plain = model.clone()
+    uninstall(plain)
+    return plain
+
+
+def _check_fit(model, adapter: Adapter) -> None:
+    wan = Wan(model.model)
+    check_fit(adapter, len(wan.blocks), wan.dim)

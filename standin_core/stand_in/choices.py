@@ -1,0 +1,40 @@
+"""What a run chooses for a device: how the video reads the identity, and where the identity K/V live."""
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+
+from ..attention import AttentionChoice, Need, Reason, choose_attention
+from ..contracts import StandInError
+from ..report import ReportSink
+from ..wan import Wan, attention_in_use
+from .kv_cache import IdentityCacheSpec
+from .settings import Applied
+
+
+def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
+    """options: ``transformer_options`` of the run."""
+    needs = applied.needs or ((Reason(Need.MAP),) if maps_attention(options) else ())
+    return choose_attention(applied.settings.attention, needs, attention_in_use(options), device, wan.dtype,
+                            wan.dim // wan.heads)
+
+
+def maps_attention(options: dict) -> bool:
+    """Whether who listens to a run asks for a map of its attention."""
+    sink = ReportSink.of(options)
+    return sink is not None and sink.maps_attention
+
+
+def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device) -> str:
+    """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample.
+
+    requested: one of CACHE_MODES; specs: of all identities. Raises StandInError for what the device cannot do.
+    """
+    if requested == "fp8" and device.type == "mps":
+        raise StandInError("cache is set to fp8, which this device (MPS) does not know: set it to auto or offloaded.")
+    if requested != "auto":
+        return requested
+    needed = sum(spec.device_bytes("resident") for spec in specs)
+    if device.type == "cpu" or 2 * needed <= comfy.model_management.get_free_memory(device):
+        return "resident"
+    return "offloaded"

@@ -1,0 +1,164 @@
+"""What a patched model carries between runs: four wrappers on the ModelPatcher, under one key.
+
+OUTER_SAMPLE opens the run and frees everything in ``finally``; SAMPLER_SAMPLE notes which conditions are positive;
+PREPARE_SAMPLING tells ComfyUI's memory manager the bytes that will be needed; APPLY_MODEL builds the identity K/V on
+first use and installs the restricted attention for that one call.
+"""
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..attention import restricted_attention
+from ..contracts import StandInError
+from ..controls import query_bias, strength_at
+from ..guidance import OWN_SCALE
+from ..report import ReportSink
+from ..wan import Reading, Wan
+from .budget import extra_bytes
+from .choices import maps_attention
+from .positions import identity_positions
+from .run import Run
+from .settings import Applied
+
+KEY = "stand_in"
+WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
+WITHOUT = "stand_in_without"  # set for a call that reads no identity
+
+
+def install(model, applied: Applied) -> None:
+    """model: a ModelPatcher of the caller's own, without identities."""
+    wrappers = _Wrappers(applied)
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
+                          (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
+                          (WrappersMP.PREPARE_SAMPLING, wrappers.prepare_sampling),
+                          (WrappersMP.APPLY_MODEL, apply_model)):
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+    if applied.settings.guidance == OWN_SCALE:
+        model.set_model_sampler_pre_cfg_function(guide_identity)
+
+
+def uninstall(model) -> None:
+    """The reverse of ``install``; nothing where there is nothing."""
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING,
+                 WrappersMP.APPLY_MODEL):
+        model.remove_wrappers_with_key(kind, KEY)
+    functions = model.model_options.get("sampler_pre_cfg_function", [])
+    if guide_identity in functions:
+        model.model_options["sampler_pre_cfg_function"] = [each for each in functions if each is not guide_identity]
+
+
+def installed(model) -> Applied:
+    """What a ModelPatcher reads."""
+    for wrapper in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        return wrapper.__self__.applied
+    return Applied()
+
+
+class _Wrappers:
+    """The wrappers that need the identities. No ``.to``: ComfyUI would call it on them."""
+
+    def __init__(self, applied: Applied):
+        self.applied = applied
+
+    def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        guider = executor.class_obj
+        options = guider.model_options.setdefault("transformer_options", {})
+        whole = Wan(guider.model_patcher.model).grid(noise.shape)
+        run = Run(self.applied, len(sigmas) - 1, _hook_groups(guider.conds), whole, maps_attention(options))
+        run.passes.check(guider)
+        if run.maps_attention:
+            _check_map(self.applied.settings.attention)
+        options[KEY] = run
+        finished = False
+        try:
+            output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            finished = True
+            return output
+        finally:
+            options.pop(KEY, None)
+            run.close(finished, ReportSink.of(options))
+
+    def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
+        options = (model_options or {}).get("transformer_options", {})
+        extra = extra_bytes(model, self.applied, noise_shape, _hook_groups(conds), options)
+        comfy.model_management.EXTRA_RESERVED_VRAM += extra
+        try:
+            return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
+        finally:
+            comfy.model_management.EXTRA_RESERVED_VRAM -= extra
+
+
+def sampler_sample(executor, guider, *args, **kwargs):
+    run: Run | None = guider.model_options.get("transformer_options", {}).get(KEY)
+    if run is not None:
+        run.passes.note_positive(guider)
+    return executor(guider, *args, **kwargs)
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """This one call of the model reads the identities whose time it is.
+
+    x: [B, 16, T, h, w], model space; t: [B] sigmas.
+    """
+    options = {} if transformer_options is None else transformer_options
+    arguments = (x, t, c_concat, c_crossattn, control, options)
+    run: Run | None = options.get(KEY)
+    if run is None:
+        return executor(*arguments, **kwargs)
+    base = executor.class_obj
+    wan = Wan(base)
+    grid = wan.grid(x.shape)
+    run.model_called(base, wan, grid)
+    readings = [] if options.get(WITHOUT) else _readings(run, base, wan, grid, x, t, options)
+    if not readings:
+        return executor(*arguments, **kwargs)
+    attend = restricted_attention(run.attention(wan, x.device, options))
+    note_mass = None
+    if run.recorder is not None:
+        run.check_place(grid, options.get(WINDOW), "an attention map")
+        note_mass = run.recorder.for_call(grid, options.get(WINDOW))
+    with wan.identity_installed(readings, attend, note_mass) as reads:
+        output = executor(*arguments, **kwargs)
+        run.identity_read(reads())
+    return output
+
+
+def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Tensor, t: torch.Tensor,
+              options: dict) -> list[Reading]:
+    readings = []
+    for index, identity in enumerate(run.applied.identities):
+        strength = strength_at(identity, base.model_sampling.percent_to_sigma, t)
+        reads = run.passes.reads(options, len(x))
+        if strength == 0 or (reads is not None and not bool(reads.any())):
+            continue
+        identity_grid = wan.grid(identity.reference_latent.shape)
+        positions = identity_positions(grid[1:], identity_grid[1:], identity.time_offset, options.get("rope_options"),
+                                       x.device)
+        if identity.kept_tokens is not None:
+            positions = positions[:, identity.kept_tokens.to(x.device)]
+        region = run.region(index, grid, x.device, options.get(WINDOW))
+        bias = query_bias(strength, identity.shared_by, region, reads, x.device)
+        readings.append(Reading(index, run.layers(index, base, wan, x.device), wan.rotation(positions), bias,
+                                identity.blocks(len(wan.blocks))))
+    return readings
+
+
+def guide_identity(args: dict) -> list[torch.Tensor]:
+    """ComfyUI's sampler_pre_cfg_function of guidance "own scale"."""
+    run: Run | None = args["model_options"]["transformer_options"].get(KEY)
+    return args["conds_out"] if run is None else run.passes.guide(args, WITHOUT)
+
+
+def _check_map(attention: str) -> None:
+    """Raises StandInError where the attention gives no log-sum-exp to make a map of."""
+    if attention == "concatenate":
+        raise StandInError("an attention map needs log-sum-exps, and attention is set to concatenate: set it to auto "
+                           "or merge in Apply Identity Branch, or switch attention_map off.")
+
+
+def _hook_groups(conds: dict) -> int:
+    """Distinct LoRA-hook groups among the conditions; each has weights, and so identity K/V, of its own."""
+    return max(1, comfy.samplers.get_total_hook_groups_in_conds(conds))
