@@ -25,9 +25,9 @@ import PIL.Image
 import torch
 
 from machine import machine
-from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
+from small_world.ablations import ABLATIONS, ablated_adapter
 from small_world.measure import CFG, SHIFT, STEPS, Case, World, by_trait, calibrate, cases, kept, real, score, still
-from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN, adapter_file
+from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN
 from small_world.reader import read
 from small_world.render import face_points, picture, subject_mask
 from small_world.scenes import photo_scene
@@ -88,13 +88,8 @@ def generated(world: World, some: list[Case]) -> Iterator[tuple[str, list[np.nda
     for name, model_of in conditions(world).items():
         yield name, [world.generate(case, model_of(case)) for case in some]
     for ablation in ABLATIONS:
-        adapter = load_adapter(adapter_file(ablation))
-        with ablated(ablation):
-            if ablation == "ordinary attention":
-                models = (with_ordinary_attention(world.model, adapter, world.reference(case.photo)) for case in some)
-            else:
-                models = (world.with_identity(case, adapter) for case in some)
-            yield f"{ablation} instead", [world.generate(case, model) for case, model in zip(some, models)]
+        adapter = ablated_adapter(ablation)
+        yield f"{ablation} instead", [world.generate(case, world.with_identity(case, adapter)) for case in some]
 
 
 def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:

@@ -23,7 +23,7 @@ import comfy.sd
 import safetensors.torch
 import torch
 
-from small_world.ablations import ABLATIONS, ablated
+from small_world.ablations import ABLATIONS, method_of
 from small_world.data import CLIPS, training_examples
 from small_world.models import STORED, WAN, WAN_FILE, WEIGHTS, adapter_file, load
 from standin_core.train import AdapterSettings, SampleSettings, TrainSettings, training_run
@@ -42,19 +42,18 @@ def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, o
     settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=3e-3, loraplus_ratio=2.0,
                              cosine=True, ema=0.995, shift=2.0, checkpointing=False, seed=seed)
     run = training_run(model, shards, cache / f"{file.stem}_{seed}", AdapterSettings(file.stem, RANK), settings,
-                       SampleSettings(every=500), base_model=WAN_FILE.name)
+                       SampleSettings(every=500), base_model=WAN_FILE.name, method=method_of(ablation))
     losses, started = [], time.monotonic()
-    with ablated(ablation):
-        for step, loss in run.steps():
-            losses.append(loss)
-            if step % REPORTED_EVERY == 0:
-                record = {"seed": seed, "minutes": round((time.monotonic() - started) / 60, 1), "step": step,
-                          "loss": round(sum(losses) / len(losses), 4)}
-                losses.clear()
-                with file.with_suffix(".log").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(record) + "\n")
-                sys.stdout.write(f"{record}\n")
-                sys.stdout.flush()
+    for step, loss in run.steps():
+        losses.append(loss)
+        if step % REPORTED_EVERY == 0:
+            record = {"seed": seed, "minutes": round((time.monotonic() - started) / 60, 1), "step": step,
+                      "loss": round(sum(losses) / len(losses), 4)}
+            losses.clear()
+            with file.with_suffix(".log").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+            sys.stdout.write(f"{record}\n")
+            sys.stdout.flush()
     run.finish(file)
     with safetensors.safe_open(file, "pt") as trained:
         said = trained.metadata()

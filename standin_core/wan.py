@@ -64,7 +64,7 @@ class Reading(NamedTuple):
 
 
 class Block:
-    """One main block of the model, as the steps of the identity stream."""
+    """One main block of the model, as the steps of a stream of reference tokens through it."""
 
     def __init__(self, block):
         self.block = unwrapped(block)
@@ -77,6 +77,16 @@ class Block:
 
     def attention_input(self, tokens: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         return torch.addcmul(modulation.shift, self.block.norm1(tokens), 1 + modulation.scale)
+
+    def query(self, normed: torch.Tensor) -> torch.Tensor:
+        """normed, here and below: of ``attention_input``; queries and keys are after RMSNorm and before rotation."""
+        return self.attn.norm_q(self.attn.q(normed))
+
+    def key(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.attn.norm_k(self.attn.k(normed))
+
+    def value(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.attn.v(normed)
 
     def rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         """x: [B, N, C] queries or keys, after RMSNorm; rotation: from Wan.rotation."""

@@ -8,7 +8,7 @@ from golden_cases import load_case, velocities
 from standin_core.attention.choice import KERNEL_HEAD_DIMS
 from standin_core.sampler import FLOW_MATCHING, SamplerSettings, denoise, flow_matching_sigmas, switch_step
 from standin_core.stand_in.adapter import load_adapter
-from standin_core.stand_in.positions import identity_positions
+from standin_core.stand_in.positions import conditional_positions
 from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import assert_close, relative_rms
@@ -92,7 +92,7 @@ def test_identity_kv(name):
     reference, latent = case.io["reference_latent"], case.io["latent"]
     adapter = load_adapter(case.folder / "standin.safetensors")
     layers = list(identity_layers(model, reference, adapter))
-    positions = identity_positions(model.grid(latent.shape)[1:], model.grid(reference.shape)[1:], -1)
+    positions = conditional_positions(model.grid(latent.shape)[1:], model.grid(reference.shape)[1:], -1)
     assert len(layers) == case.settings["num_layers"]
     for i, (key, value) in enumerate(layers):
         rotated = model.blocks[i].rotate(key, model.rotation(positions))

@@ -12,18 +12,19 @@ import safetensors.torch
 import torch
 
 import pack
-import standin_core.stand_in.objective as objective
 from environment import PACK
-from small_world import ablations
-from small_world.ablations import ABLATIONS, ablated, with_ordinary_attention
+from small_world.ablations import ABLATIONS, ablated_adapter
 from small_world.measure import World, calibrate, cases, kept, real, score, still
-from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS, adapter_file
+from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS
 from small_world.people import split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
+from standin_core.joint import JointStream
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.adapter import load_adapter
+from standin_core.stand_in.method import PAPER, Method
 from standin_core.stand_in.objective import identity_read
+from standin_core.stand_in.positions import shared_positions
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close
 
@@ -153,46 +154,45 @@ def velocity(model, context):
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
     """The forward pass of its training, and that of its sampling, which are not those of the paper's method."""
-    adapter, case = load_adapter(adapter_file(name)), some[0]
+    adapter, case = ablated_adapter(name), some[0]
     wan, context, reference = Wan(world.model.model), world.contexts[case.scene.caption], world.reference(case.photo)
     inside = world.model.model.process_latent_in(reference)
-    with torch.no_grad(), ablated(name), objective.identity_read(wan, adapter, NOISY.shape, inside):
-        expected = wan.model(NOISY, torch.full((1,), 1000.0), context)
-    with ablated(name):
-        patched = (with_ordinary_attention(world.model, adapter, reference) if name == "ordinary attention"
-                   else world.with_identity(case, adapter))
-        assert_close(velocity(patched, context), expected, WHOLE_RUN)
-    with torch.no_grad(), identity_read(wan, adapter, NOISY.shape, inside):
-        whole = wan.model(NOISY, torch.full((1,), 1000.0), context)
+
+    def trained(adapter):
+        with torch.no_grad(), identity_read(wan, adapter, NOISY.shape, inside):
+            return wan.model(NOISY, torch.full((1,), 1000.0), context)
+
+    expected = trained(adapter)
+    assert_close(velocity(world.with_identity(case, adapter), context), expected, WHOLE_RUN)
+    whole = trained(dataclasses.replace(adapter, method=PAPER))
     assert (whole - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
 def test_shared_positions_are_those_of_the_first_frame(world):
     """As ComfyUI gives them to a video of one frame."""
     wan = Wan(world.model.model)
-    with ablated("shared positions"):
-        positions = objective.identity_positions(wan.grid((1, 16, 3, 8, 8))[1:], (4, 4), -1)
+    positions = shared_positions(wan.grid((1, 16, 3, 8, 8))[1:], (4, 4), -1)
     assert_close(wan.rotation(positions), wan.model.rope_encode(1, 8, 8))
 
 
 def test_ordinary_attention_with_a_photo_that_reads_itself_is_the_restricted_one(world, adapter, some, monkeypatch):
     """What the ablation takes away is put back by hand: the photo's queries see the photo's keys alone."""
-    own, context = Wan(world.model.model), world.contexts[some[0].scene.caption]
+    wan, context = Wan(world.model.model), world.contexts[some[0].scene.caption]
     reference = world.model.model.process_latent_in(world.reference(some[0].photo))
-    tokens, attend = own.count(reference.shape), ablations._JointLayers.attend
+    tokens, attend = wan.count(reference.shape), JointStream.attend
 
-    def restricted(layers, host, q, k, v, identities, heads, **kwargs):
+    def restricted(stream, host, q, k, v, identities, heads, **kwargs):
         def on_itself(query, keys, values, **keywords):
             if query.shape[1] == tokens:
                 keys, values = keys[:, -tokens:], values[:, -tokens:]
             return host(query, keys, values, **keywords)
-        return attend(layers, on_itself, q, k, v, identities, heads, **kwargs)
+        return attend(stream, on_itself, q, k, v, identities, heads, **kwargs)
 
-    monkeypatch.setattr(ablations._JointLayers, "attend", restricted)
+    monkeypatch.setattr(JointStream, "attend", restricted)
     found = []
-    for name in ("ordinary attention", None):
-        with torch.no_grad(), ablated(name), objective.identity_read(own, adapter, NOISY.shape, reference):
-            found.append(own.model(NOISY, torch.full((1,), 1000.0), context))
+    for method in (Method(attention="ordinary"), PAPER):
+        with torch.no_grad(), identity_read(wan, dataclasses.replace(adapter, method=method), NOISY.shape, reference):
+            found.append(wan.model(NOISY, torch.full((1,), 1000.0), context))
     assert_close(*found, WHOLE_RUN)
 
 

@@ -3,14 +3,14 @@ import pytest
 import torch
 
 import tiny
-from standin_core.stand_in.positions import identity_positions
+from standin_core.stand_in.positions import conditional_positions
 from standin_core.wan import Wan
 from tolerances import assert_close
 
 
 def test_positions_of_the_paper():
     """t = -1; rows and columns go on where the video's end."""
-    positions = identity_positions((5, 7), (2, 3), -1).reshape(2, 3, 3)
+    positions = conditional_positions((5, 7), (2, 3), -1).reshape(2, 3, 3)
     assert positions.dtype == torch.float32
     assert (positions[..., 0] == -1).all()
     assert positions[:, 0, 1].tolist() == [5, 6]
@@ -19,7 +19,7 @@ def test_positions_of_the_paper():
 
 def test_no_position_is_shared_with_the_video():
     video = {(t, y, x) for t in range(4) for y in range(5) for x in range(7)}
-    identity = {tuple(position) for position in identity_positions((5, 7), (4, 4), -1)[0].tolist()}
+    identity = {tuple(position) for position in conditional_positions((5, 7), (4, 4), -1)[0].tolist()}
     assert len(identity) == 16
     assert not identity & video
 
@@ -35,7 +35,7 @@ SCALED = {
 @pytest.mark.parametrize("name", SCALED)
 def test_rope_options_of_comfyui(name):
     options, first = SCALED[name]
-    assert tuple(identity_positions((5, 7), (2, 3), -1, options)[0, 0].tolist()) == first
+    assert tuple(conditional_positions((5, 7), (2, 3), -1, options)[0, 0].tolist()) == first
 
 
 def complex_rotation(x, positions, heads):
@@ -50,7 +50,7 @@ def complex_rotation(x, positions, heads):
 
 def test_rotation():
     model = Wan(tiny.load().model)
-    positions = identity_positions((30, 52), (4, 8), -1)
+    positions = conditional_positions((30, 52), (4, 8), -1)
     x = tiny.random(1, 32, model.dim)
     rotated = model.blocks[0].rotate(x, model.rotation(positions))
     assert_close(rotated, complex_rotation(x, positions[0], model.heads).float())

@@ -15,7 +15,7 @@ from standin_core.stand_in.adapter import Adapter, load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.objective import identity_read
 from standin_core.stand_in.parameters import as_adapter, parameters
-from standin_core.stand_in.positions import identity_positions
+from standin_core.stand_in.positions import conditional_positions
 from standin_core.train import (
     Batch,
     Example,
@@ -184,7 +184,7 @@ def test_the_loss_of_an_adapter_at_zero_is_the_base_models(wan, monkeypatch):
     with torch.no_grad():
         tokens = model.patch_embedding(item.reference).flatten(2).transpose(1, 2)
         time = model.time_embedding(sinusoidal_embedding_1d(model.freq_dim, torch.zeros(1)))
-        positions = identity_positions(wan.grid(item.video.shape)[1:], wan.grid(item.reference.shape)[1:], -1)
+        positions = conditional_positions(wan.grid(item.video.shape)[1:], wan.grid(item.reference.shape)[1:], -1)
         with monkeypatch.context() as patched:
             for block in model.blocks:
                 patched.setitem(block._modules, "cross_attn", Silent())

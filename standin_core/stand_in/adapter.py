@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from ..contracts import StandInError
+from .method import PAPER, Method
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
@@ -56,13 +57,16 @@ class BlockAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A Stand-In adapter: the low-rank weights of every main block, and the file they came from."""
+    """A Stand-In adapter: the low-rank weights of every main block, the file they came from, and the method that they
+    were trained with.
+    """
 
     name: str
     sha256: str
     rank: int
     dim: int
     blocks: tuple[BlockAdapter, ...]
+    method: Method = PAPER
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -70,10 +74,12 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises StandInError where the file cannot be read or is not a Stand-In adapter.
     """
-    path = Path(path)
+    path, metadata = Path(path), {}
     try:
         if path.suffix in (".safetensors", ".sft"):
             weights = safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
@@ -83,10 +89,10 @@ def load_adapter(path: str | Path) -> Adapter:
         ) from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return parse_adapter(weights, path.name, sha256)
+    return parse_adapter(weights, path.name, sha256, Method.of(metadata))
 
 
-def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
+def parse_adapter(weights: dict, name: str, sha256: str = "", method: Method = PAPER) -> Adapter:
     """weights: key -> tensor, as in the file. Raises StandInError with what came, what is needed and what to do."""
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
@@ -125,7 +131,7 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)
     )
-    return Adapter(name, sha256, rank, dim, blocks)
+    return Adapter(name, sha256, rank, dim, blocks, method)
 
 
 def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:

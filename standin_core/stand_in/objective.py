@@ -15,11 +15,13 @@ import comfy.model_management
 import torch
 
 from ..attention import AttentionChoice, restricted_attention
+from ..contracts import StandInError
 from ..wan import RECOMPUTED, Reading, Wan
 from .adapter import Adapter
 from .kv_cache import ResidentLayers
-from .positions import identity_positions
-from .stream import identity_layers
+from .method import ORDINARY
+from .positions import POSITIONS
+from .stream import identity_layers, joint_stream
 
 TIME_OFFSET = -1  # the paper's place of the identity, one frame before the video
 # keys and values are appended, which autograd sees through: a log-sum-exp has no gradient in PyTorch's operators
@@ -61,18 +63,27 @@ def flow_matching_loss(wan: Wan, adapter: Adapter, batch: Batch, checkpointing: 
 def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
                   checkpointing: bool = False) -> Iterator[None]:
     """Within the context, calls of ``wan`` for a latent of video_shape read the identities, each video its own,
-    with gradients."""
+    with gradients, by the adapter's method.
+
+    Raises StandInError where checkpointing cannot be.
+    """
+    method, size, photo_size = adapter.method, wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:]
+    if checkpointing and method.attention == ORDINARY:
+        raise StandInError("with ordinary attention nothing can be computed again: train without checkpointing.")
     with differentiable(), contextlib.ExitStack() as stack:
-        call = {}
-        if checkpointing:
-            stack.enter_context(wan.checkpointed())
-            call = {"call": RECOMPUTED}
-        layers = ResidentLayers(identity_layers(wan, reference, adapter, **call))
-        positions = identity_positions(wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:], TIME_OFFSET,
-                                       device=reference.device)
-        reading = Reading(0, layers, wan.rotation(positions), torch.zeros(1, 1, device=reference.device),
-                          range(len(wan.blocks)))
-        stack.enter_context(wan.identity_installed([reading], restricted_attention(ATTACHED, own=True)))
+        rotation = wan.rotation(POSITIONS[method.positions](size, photo_size, TIME_OFFSET, device=reference.device))
+        if method.attention == ORDINARY:
+            layers = joint_stream(wan, reference, adapter, rotation)
+            attend = layers.attend
+        else:
+            call = {}
+            if checkpointing:
+                stack.enter_context(wan.checkpointed())
+                call = {"call": RECOMPUTED}
+            layers = ResidentLayers(identity_layers(wan, reference, adapter, **call))
+            attend = restricted_attention(ATTACHED, own=True)
+        reading = Reading(0, layers, rotation, torch.zeros(1, 1, device=reference.device), range(len(wan.blocks)))
+        stack.enter_context(wan.identity_installed([reading], attend))
         yield
 
 

@@ -12,6 +12,7 @@ from ..attention import AttentionChoice
 from ..contracts import StandInError
 from ..controls import region_weights
 from ..guidance import Passes
+from ..joint import JointStream
 from ..report import ReportSink, as_text
 from ..wan import Wan
 from .attention_map import AttentionRecorder
@@ -20,7 +21,7 @@ from .choices import chosen_attention, chosen_cache
 from .kv_cache import IdentityCache, hold
 from .run_report import StandInReport, ToldIdentity
 from .settings import Applied, Identity
-from .stream import identity_layers
+from .stream import identity_layers, joint_stream
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,12 @@ class Run:
 
         return self.caches[index].layers((device, wan.dtype, id(wan.model)), strengths,
                                          lambda: hold(mode, build, device, wan.heads), synchronize)
+
+    def joint_stream(self, identity: Identity, wan: Wan, batch: int, rotation: torch.Tensor) -> JointStream:
+        """For one call of the model with so many videos. rotation: of the identity tokens."""
+        self.cache_mode(wan, rotation.device)
+        latent = identity.reference_latent.to(device=rotation.device, dtype=wan.dtype).expand(batch, -1, -1, -1, -1)
+        return joint_stream(wan, latent, identity.adapter, rotation, identity.kept_tokens)
 
     def region(self, index: int, grid: tuple[int, int, int], device: torch.device,
                window=None) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from ..controls import Controls
 from ..guidance import GUIDANCES, OWN_SCALE
 from .adapter import Adapter
 from .kv_cache import CACHE_MODES
+from .method import ORDINARY
 
 MOST_REFERENCES = 16  # each costs as many tokens as the first; more is a video connected by mistake
 
@@ -117,7 +118,23 @@ class Applied:
         if differing:
             raise StandInError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
                                "it alike in every Apply Identity Branch.")
+        if ORDINARY in {each.adapter.method.attention for each in (*self.identities, identity)}:
+            settings = self._for_ordinary_attention(identity, settings)
         return Applied((*self.identities, identity), settings)
+
+    def _for_ordinary_attention(self, identity: Identity, settings: RunSettings) -> RunSettings:
+        """K and V then follow from the video, and are computed in every call of the model."""
+        if (self.identities or identity.needs or len(identity.reference_latent) > 1
+                or (identity.first_block, identity.last_block) != (0, -1) or settings != RunSettings()):
+            raise StandInError("an adapter of this model was trained with ordinary attention, which reads one photo of "
+                               "one person at strength 1 in every block, and knows no choice of attention, cache or "
+                               "guidance: take the other settings back.")
+        return RunSettings(attention="concatenate", cache="streaming")
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether the one identity reads the video too."""
+        return any(identity.adapter.method.attention == ORDINARY for identity in self.identities)
 
     @property
     def needs(self) -> tuple[Reason, ...]:

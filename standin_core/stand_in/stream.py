@@ -11,53 +11,89 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ..joint import JointStream
 from ..wan import Block, Modulation, Wan
 from .adapter import Adapter, BlockAdapter
-from .positions import identity_positions
+from .positions import grid_positions
+
+
+class AdaptedBlock(Block):
+    """A block as the identity tokens pass it, with the low-rank weights of the adapter."""
+
+    def __init__(self, block: Block, low_rank: BlockAdapter):
+        super().__init__(block.block)
+        self.low_rank = low_rank
+
+    def query(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.attn.norm_q(self.attn.q(normed) + self.low_rank.q(normed))
+
+    def key(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.attn.norm_k(self.attn.k(normed) + self.low_rank.k(normed))
+
+    def value(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.attn.v(normed) + self.low_rank.v(normed)
+
+
+def adapted(wan: Wan, adapter: Adapter) -> list[AdaptedBlock]:
+    """The main blocks of the model."""
+    return [AdaptedBlock(block, low_rank) for block, low_rank in zip(wan.blocks, adapter.blocks, strict=True)]
+
+
+def joint_stream(wan: Wan, latent: torch.Tensor, adapter: Adapter, rotation: torch.Tensor,
+                 kept_tokens: torch.Tensor | None = None) -> JointStream:
+    """For an adapter of ordinary attention. latent: [B, 16, 1, h, w], as in ``identity_layers``, a photo for each video
+    of the batch; rotation: of the tokens that are kept.
+    """
+    tokens = wan.embed(latent)
+    if kept_tokens is not None:
+        tokens = tokens[:, kept_tokens.to(latent.device)]
+    return JointStream(adapted(wan, adapter), tokens, wan.time(0.0, like=tokens), rotation)
 
 
 def _call(part: Callable, *arguments):
     return part(*arguments)
 
 
-def identity_layers(model: Wan, latent: torch.Tensor, adapter: Adapter, kept_tokens: torch.Tensor | None = None,
+def identity_layers(wan: Wan, latent: torch.Tensor, adapter: Adapter, kept_tokens: torch.Tensor | None = None,
                     call: Callable = _call) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (K, V) of the identity tokens for one block after the other, [R, N_ref, C] each.
 
     K is after RMSNorm and *before* rotation: RoPE is relative, so the stream itself may stand anywhere, and one build
-    serves every size of video. latent: [R, 16, 1, h, w], R photos that do not see each other, model space, on the
-    device and in the dtype to compute in. kept_tokens: [n], the tokens that go through, None for all.
+    serves every size of video.
+
+    latent: [R, 16, 1, h, w], R photos that do not see each other, model space, on the device and in the dtype to
+        compute in.
+    kept_tokens: [n], the tokens that go through, None for all.
     call: calls the parts of a block; training gives one that does not keep what they compute.
     """
-    _, height, width = model.grid(latent.shape)
-    positions = identity_positions((0, 0), (height, width), 0.0, device=latent.device)
-    tokens = model.embed(latent)
+    _, height, width = wan.grid(latent.shape)
+    positions = grid_positions((height, width), (0.0, 0.0, 0.0), latent.device)
+    tokens = wan.embed(latent)
     if kept_tokens is not None:
         kept_tokens = kept_tokens.to(latent.device)
         positions, tokens = positions[:, kept_tokens], tokens[:, kept_tokens]
-    rotation = model.rotation(positions)
-    time = model.time(0.0, like=tokens)
-    for block, low_rank in zip(model.blocks, adapter.blocks, strict=True):
+    rotation = wan.rotation(positions)
+    time = wan.time(0.0, like=tokens)
+    *blocks, last = adapted(wan, adapter)
+    for block in blocks:
         modulation = block.modulation(time)
-        normed, key, value = call(_key_value, block, low_rank, tokens, modulation)
+        normed, key, value = call(_key_value, block, tokens, modulation)
         yield key, value
-        if block is model.blocks[-1]:
-            return
-        tokens = call(_onward, model, block, low_rank, tokens, normed, key, value, modulation, rotation)
+        tokens = call(_onward, wan, block, tokens, normed, key, value, modulation, rotation)
         del normed  # a streaming cache keeps this frame while a block of the video reads
+    _, key, value = call(_key_value, last, tokens, last.modulation(time))
+    yield key, value
 
 
-def _key_value(block: Block, low_rank: BlockAdapter, tokens: torch.Tensor,
+def _key_value(block: AdaptedBlock, tokens: torch.Tensor,
                modulation: Modulation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The normalised tokens, and of them K before rotation and V."""
     normed = block.attention_input(tokens, modulation)
-    key = block.attn.norm_k(block.attn.k(normed) + low_rank.k(normed))
-    return normed, key, block.attn.v(normed) + low_rank.v(normed)
+    return normed, block.key(normed), block.value(normed)
 
 
-def _onward(model: Wan, block: Block, low_rank: BlockAdapter, tokens: torch.Tensor, normed: torch.Tensor,
-            key: torch.Tensor, value: torch.Tensor, modulation: Modulation, rotation: torch.Tensor) -> torch.Tensor:
+def _onward(wan: Wan, block: AdaptedBlock, tokens: torch.Tensor, normed: torch.Tensor, key: torch.Tensor,
+            value: torch.Tensor, modulation: Modulation, rotation: torch.Tensor) -> torch.Tensor:
     """The tokens as they leave the block."""
-    query = block.attn.norm_q(block.attn.q(normed) + low_rank.q(normed))
-    attended = model.attention(block.rotate(query, rotation), block.rotate(key, rotation), value)
+    attended = wan.attention(block.rotate(block.query(normed), rotation), block.rotate(key, rotation), value)
     return block.after_attention(tokens, attended, modulation)

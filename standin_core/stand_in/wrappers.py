@@ -19,9 +19,9 @@ from ..report import ReportSink
 from ..wan import Reading, Wan
 from .budget import extra_bytes
 from .choices import maps_attention
-from .positions import identity_positions
+from .positions import POSITIONS
 from .run import Run
-from .settings import Applied
+from .settings import Applied, Identity
 
 KEY = "stand_in"
 WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
@@ -115,7 +115,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     readings = [] if options.get(WITHOUT) else _readings(run, base, wan, grid, x, t, options)
     if not readings:
         return executor(*arguments, **kwargs)
-    attend = restricted_attention(run.attention(wan, x.device, options))
+    choice = run.attention(wan, x.device, options)
+    attend = readings[0].layers.attend if run.applied.is_ordinary else restricted_attention(choice)
     note_mass = None
     if run.recorder is not None:
         run.check_place(grid, options.get(WINDOW), "an attention map")
@@ -134,16 +135,25 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
         reads = run.passes.reads(options, len(x))
         if strength == 0 or (reads is not None and not bool(reads.any())):
             continue
-        identity_grid = wan.grid(identity.reference_latent.shape)
-        positions = identity_positions(grid[1:], identity_grid[1:], identity.time_offset, options.get("rope_options"),
-                                       x.device)
-        if identity.kept_tokens is not None:
-            positions = positions[:, identity.kept_tokens.to(x.device)]
+        rotation = _rotation(identity, wan, grid, options, x.device)
         region = run.region(index, grid, x.device, options.get(WINDOW))
         bias = query_bias(strength, identity.shared_by, region, reads, x.device)
-        readings.append(Reading(index, run.layers(index, base, wan, x.device), wan.rotation(positions), bias,
-                                identity.blocks(len(wan.blocks))))
+        if run.applied.is_ordinary:
+            layers = run.joint_stream(identity, wan, len(x), rotation)
+        else:
+            layers = run.layers(index, base, wan, x.device)
+        readings.append(Reading(index, layers, rotation, bias, identity.blocks(len(wan.blocks))))
     return readings
+
+
+def _rotation(identity: Identity, wan: Wan, grid: tuple[int, int, int], options: dict,
+              device: torch.device) -> torch.Tensor:
+    place = POSITIONS[identity.adapter.method.positions]
+    positions = place(grid[1:], wan.grid(identity.reference_latent.shape)[1:], identity.time_offset,
+                      options.get("rope_options"), device)
+    if identity.kept_tokens is not None:
+        positions = positions[:, identity.kept_tokens.to(device)]
+    return wan.rotation(positions)
 
 
 def guide_identity(args: dict) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from ..contracts import StandInError
 from ..sampler import SamplerSettings
 from ..stand_in.adapter import Adapter, check_fit, load_adapter, parse_adapter
+from ..stand_in.method import PAPER, Method
 from ..stand_in.parameters import as_adapter, new_adapter, parameters
 from ..wan import WITH_GRADIENTS, Wan
 from .cache import CachedExamples
@@ -25,10 +26,10 @@ RUNS = "runs"  # below the folder of the data
 
 def training_run(model, shards: Path, folder: Path, adapter: AdapterSettings, settings: TrainSettings,
                  samples: SampleSettings | None = None, vae=None, start_from: Adapter | None = None,
-                 base_model: str = "", processes=None) -> TrainingRun:
+                 base_model: str = "", processes=None, method: Method = PAPER) -> TrainingRun:
     """model: a ModelPatcher of a Wan, which is brought to its device. shards: of ``make_dataset``; folder: of the run.
     samples, vae: to draw what the adapter makes, None for no pictures. start_from: an adapter to go on from, whose rank
-    counts then. base_model: its name, for the file. processes: see Trainer.
+    and method count then. base_model: its name, for the file. processes: see Trainer. method: to train with.
 
     Raises StandInError for a model that is not a Wan from text alone, and an adapter that does not fit it.
     """
@@ -40,6 +41,7 @@ def training_run(model, shards: Path, folder: Path, adapter: AdapterSettings, se
     if start_from is not None:
         check_fit(start_from, len(wan.blocks), wan.dim)
     rank = adapter.rank if start_from is None else start_from.rank
+    method = method if start_from is None else start_from.method
     video, photo = (wan.count(latent.shape) for latent in (examples[0].video, examples[0].photos))
     needed = adapter_bytes(adapter_parameters(len(wan.blocks), wan.dim, rank), settings) + settings.together * (
         activation_bytes(size_of(wan), video, photo, settings.checkpointing, wan.dtype.itemsize))
@@ -49,13 +51,13 @@ def training_run(model, shards: Path, folder: Path, adapter: AdapterSettings, se
         comfy.model_management.load_models_gpu([model], memory_required=needed, force_full_load=True)
 
     load()
-    module = new_adapter(len(wan.blocks), wan.dim, rank, settings.seed, model.load_device)
+    module = new_adapter(len(wan.blocks), wan.dim, rank, settings.seed, model.load_device, method)
     if start_from is not None:
         with torch.no_grad():
             for key, tensor in parameters(as_adapter(module)).items():
                 tensor.copy_(parameters(start_from)[key])
     origin = {"base_model": base_model or _file_of(model), "rank": str(rank), "expert": adapter.expert,
-              "data": shards.name, "start_from": start_from.sha256[:16] if start_from else ""}
+              "data": shards.name, "start_from": start_from.sha256[:16] if start_from else "", **method.metadata}
     trainer = Trainer(wan, module, examples, settings, origin, processes)
     draw = None
     if samples is not None and vae is not None:
@@ -63,7 +65,7 @@ def training_run(model, shards: Path, folder: Path, adapter: AdapterSettings, se
         shown = [examples[index] for index in range(min(samples.count, len(examples)))]
 
         def draw():
-            drawn = sample_grid(model, parse_adapter(trainer.trained, adapter.name), vae, shown, sampler,
+            drawn = sample_grid(model, parse_adapter(trainer.trained, adapter.name, method=method), vae, shown, sampler,
                                 settings.noise_to)
             load()  # the VAE may have taken its place
             return drawn

@@ -1,0 +1,41 @@
+"""What an adapter was trained with, and so has to be used with: the paper's method, or what the paper compares it with.
+
+Stand-In (arXiv 2508.07901), table 3: *conditional* or *shared* positions (see ``positions``), and *restricted*
+attention, in which the photo's tokens read themselves alone, or *ordinary* attention, in which they read the video too
+and have to be computed anew in every step, with the video.
+"""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..contracts import StandInError
+from .positions import POSITIONS
+
+RESTRICTED, ORDINARY = ATTENTIONS = ("restricted", "ordinary")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """positions: one of POSITIONS; attention: one of ATTENTIONS. Raises StandInError for another name."""
+
+    positions: str = "conditional"
+    attention: str = RESTRICTED
+
+    def __post_init__(self):
+        for name, known in (("positions", POSITIONS), ("attention", ATTENTIONS)):
+            if getattr(self, name) not in known:
+                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the adapter's file says of it: nothing where it is the paper's."""
+        return {} if self == PAPER else dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, metadata: dict[str, str]) -> Method:
+        """From what the adapter's file says."""
+        return cls(**{field.name: metadata[field.name] for field in dataclasses.fields(cls) if field.name in metadata})
+
+
+PAPER = Method()
