@@ -130,7 +130,7 @@ def test_a_video_without_any_face():
     (CompareSettings("clip vision"), ClipVision(), PHOTO[:0], "is empty"),
 ])
 def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch):
-    monkeypatch.setattr(embedders, "refusal", lambda name: "no detector")
+    monkeypatch.setattr(embedders, "detector_refusal", lambda name: "no detector")
     with pytest.raises(StandInError, match=words):
         compare(video(), photos, settings, clip)
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..face import Face, choose, find_insightface, insightface_missing, load_detector, refusal, square_around
+from ..face import Face, choose, detector_refusal, find_insightface, insightface_refusal, load_detector, square_around
 
 CROP_PX = 224
 RECOGNITION_FILES = ("w600k_*.onnx", "glintr*.onnx")
@@ -74,7 +74,7 @@ def insightface_embedder(min_score: float) -> Embedder:
 
 def comparing_missing() -> str | None:
     """Why insightface cannot find and compare faces here, or None."""
-    return refusal("insightface") or insightface_missing("a recognition network", RECOGNITION_FILES)
+    return detector_refusal("insightface") or insightface_refusal("a recognition network", RECOGNITION_FILES)
 
 
 def _largest(faces: list[Face]) -> Face | None:
