@@ -76,6 +76,14 @@ def bisenet_weights() -> dict[str, torch.Tensor]:
 
 
 @functools.cache
+def arcface_weights() -> dict[str, torch.Tensor]:
+    from facexlib.recognition.arcface_arch import Backbone
+
+    torch.manual_seed(0)
+    return Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se").state_dict()
+
+
+@functools.cache
 def retinaface_weights() -> dict[str, torch.Tensor]:
     """Random, but for a head that is sure of a face everywhere."""
     from facexlib.detection.retinaface import RetinaFace

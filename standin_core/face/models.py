@@ -115,7 +115,7 @@ class ManagedNetwork:
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
         except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
             raise _broken(path, model_file) from error
-        self.network = network.eval()
+        self.network = network.eval().requires_grad_(False)
         self.device = comfy.model_management.get_torch_device()
         self._patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.device, offload_device=comfy.model_management.unet_offload_device())
