@@ -7,8 +7,8 @@ from ..standin_core.evaluation import (
     REGIONS,
     CompareSettings,
     compare,
-    comparing_missing,
     contact_sheet,
+    face_embedder_refusals,
     plot,
 )
 from ..standin_core.face import installed_models
@@ -54,7 +54,7 @@ class IdentityReport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, embedder, **inputs):
-        return installed_models(), comparing_missing() if embedder == "auto" else None
+        return installed_models(), face_embedder_refusals() if embedder == "auto" else None
 
     @classmethod
     def execute(cls, images, reference_image, clip_vision=None, **settings):

@@ -1,12 +1,24 @@
-"""Real photographs as ComfyUI's pictures, and facexlib's networks with random weights in the files they come in."""
+"""Real photographs as ComfyUI's pictures, and face networks in the files that they come in.
+
+facexlib's networks have random weights. Those that OpenCV runs are made: tests/data/make_networks.py wrote them.
+"""
 import functools
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import skimage.data
 import torch
 
-from standin_core.face import FaceSettings, crop_faces
+from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces
+
+MADE = {model_file: Path(__file__).parent / "data" / name
+        for model_file, name in ((YUNET, "yunet.onnx"), (SFACE, "sface.onnx"))}
+# The made YuNet finds a face around a marker, a square of one plain colour as large as its stride: stride, width and
+# height of the box, and the key points from the middle of the marker, in strides.
+MARKERS = {"red": (8, 5, 6), "green": (16, 10, 12), "blue": (32, 8, 9)}
+MARKER_POINTS = np.array([[-1.25, -1], [1.25, -1], [0, 0], [-1, 1.5], [1, 1.5]])
 
 
 def astronaut() -> np.ndarray:
@@ -64,6 +76,14 @@ def bisenet_weights() -> dict[str, torch.Tensor]:
 
 
 @functools.cache
+def arcface_weights() -> dict[str, torch.Tensor]:
+    from facexlib.recognition.arcface_arch import Backbone
+
+    torch.manual_seed(0)
+    return Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se").state_dict()
+
+
+@functools.cache
 def retinaface_weights() -> dict[str, torch.Tensor]:
     """Random, but for a head that is sure of a face everywhere."""
     from facexlib.detection.retinaface import RetinaFace
@@ -74,3 +94,18 @@ def retinaface_weights() -> dict[str, torch.Tensor]:
         torch.nn.init.zeros_(head.conv1x1.weight)
         head.conv1x1.bias.data.copy_(torch.tensor([-5.0, 5.0]).repeat(head.num_anchors))
     return network.state_dict()
+
+
+def put(models_dir: Path, *model_files) -> None:
+    """The made networks, where the published ones would be."""
+    (models_dir / "facexlib").mkdir(exist_ok=True)
+    for model_file in model_files:
+        shutil.copy(MADE[model_file], models_dir / "facexlib" / model_file.name)
+
+
+def marked(width: int, height: int, *markers: tuple[str, int, int, int], brightness: int = 255) -> np.ndarray:
+    """A black photo with markers: colour, left and top edge, side in pixels."""
+    photo = np.zeros((height, width, 3), np.uint8)
+    for colour, left, top, side in markers:
+        photo[top:top + side, left:left + side, list(MARKERS).index(colour)] = brightness
+    return photo

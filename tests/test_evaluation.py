@@ -3,6 +3,7 @@ import json
 import math
 import sys
 import types
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import skimage.data
 import torch
 
+import faces
 from standin_core.contracts import StandInError
-from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, plot
+from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, load_embedder, plot
 from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize
-from standin_core.face import Detector, Face
+from standin_core.face import ARCFACE, SFACE, YUNET, Detector, Face
 
 NAN = math.nan
 
@@ -87,7 +89,7 @@ def test_faces_in_a_video():
     result = compare(video(), PHOTO, CompareSettings("clip vision"), ClipVision())
     assert result.embedder == "CLIP vision on faces found by cascade"
     assert result.similarity[0] == pytest.approx(1, abs=1e-6) and result.copied[0] == pytest.approx(1, abs=1e-5)
-    assert 0.9 < result.similarity[1] < 0.999
+    assert 0.9 < result.similarity[1] < 0.9998
     assert np.isnan(result.similarity[2:]).all() and result.copy_paste is None
     assert result.summaries["similarity"].coverage == 0.5
     text = result.as_text()
@@ -123,14 +125,16 @@ def test_a_video_without_any_face():
 
 @pytest.mark.parametrize("settings, clip, photos, words", [
     (CompareSettings("clip vision"), None, PHOTO, "embedder is clip vision, and no CLIP vision is connected"),
-    (CompareSettings("auto"), None, PHOTO, "no CLIP vision is connected"),
+    (CompareSettings("auto", "whole frame"), None, PHOTO, "region is whole frame, and no CLIP vision is connected"),
+    (CompareSettings("auto"), None, PHOTO, "insightface cannot run: no detector; arcface cannot run: there is no "
+                                           "recognition_.*; sface cannot run: .*, and no CLIP vision is connected"),
     (CompareSettings("insightface"), ClipVision(), PHOTO, "insightface cannot run"),
     (CompareSettings("insightface", "whole frame"), ClipVision(), PHOTO, "region is whole frame"),
     (CompareSettings("clip vision"), ClipVision(), torch.zeros(1, 64, 64, 3), "no face was found in photo 1 of 1"),
     (CompareSettings("clip vision"), ClipVision(), PHOTO[:0], "is empty"),
 ])
-def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch):
-    monkeypatch.setattr(embedders, "refusal", lambda name: "no detector")
+def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch, models_dir):
+    monkeypatch.setattr(embedders, "detector_refusal", lambda name: "no detector")
     with pytest.raises(StandInError, match=words):
         compare(video(), photos, settings, clip)
 
@@ -147,36 +151,129 @@ def test_pictures():
     assert float((sheet[3:173, 3:173] - sheet[3:173, 179:349]).abs().mean()) < 0.02
 
 
+# the key points of the made YuNet's face around a marker at (160, 120)
+POINTS = 164 + 8 * faces.MARKER_POINTS - (0, 40)
+
+
+def person(seed):
+    """A dark photo with a pattern, and in it what the made YuNet takes for a face."""
+    photo = faces.marked(320, 240, ("red", 160, 120, 8))
+    return np.maximum(photo, np.random.default_rng(seed).integers(0, 50, photo.shape, np.uint8))
+
+
+def as_opencv_aligns(photo, points):
+    recognizer = cv2.FaceRecognizerSF.create("onnx", np.fromfile(faces.MADE[SFACE], np.uint8), np.empty(0, np.uint8))
+    row = np.concatenate((np.zeros(4), points.ravel(), np.ones(1))).astype(np.float32)[None]
+    return recognizer.alignCrop(photo, row)
+
+
 def test_insightface_sees_aligned_faces_in_blue_green_red(monkeypatch, tmp_path):
     """With the package's interface and no network: what is aligned by key points goes to it, as OpenCV has colours."""
-    points = np.array([[50.0, 60], [90, 60], [70, 80], [55, 100], [85, 100]])
-    asked = []
-
     class Network:
         def prepare(self, ctx_id):
             assert ctx_id == -1
 
         def get_feat(self, picture):
-            asked.append(picture)
-            return picture.reshape(1, -1, 3).mean(axis=1)
+            return picture.reshape(1, -1)
 
-    package, zoo, utils, align = (types.ModuleType(name) for name in (
-        "insightface", "insightface.model_zoo", "insightface.utils", "insightface.utils.face_align"))
+    package, zoo = types.ModuleType("insightface"), types.ModuleType("insightface.model_zoo")
     zoo.get_model = lambda path, providers: Network()
-    align.norm_crop = lambda image, landmark: image[int(landmark[0, 1]):int(landmark[4, 1]),
-                                                    int(landmark[0, 0]):int(landmark[1, 0])]
-    for module in (package, zoo, utils, align):
+    for module in (package, zoo):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(embedders, "find_insightface", lambda patterns: tmp_path / "w600k_r50.onnx")
     monkeypatch.setattr(embedders, "load_detector", lambda name, min_score: Detector(
-        name, lambda picture, index: [Face((40, 40, 100, 120), 0.9, points)], has_keypoints=True))
-    embedder = embedders.insightface_embedder(0.5)
-    picture = np.zeros((160, 160, 3), np.uint8)
-    picture[60:100, 50:90] = (200, 100, 0)
-    seen = embedder.see(picture, 0)
+        name, lambda picture, index: [Face((144, 100, 184, 148), 0.9, POINTS)], has_keypoints=True))
+    embedder = embedders.face_embedder("insightface", 0.5)
+    seen = embedder.see(person(0), 0)
+    expected = as_opencv_aligns(person(0), POINTS)
     assert embedder.name == "insightface w600k_r50"
-    assert asked[0].shape == (40, 40, 3) and asked[0][0, 0].tolist() == [0, 100, 200]
-    assert seen.crop[0, 0].tolist() == [200, 100, 0] and seen.vector.tolist() == [0, 100, 200]
+    assert np.abs(seen.crop.astype(int) - expected.astype(int)).max() <= 1
+    assert np.array_equal(seen.vector, seen.crop[..., ::-1].ravel())
+
+
+def test_sface(models_dir):
+    """OpenCV's own classes with made networks: the vector is that of the aligned face, as red, green, blue."""
+    faces.put(models_dir, YUNET, SFACE)
+    embedder = load_embedder(CompareSettings("sface"), None)
+    assert embedder.name == "SFace on faces found by yunet"
+    for seed in (0, 1):
+        expected = as_opencv_aligns(person(seed), POINTS)
+        squares = expected.reshape(4, 28, 4, 28, 3).mean(axis=(1, 3))
+        vector = (squares @ np.cos(np.arange(24)).reshape(8, 3).T).transpose(2, 0, 1).ravel()
+        seen = embedder.see(person(seed), 0)
+        assert np.abs(seen.crop.astype(int) - expected.astype(int)).max() <= 1
+        assert np.allclose(seen.vector, vector, atol=0.02)
+    assert embedder.see(np.zeros((64, 64, 3), np.uint8), 0) is None
+
+
+def test_a_comparison_by_sface(models_dir):
+    """From frames to the record; a vector that was returned is not overwritten by the next face."""
+    faces.put(models_dir, YUNET, SFACE)
+    frames = faces.as_image(person(0), person(1), np.zeros_like(person(0)))
+    result = compare(frames, faces.as_image(person(0)), CompareSettings("sface"))
+    assert result.similarity[0] == pytest.approx(1, abs=1e-6) and result.similarity[1] < 0.9998
+    assert math.isnan(result.similarity[2]) and "compared by SFace on faces found by yunet" in result.as_text()
+    assert result.copied[0] == pytest.approx(1, abs=1e-5) and result.copied[1] < 0.99
+
+
+def put_arcface(models_dir):
+    (models_dir / "facexlib").mkdir(exist_ok=True)
+    torch.save(faces.arcface_weights(), models_dir / "facexlib" / ARCFACE.name)
+
+
+def test_arcface(models_dir):
+    """facexlib's network itself, given the aligned face in -1..1 as blue, green, red."""
+    from facexlib.recognition.arcface_arch import Backbone
+
+    put_arcface(models_dir)
+    faces.put(models_dir, YUNET)
+    embedder = load_embedder(CompareSettings("arcface"), None)
+    assert embedder.name == "facexlib's ArcFace on faces found by yunet"
+    seen = embedder.see(person(0), 0)
+    network = Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
+    network.load_state_dict(faces.arcface_weights())
+    blue_green_red = np.ascontiguousarray(seen.crop[..., ::-1].transpose(2, 0, 1))[None]
+    expected = network.eval()(2 * (torch.from_numpy(blue_green_red) / 255) - 1)[0]
+    assert np.allclose(seen.vector, expected.numpy(), atol=1e-6) and seen.vector.shape == (512,)
+
+
+def test_auto_prefers_faces(models_dir):
+    """A face embedder whose file is there comes before CLIP vision, ArcFace before SFace."""
+    auto = CompareSettings("auto")
+    assert load_embedder(auto, ClipVision()).name == "CLIP vision on faces found by cascade"
+    faces.put(models_dir, SFACE)
+    assert load_embedder(auto, ClipVision()).name == "CLIP vision on faces found by cascade"
+    faces.put(models_dir, YUNET)
+    assert load_embedder(auto, ClipVision()).name == "SFace on faces found by yunet"
+    put_arcface(models_dir)
+    assert load_embedder(auto, ClipVision()).name == "facexlib's ArcFace on faces found by yunet"
+    whole = CompareSettings("auto", "whole frame")
+    assert load_embedder(whole, ClipVision()).name == "CLIP vision on the whole frame"
+
+
+def test_a_recognition_network_needs_key_points(models_dir):
+    faces.put(models_dir, SFACE)
+    with pytest.raises(StandInError, match=r"sface cannot run: it needs a detector with key points, of which none can "
+                                           r"run here; the smallest is face_detection_yunet_2023mar\.onnx \(0\.2 MB"):
+        load_embedder(CompareSettings("sface"), ClipVision())
+
+
+def test_embedders_are_downloaded_where_asked(models_dir, monkeypatch):
+    """The one that was named; for auto ArcFace, unless CLIP vision is connected; and a detector with key points."""
+    for name in ("ARCFACE", "SFACE", "YUNET"):
+        monkeypatch.setattr(embedders, name, replace(getattr(embedders, name), url=f"http://127.0.0.1:9/{name}"))
+
+    def asked(name, clip_vision=None):
+        with pytest.raises(StandInError) as error:
+            load_embedder(CompareSettings(name), clip_vision, download_missing=True)
+        return str(error.value).partition(" could not be downloaded")[0]
+
+    assert (asked("arcface"), asked("auto"), asked("sface")) == (ARCFACE.name, ARCFACE.name, SFACE.name)
+    assert load_embedder(CompareSettings("auto"), ClipVision(), download_missing=True).name.startswith("CLIP vision")
+    with pytest.raises(StandInError, match="sface cannot run: there is no face_recognition_sface"):
+        load_embedder(CompareSettings("sface"), None)
+    faces.put(models_dir, SFACE)
+    assert asked("sface") == YUNET.name
 
 
 def test_every_figure_is_in_the_record():

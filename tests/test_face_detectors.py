@@ -10,6 +10,7 @@ import faces
 from standin_core.contracts import StandInError
 from standin_core.face.detectors import Face, choose, load_detector
 from standin_core.face.given import given_detector
+from standin_core.face.models import YUNET
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 
@@ -108,7 +109,8 @@ def test_auto_goes_on_without_optional_packages(monkeypatch):
     not_installed(monkeypatch, "facexlib", "skimage", "insightface")
     detector = load_detector("auto", 0.5)
     assert detector.name == "none" and detector.find(faces.astronaut(), 0) == []
-    assert [note.partition(" not used: ")[0] for note in detector.notes] == ["retinaface", "insightface", "cascade"]
+    assert [note.partition(" not used: ")[0] for note in detector.notes] == [
+        "retinaface", "insightface", "yunet", "cascade"]
     with pytest.raises(StandInError, match="cascade cannot run: scikit-image is not installed"):
         load_detector("cascade", 0.5)
     with pytest.raises(StandInError, match="insightface cannot run: insightface is not installed"):
@@ -116,7 +118,7 @@ def test_auto_goes_on_without_optional_packages(monkeypatch):
 
 
 def put_retinaface(models_dir, folder="facexlib"):
-    (models_dir / folder).mkdir(parents=True)
+    (models_dir / folder).mkdir(parents=True, exist_ok=True)
     weights = {f"module.{key}": value for key, value in faces.retinaface_weights().items()}
     torch.save(weights, models_dir / folder / "detection_Resnet50_Final.pth")
 
@@ -154,6 +156,68 @@ def test_min_score(models_dir):
     photo = cv2.resize(faces.astronaut(), (96, 96), interpolation=cv2.INTER_AREA)
     assert find(photo, "retinaface", 0.99)
     assert find(photo, "retinaface", 0.99999) == []  # the heads say softmax(-5, 5) = 0.99995
+
+
+@pytest.mark.parametrize("colour", faces.MARKERS)
+def test_yunet(models_dir, colour):
+    """Box, key points and score of a face in a photo that is no multiple of 32; the colours tell blue from red."""
+    faces.put(models_dir, YUNET)
+    stride, width, height = faces.MARKERS[colour]
+    detector = load_detector("yunet", 0.5)
+    (face,) = detector.find(faces.marked(303, 217, (colour, 160, 96, stride)), 0)
+    middle = np.array([160, 96]) + stride / 2
+    assert face.box == (*(middle - np.array([width, height]) * stride / 2),
+                        *(middle + np.array([width, height]) * stride / 2))
+    assert np.allclose(face.keypoints, middle + faces.MARKER_POINTS * stride, atol=1e-4)
+    assert face.score == pytest.approx(1, abs=1e-6) and (detector.name, detector.has_keypoints) == ("yunet", True)
+
+
+def test_yunet_on_a_large_photo(models_dir):
+    """It sees the photo at 640 px, where a face of 40 x 48 px is one of 80 x 96 px in a photo of 1280."""
+    faces.put(models_dir, YUNET)
+    (face,) = find(faces.marked(1280, 720, ("red", 320, 320, 16)), "yunet")
+    assert face.box == (328 - 40, 328 - 48, 328 + 40, 328 + 48)
+    assert np.allclose(face.keypoints, 328 + 16 * faces.MARKER_POINTS, atol=1e-3)
+
+
+def test_yunet_sees_a_face_that_fills_the_photo(models_dir):
+    """A face of more than 300 px at 640 is out of its reach there, and within it at 320."""
+    faces.put(models_dir, YUNET)
+    photo = faces.marked(640, 480, ("green", 320, 256, 32), ("red", 64, 64, 8))
+    (face,) = find(photo, "yunet")
+    assert face.box == (336 - 160, 272 - 192, 336 + 160, 272 + 192)
+    (small,) = find(faces.marked(640, 480, ("red", 64, 64, 8)), "yunet")
+    assert small.box == (68 - 20, 68 - 24, 68 + 20, 68 + 24)
+
+
+def test_yunets_score(models_dir):
+    faces.put(models_dir, YUNET)
+    photo = faces.marked(320, 320, ("red", 160, 160, 8), brightness=204)
+    (face,) = find(photo, "yunet", 0.75)
+    assert face.score == pytest.approx(204 / 255, abs=1e-6)
+    assert find(photo, "yunet", 0.85) == find(np.full_like(photo, 255), "yunet", 0.05) == []
+
+
+def test_yunet_in_a_photo_too_small_for_a_face(models_dir):
+    faces.put(models_dir, YUNET)
+    assert [find(np.zeros((*shape, 3), np.uint8), "yunet") for shape in ((1, 1), (1, 300), (40, 2000))] == [[], [], []]
+
+
+def test_yunet_comes_after_retinaface_and_before_the_cascade(models_dir):
+    faces.put(models_dir, YUNET)
+    detector = load_detector("auto", 0.5)
+    assert detector.name == "yunet"
+    assert [note.partition(" not used: ")[0] for note in detector.notes] == ["retinaface", "insightface"]
+    put_retinaface(models_dir)
+    assert load_detector("auto", 0.5).name == "retinaface"
+
+
+def test_a_crop_by_yunet(models_dir):
+    """The whole stage: the face is found, measured and levelled by its key points."""
+    faces.put(models_dir, YUNET)
+    crop = faces.crop(faces.marked(320, 320, ("red", 160, 160, 8)), size=64, level_eyes=True, parser="none")
+    assert crop.verdict.startswith("face of 40x48 px") and "roll 0°, yaw 0°, by yunet: turned by" in crop.verdict
+    assert crop.faces[0].measured
 
 
 def test_insightface(models_dir):

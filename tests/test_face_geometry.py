@@ -5,11 +5,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import faces
 from standin_core.face.detectors import Face, choose
-from standin_core.face.geometry import BORDER_RULES, Place, Square, levelling, square_around
+from standin_core.face.geometry import ALIGNED_POINTS, BORDER_RULES, Place, Square, aligned, levelling, square_around
+from standin_core.face.models import SFACE
 
 GOLDEN = Path(__file__).parent / "golden" / "face"
 CASES = json.loads((GOLDEN / "reference_crop.json").read_text())
@@ -101,3 +104,28 @@ def test_points_go_where_the_pixels_go(photo, scale, size, roll):
         found = cv2.remap(crop, np.array([[x]]), np.array([[y]]), cv2.INTER_LINEAR)[0, 0]
         # half a pixel of the crop, in pixels of the photo, at each of two resamplings
         assert abs(found - expected) <= 1.0 * square.side / size
+
+
+@pytest.mark.parametrize("points", [faces.KEYPOINTS, faces.turned(faces.astronaut(), 40)[1],
+                                    faces.KEYPOINTS + np.array([[9, -4], [0, 7], [-12, 5], [3, 3], [8, -6]])])
+def test_a_face_is_aligned_as_by_opencv(points):
+    """OpenCV's SFace does the same with code of its own; its mean of the points is rounded to the fourth digit."""
+    photo = skimage.data.astronaut()
+    recognizer = cv2.FaceRecognizerSF.create("onnx", np.fromfile(faces.MADE[SFACE], np.uint8), np.empty(0, np.uint8))
+    row = np.concatenate((np.zeros(4), points.ravel(), np.ones(1))).astype(np.float32)[None]
+    found, expected = aligned(photo, points), recognizer.alignCrop(photo, row)
+    assert found.shape == (112, 112, 3)
+    assert np.abs(found.astype(int) - expected.astype(int)).mean() < 0.002  # 1.6 for points 0.2 px aside
+
+
+def test_the_points_of_an_aligned_face():
+    """White dots at the key points of a small black photo come to lie where recognition networks expect them."""
+    matrix = cv2.getRotationMatrix2D((56, 56), 30, 2.0)
+    matrix[:, 2] += (90, 60)
+    points = ALIGNED_POINTS @ matrix[:, :2].T + matrix[:, 2]
+    for point, expected in zip(points, ALIGNED_POINTS):
+        photo = np.zeros((300, 300, 3), np.uint8)
+        cv2.circle(photo, tuple(np.rint(point * 16).astype(int)), 6 * 16, (255, 255, 255), -1, cv2.LINE_AA, shift=4)
+        weight = aligned(photo, points)[..., 0].astype(float)
+        ys, xs = np.indices(weight.shape)
+        assert np.allclose(((xs * weight).sum() / weight.sum(), (ys * weight).sum() / weight.sum()), expected, atol=0.1)

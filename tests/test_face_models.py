@@ -2,6 +2,8 @@
 import hashlib
 import http.server
 import io
+import re
+import shutil
 import threading
 from dataclasses import replace
 
@@ -15,7 +17,20 @@ import pack
 from standin_core.contracts import StandInError
 from standin_core.face.detectors import load_detector
 from standin_core.face.download import download_if_missing
-from standin_core.face.models import BISENET, FOLDERS, RETINAFACE, ManagedNetwork, ModelFile, find_model, missing
+from standin_core.face.given import FETCHED
+from standin_core.face.models import (
+    ARCFACE,
+    BISENET,
+    FOLDERS,
+    MODEL_FILES,
+    RETINAFACE,
+    SFACE,
+    YUNET,
+    ManagedNetwork,
+    ModelFile,
+    file_refusal,
+    find_model,
+)
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 
@@ -39,10 +54,13 @@ def test_a_folder_from_extra_model_paths(models_dir, tmp_path_factory, monkeypat
 
 def test_what_is_missing_is_said_in_full():
     """Name, size, hash, source page and folder."""
-    reason = missing(RETINAFACE)
-    for words in ("detection_Resnet50_Final.pth", "109.5 MB", RETINAFACE.sha256,
-                  "https://github.com/xinntao/facexlib/releases/tag/v0.1.0", "models/facexlib"):
-        assert words in reason
+    for model_file, size, page in (
+            (RETINAFACE, "109.5 MB", "https://github.com/xinntao/facexlib/releases/tag/v0.1.0"),
+            (YUNET, "0.2 MB", "https://github.com/opencv/opencv_zoo/tree/47534e27c9851bb1128ccc0102f1145e27f23f98/"
+                              "models/face_detection_yunet")):
+        refusal = file_refusal(model_file)
+        assert refusal == (f"there is no {model_file.name} ({size}, SHA-256 {model_file.sha256}, from {page}, into "
+                           "models/facexlib)")
     with pytest.raises(StandInError, match=r"bisenet cannot run.*parsing_bisenet\.pth \(53\.3 MB"):
         faces.crop(faces.astronaut(), parser="bisenet")
 
@@ -106,16 +124,49 @@ def official_bisenet_keys() -> dict[str, tuple[int, ...]]:
     return keys
 
 
+def official_arcface_keys() -> dict[str, tuple[int, ...]]:
+    """The published layout (TreB1eN/InsightFace_Pytorch, model.py): 24 blocks with squeeze and excitation."""
+    keys = {"input_layer.0.weight": (64, 3, 3, 3), "input_layer.2.weight": (64,),
+            "output_layer.3.weight": (512, 512 * 7 * 7), "output_layer.3.bias": (512,)}
+
+    def norm(name, channels):
+        for statistic in ("weight", "bias", "running_mean", "running_var"):
+            keys[f"{name}.{statistic}"] = (channels,)
+        keys[f"{name}.num_batches_tracked"] = ()
+
+    norm("input_layer.1", 64)
+    norm("output_layer.0", 512)
+    norm("output_layer.4", 512)
+    into, block = 64, 0
+    for channels, count in ((64, 3), (128, 4), (256, 14), (512, 3)):
+        for _ in range(count):
+            name = f"body.{block}"
+            if into != channels:
+                keys[f"{name}.shortcut_layer.0.weight"] = (channels, into, 1, 1)
+                norm(f"{name}.shortcut_layer.1", channels)
+            norm(f"{name}.res_layer.0", into)
+            keys[f"{name}.res_layer.1.weight"] = (channels, into, 3, 3)
+            keys[f"{name}.res_layer.2.weight"] = (channels,)
+            keys[f"{name}.res_layer.3.weight"] = (channels, channels, 3, 3)
+            norm(f"{name}.res_layer.4", channels)
+            keys[f"{name}.res_layer.5.fc1.weight"] = (channels // 16, channels, 1, 1)
+            keys[f"{name}.res_layer.5.fc2.weight"] = (channels, channels // 16, 1, 1)
+            into, block = channels, block + 1
+    return keys
+
+
 def networks():
     from facexlib.detection.retinaface import RetinaFace
     from facexlib.parsing.bisenet import BiSeNet
+    from facexlib.recognition.arcface_arch import Backbone
 
     return {"retinaface": (RETINAFACE, official_retinaface_keys(),
                            RetinaFace(network_name="resnet50", device=torch.device("cpu"))),
-            "bisenet": (BISENET, official_bisenet_keys(), BiSeNet(num_class=19))}
+            "bisenet": (BISENET, official_bisenet_keys(), BiSeNet(num_class=19)),
+            "arcface": (ARCFACE, official_arcface_keys(), Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"))}
 
 
-@pytest.mark.parametrize("which", ["retinaface", "bisenet"])
+@pytest.mark.parametrize("which", ["retinaface", "bisenet", "arcface"])
 def test_the_official_layout_loads(models_dir, which):
     """A file of these keys and shapes, strictly; and their bytes are the published file's but for its index."""
     model_file, keys, network = networks()[which]
@@ -150,6 +201,27 @@ def test_a_file_that_is_something_else(models_dir, write):
     (models_dir / "facexlib").mkdir()
     write(models_dir / "facexlib" / RETINAFACE.name)
     with pytest.raises(StandInError, match=r"is broken or another model: delete it, and get detection_Resnet50_Final"):
+        faces.crop(faces.astronaut(), size=64)
+
+
+def pointer(path):
+    """What git fetches of opencv_zoo without git-lfs."""
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{YUNET.sha256}\nsize {YUNET.size}\n")
+
+
+def another_network(path):
+    shutil.copy(faces.MADE[SFACE], path)
+
+
+def cut_off(path):
+    path.write_bytes(faces.MADE[YUNET].read_bytes()[:2000])
+
+
+@pytest.mark.parametrize("write", [page, pointer, another_network, cut_off, empty])
+def test_an_onnx_file_that_is_something_else(models_dir, write):
+    (models_dir / "facexlib").mkdir()
+    write(models_dir / "facexlib" / YUNET.name)
+    with pytest.raises(StandInError, match=r"is broken or another model: delete it, and get face_detection_yunet"):
         faces.crop(faces.astronaut(), size=64)
 
 
@@ -222,7 +294,8 @@ def source():
     handler = type("OneSource", (Source,), {"requests": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    handler.file = ModelFile("weights.pth", f"http://127.0.0.1:{server.server_port}/releases/download/v1/weights.pth",
+    handler.file = ModelFile("weights.pth", "torch",
+                             f"http://127.0.0.1:{server.server_port}/releases/download/v1/weights.pth",
                              len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     yield handler
     server.shutdown()
@@ -307,11 +380,19 @@ def test_nothing_is_downloaded_unless_asked(monkeypatch, models_dir, source):
     assert (models_dir / "facexlib" / BISENET.name).read_bytes() == source.content
 
 
-def test_auto_downloads_the_detector_too(monkeypatch, source):
-    nowhere = replace(RETINAFACE, url="http://127.0.0.1:9/detection.pth")
-    monkeypatch.setattr("standin_core.face.given.RETINAFACE", nowhere)
-    with pytest.raises(StandInError, match=r"detection_Resnet50_Final\.pth could not be downloaded"):
-        faces.crop(faces.astronaut(), size=64, download_missing=True)
+@pytest.mark.parametrize("detector, model_file", [("auto", RETINAFACE), ("retinaface", RETINAFACE), ("yunet", YUNET)])
+def test_the_detector_is_downloaded_too(monkeypatch, source, detector, model_file):
+    assert FETCHED[detector] is model_file
+    monkeypatch.setitem(FETCHED, detector, replace(model_file, url="http://127.0.0.1:9/detector"))
+    with pytest.raises(StandInError, match=f"{re.escape(model_file.name)} could not be downloaded"):
+        faces.crop(faces.astronaut(), size=64, detector=detector, download_missing=True)
+
+
+@pytest.mark.parametrize("model_file", MODEL_FILES, ids=lambda model_file: model_file.name)
+def test_what_is_downloaded_over(model_file):
+    """By a connection that cannot be tampered with, from an address that stays; the hash is a SHA-256."""
+    assert model_file.url.startswith("https://") and model_file.url.endswith(f"/{model_file.name}")
+    assert re.fullmatch("[0-9a-f]{64}", model_file.sha256)
 
 
 def test_a_file_that_arrives_is_noticed(models_dir):

@@ -17,8 +17,8 @@ import torch
 
 import moving_photo
 from standin_core.contracts import StandInError
-from standin_core.evaluation import CompareSettings, load_embedder
-from standin_core.face import FaceSettings
+from standin_core.evaluation import CompareSettings, embedders, load_embedder
+from standin_core.face import ARCFACE, FaceSettings
 from standin_core.train import DataSettings, Example, PairSettings, Source, make_dataset, sources_in, sources_of
 from standin_core.train.cache import CachedExamples, Encoders, data_hash, encode_clips, write_shards
 from standin_core.train.pairs import embed, pair
@@ -450,6 +450,16 @@ def test_pairs_of_real_crops(prepared_once):
     paired, alone = pair(made, vectors, PairSettings(-1.0, 1.0), photos=3)
     assert not alone and all(clip.references for clip in paired)
     assert pair(made[:3], vectors, PairSettings(-1.0, 1.0), photos=3) == ([], [clip.name for clip in made[:3]])
+
+
+def test_the_embedder_of_pairs_is_downloaded_where_asked(videos, prepared_once, encoders, monkeypatch, models_dir):
+    folder, _ = prepared_once
+    monkeypatch.setattr(embedders, "ARCFACE", dataclasses.replace(ARCFACE, url="http://127.0.0.1:9/arcface"))
+    asking = dataclasses.replace(SETTINGS, face=dataclasses.replace(SETTINGS.face, download_missing=True))
+    for settings, words in ((asking, "could not be downloaded"), (SETTINGS, "arcface cannot run: there is no")):
+        with pytest.raises(StandInError, match=words):
+            make_dataset(sources_in(videos), folder, settings, encoders, lambda line: None,
+                         PairSettings(embedder="arcface"))
 
 
 def test_records_hold_any_line_break(tmp_path):

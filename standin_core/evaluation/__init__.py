@@ -1,12 +1,12 @@
-"""How much a video shows the person of a photo: similarity frame by frame, and beside it how much is pasted.
+"""How much a video shows the person of a photo: similarity in every frame, and how much is merely copied.
 
-Similarity alone rewards a copy: a video that shows the photo itself in every frame has the highest. So ``measures``
-has both kinds, ``embedders`` turn pictures into vectors (insightface, or any CLIP vision model), ``compare`` runs them
-over a video, and ``figures`` and ``chart`` draw what came out.
+Similarity alone rewards a copy: the video that shows the photo itself in every frame has the highest. So ``measures``
+has figures for both. ``embedders`` turn pictures into vectors (a face recognition network, or any CLIP vision model),
+``compare`` runs them over a video, and ``figures`` and ``chart`` draw the result.
 """
 from .compare import EMBEDDERS, REGIONS, CompareSettings, Comparison, compare, load_embedder
-from .embedders import comparing_missing
+from .embedders import face_embedder_refusals
 from .figures import contact_sheet, plot
 
-__all__ = ["EMBEDDERS", "REGIONS", "CompareSettings", "Comparison", "compare", "comparing_missing", "contact_sheet",
-           "load_embedder", "plot"]
+__all__ = ["EMBEDDERS", "REGIONS", "CompareSettings", "Comparison", "compare", "contact_sheet",
+           "face_embedder_refusals", "load_embedder", "plot"]

@@ -1,4 +1,4 @@
-"""A video and a photo in, how alike they are in every frame out."""
+"""How alike a video and a photo are, frame by frame."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,16 +11,30 @@ import torch
 
 from ..contracts import StandInError
 from ..face import to_uint8
-from .embedders import Embedder, Seen, clip_embedder, comparing_missing, insightface_embedder
+from .embedders import (
+    FACE_EMBEDDERS,
+    Embedder,
+    Seen,
+    clip_embedder,
+    download_face_embedder,
+    face_embedder,
+    face_embedder_refusal,
+    face_embedder_refusals,
+)
 from .measures import Summary, clip_distance, copied_pixels, copy_paste, cosine, summarize
 
-EMBEDDERS = ("auto", "insightface", "clip vision")
+EMBEDDERS = ("auto", *FACE_EMBEDDERS, "clip vision")
 REGIONS = ("face", "whole frame")
 
 
 @dataclass(frozen=True, slots=True)
 class CompareSettings:
-    """embedder: one of EMBEDDERS; region: one of REGIONS; min_score: of a face, 0 to 1."""
+    """How pictures are compared.
+
+    embedder: one of EMBEDDERS.
+    region: one of REGIONS.
+    min_score: 0 to 1; faces with a lower score are left out.
+    """
 
     embedder: str = "auto"
     region: str = "face"
@@ -29,12 +43,19 @@ class CompareSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """A video of F frames beside R photos of a person, of which the first is the one that was given to the model.
+    """A video of F frames beside photos of a person. The model was given the first photo.
 
-    embedder: in words. similarity: [F], cosine to the first photo; clip_distance: [F], of whole pictures, None without
-    CLIP vision; nearest: [F], cosine to the nearest of all photos. copied: [F], see ``copied_pixels``; copy_paste:
-    [F], see ``copy_paste``, None with one photo. NaN where a frame has no face. crops: of the frames, None where there
-    is no face. photo: the first photo's crop.
+    In every series, a frame without a face is NaN.
+
+    embedder: its name, in words.
+    similarity: [F], cosine between the frame and the first photo.
+    clip_distance: [F], between the whole frame and the whole first photo; None without CLIP vision.
+    nearest: [F], cosine between the frame and the photo that is nearest to it.
+    copied: [F], see ``copied_pixels``.
+    copy_paste: [F], see ``copy_paste``; None with one photo.
+    crops: the face of each frame, [S, S, 3] uint8, or None.
+    photo: the face of the first photo, [S, S, 3] uint8.
+    photos: how many photos there are.
     """
 
     embedder: str
@@ -49,7 +70,7 @@ class Comparison:
 
     @property
     def series(self) -> dict[str, np.ndarray]:
-        """[F] each, of what could be measured."""
+        """Each series that could be measured, [F]."""
         others = self.photos > 1
         found = {"similarity": self.similarity, "copied_pixels": self.copied, "clip_distance": self.clip_distance,
                  "nearest": self.nearest if others else None, "copy_paste": self.copy_paste}
@@ -99,9 +120,14 @@ class Comparison:
 
 def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSettings, clip_vision=None,
             progress=lambda: None) -> Comparison:
-    """images: [F, H, W, 3], the video; photos: [R, h, w, 3], first the one given to the model, then others of the same
-    person; float in 0..1. progress: called after each frame. Raises StandInError where a photo shows no face, and for
-    an embedder that cannot run here.
+    """The video beside the photos.
+
+    images: [F, H, W, 3] float in 0..1, the video.
+    photos: [R, h, w, 3] float in 0..1, first the photo that the model was given, then others of the same person.
+    clip_vision: from ComfyUI's Load CLIP Vision, or None.
+    progress: called after each frame.
+
+    Raises StandInError if a photo shows no face, and for an embedder that cannot run here.
     """
     if not len(images) or not len(photos):
         raise StandInError("the video or the photo is empty: connect the decoded frames and the photo.")
@@ -127,7 +153,10 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:
-    """[H, W, 1, 3 or 4] float -> [H, W, 3] uint8"""
+    """[H, W, 3] uint8.
+
+    image: [H, W, 1, 3 or 4] float in 0..1.
+    """
     (pixels,) = to_uint8(image[None, ..., :3])
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
@@ -149,17 +178,43 @@ def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | No
                       tuple(frame and frame.crop for frame in frames), photo.crop, len(references))
 
 
-def load_embedder(settings: CompareSettings, clip_vision) -> Embedder:
-    """What the settings name, or the first that can run here; raises StandInError where none can."""
-    whole = settings.region == "whole frame"
-    missing = "it compares faces, and region is whole frame" if whole else comparing_missing()
-    if settings.embedder == "insightface" and missing is not None:
-        raise StandInError(f"insightface cannot run: {missing}; mend that, or set embedder to clip vision.")
-    if settings.embedder != "clip vision" and missing is None:
-        return insightface_embedder(settings.min_score)
+def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool = False) -> Embedder:
+    """The embedder that the settings name, or the first that can run here; CLIP vision comes last.
+
+    clip_vision: from ComfyUI's Load CLIP Vision, or None.
+    download_missing: download the face embedder that the settings name; for "auto", arcface if no other can run.
+
+    Raises StandInError if the named embedder cannot run, or no embedder can.
+    """
+    name = settings.embedder
+    if name in FACE_EMBEDDERS:
+        return _named(settings, download_missing)
+    if name == "auto" and settings.region == "face":
+        refusals = face_embedder_refusals()
+        if download_missing and clip_vision is None and refusals.keys() == FACE_EMBEDDERS.keys():
+            download_face_embedder("arcface")
+            refusals = face_embedder_refusals()
+        able = [name for name in FACE_EMBEDDERS if name not in refusals]
+        if able:
+            return face_embedder(able[0], settings.min_score)
+        why = "; ".join(f"{name} cannot run: {refusal}" for name, refusal in refusals.items())
+    else:
+        why = "region is whole frame" if name == "auto" else "embedder is clip vision"
     if clip_vision is None:
-        came = "embedder is clip vision" if settings.embedder == "clip vision" else (
-            f"there is nothing to compare with: insightface cannot run ({missing})")
-        raise StandInError(f"{came}, and no CLIP vision is connected: connect Load CLIP Vision (any model, like "
+        raise StandInError(f"{why}, and no CLIP vision is connected: connect Load CLIP Vision (any model, like "
                            "clip_vision_h.safetensors).")
-    return clip_embedder(clip_vision, whole, settings.min_score)
+    return clip_embedder(clip_vision, settings.region == "whole frame", settings.min_score)
+
+
+def _named(settings: CompareSettings, download_missing: bool) -> Embedder:
+    name = settings.embedder
+    if settings.region == "whole frame":
+        raise StandInError(f"{name} compares faces, and region is whole frame: set region to face, or embedder to clip "
+                           "vision.")
+    if download_missing:
+        download_face_embedder(name)
+    refusal = face_embedder_refusal(name)
+    if refusal is not None:
+        raise StandInError(f"{name} cannot run: {refusal}. Supply what is missing, or set embedder to auto or clip "
+                           "vision.")
+    return face_embedder(name, settings.min_score)

@@ -1,4 +1,4 @@
-"""What turns a picture of a face, or of anything, into a vector."""
+"""Embedders: what turns a face, or a whole picture, into a vector."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,17 +8,39 @@ import cv2
 import numpy as np
 import torch
 
-from ..face import Face, choose, find_insightface, insightface_missing, load_detector, refusal, square_around
+from ..face import (
+    ARCFACE,
+    SFACE,
+    YUNET,
+    Detector,
+    Face,
+    ManagedNetwork,
+    aligned,
+    choose,
+    detector_refusal,
+    download_if_missing,
+    file_refusal,
+    find_insightface,
+    insightface_refusal,
+    keypoint_detector,
+    load_detector,
+    opencv_network,
+    square_around,
+)
 
 CROP_PX = 224
 RECOGNITION_FILES = ("w600k_*.onnx", "glintr*.onnx")
-FACE_SCALE = 1.3  # of the box, for an embedder that takes crops: the whole head
+HEAD_SCALE = 1.3  # side of a crop of the whole head over the longer side of the face box
 WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """A face, or a whole picture, as the embedder saw it. vector: [D]; crop: [S, S, 3] uint8."""
+    """A face, or a whole picture, as the embedder saw it.
+
+    vector: [D].
+    crop: [S, S, 3] uint8.
+    """
 
     vector: np.ndarray
     crop: np.ndarray
@@ -26,24 +48,36 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """see: a picture [H, W, 3] uint8 and its index -> Seen, or None where there is no face."""
+    """An embedder that is ready to run.
+
+    see: takes a picture, [H, W, 3] uint8, and its index in the batch; returns None where there is no face.
+    """
 
     name: str
     see: Callable[[np.ndarray, int], Seen | None]
 
 
+# takes an aligned face, [112, 112, 3] uint8 in OpenCV's order of colours (blue, green, red); returns its vector, [D]
+Recognizer = Callable[[np.ndarray], np.ndarray]
+
+
 def clip_embedder(clip_vision, whole: bool, min_score: float) -> Embedder:
-    """clip_vision: a model of ComfyUI's Load CLIP Vision. whole: the whole picture and not the largest face in it."""
+    """An embedder by a CLIP vision model.
+
+    clip_vision: from ComfyUI's Load CLIP Vision.
+    whole: look at the whole picture rather than at the largest face in it.
+    min_score: 0 to 1; faces with a lower score are left out.
+    """
     detector = None if whole else load_detector("auto", min_score)
 
     def see(picture: np.ndarray, index: int) -> Seen | None:
         if detector is None:
-            place = square_around(None, *picture.shape[:2], FACE_SCALE, "all sides")
+            place = square_around(None, *picture.shape[:2], HEAD_SCALE, "all sides")
         else:
             face = _largest(detector.find(picture, index))
             if face is None:
                 return None
-            place = square_around(face.box, *picture.shape[:2], FACE_SCALE, "all sides")
+            place = square_around(face.box, *picture.shape[:2], HEAD_SCALE, "all sides")
         crop = place.cut(picture, CROP_PX, WHITE)
         encoded = clip_vision.encode_image(torch.from_numpy(crop)[None].float() / 255)
         return Seen(encoded["image_embeds"][0].float().cpu().numpy(), crop)
@@ -52,30 +86,106 @@ def clip_embedder(clip_vision, whole: bool, min_score: float) -> Embedder:
     return Embedder(f"CLIP vision on {found}", see)
 
 
-def insightface_embedder(min_score: float) -> Embedder:
-    """The recognition network of the first model pack found, on the CPU; aligned by key points as it was trained."""
-    from insightface.model_zoo import get_model
-    from insightface.utils.face_align import norm_crop
+def face_embedder(name: str, min_score: float) -> Embedder:
+    """An embedder by a face recognition network, which sees the largest face, aligned by its key points.
 
-    file = find_insightface(RECOGNITION_FILES)
-    detector = load_detector("insightface", min_score)
-    network = get_model(str(file), providers=["CPUExecutionProvider"])
-    network.prepare(ctx_id=-1)
+    name: one of FACE_EMBEDDERS; ``face_embedder_refusal(name)`` must be None.
+    min_score: 0 to 1; faces with a lower score are left out.
+    """
+    load, _ = FACE_EMBEDDERS[name]
+    words, detector, recognize = load(min_score)
 
     def see(picture: np.ndarray, index: int) -> Seen | None:
         face = _largest(detector.find(picture, index))
         if face is None:
             return None
-        aligned = norm_crop(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), face.points.astype(np.float32))
-        return Seen(network.get_feat(aligned)[0], cv2.cvtColor(aligned, cv2.COLOR_BGR2RGB))
+        crop = aligned(picture, face.points)
+        return Seen(recognize(cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)), crop)
 
-    return Embedder(f"insightface {file.stem}", see)
+    return Embedder(words, see)
 
 
-def comparing_missing() -> str | None:
-    """Why insightface cannot find and compare faces here, or None."""
-    return refusal("insightface") or insightface_missing("a recognition network", RECOGNITION_FILES)
+def face_embedder_refusal(name: str) -> str | None:
+    """Why an embedder of FACE_EMBEDDERS cannot run here, or None if it can."""
+    _, refuse = FACE_EMBEDDERS[name]
+    return refuse()
+
+
+def face_embedder_refusals() -> dict[str, str]:
+    """The refusal of every embedder of FACE_EMBEDDERS that cannot run here."""
+    refusals = {name: face_embedder_refusal(name) for name in FACE_EMBEDDERS}
+    return {name: refusal for name, refusal in refusals.items() if refusal is not None}
+
+
+def download_face_embedder(name: str) -> None:
+    """Download what an embedder of FACE_EMBEDDERS needs; insightface is the user's to install.
+
+    A detector is downloaded only where no detector with key points can run: then YuNet, the smallest one.
+
+    Raises StandInError if a source cannot be reached or sends another file.
+    """
+    model_files = {"arcface": ARCFACE, "sface": SFACE}
+    if name in model_files:
+        download_if_missing(model_files[name])
+        if keypoint_detector() is None:
+            download_if_missing(YUNET)
+
+
+def _insightface(min_score: float) -> tuple[str, Detector, Recognizer]:
+    """The recognition network of the first model pack found, on the CPU."""
+    from insightface.model_zoo import get_model
+
+    file = find_insightface(RECOGNITION_FILES)
+    detector = load_detector("insightface", min_score)
+    network = get_model(str(file), providers=["CPUExecutionProvider"])
+    network.prepare(ctx_id=-1)
+    return f"insightface {file.stem}", detector, lambda face: network.get_feat(face)[0]
+
+
+def _insightface_refusal() -> str | None:
+    return detector_refusal("insightface") or insightface_refusal("a recognition network", RECOGNITION_FILES)
+
+
+def _arcface(min_score: float) -> tuple[str, Detector, Recognizer]:
+    """facexlib's ArcFace, an IR-SE50.
+
+    It takes pixels in -1..1, blue, green, red, as it was trained (TreB1eN/InsightFace_Pytorch, data/data_pipe.py).
+    """
+    from facexlib.recognition.arcface_arch import Backbone  # imports half of scipy and numba: 2 s
+
+    detector = load_detector(keypoint_detector(), min_score)
+    managed = ManagedNetwork(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), ARCFACE)
+
+    def recognize(face: np.ndarray) -> np.ndarray:
+        managed.load()
+        pixels = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return managed.network(pixels.to(managed.device))[0].cpu().numpy()
+
+    return f"facexlib's ArcFace on faces found by {detector.name}", detector, recognize
+
+
+def _sface(min_score: float) -> tuple[str, Detector, Recognizer]:
+    """SFace, run by OpenCV on the CPU (Zhong et al.: SFace, sigmoid-constrained hypersphere loss, 2021)."""
+    detector = load_detector(keypoint_detector(), min_score)
+    nothing = np.empty(0, np.uint8)  # OpenCV asks for a configuration, and an ONNX file has none
+    network = opencv_network(SFACE, lambda weights: cv2.FaceRecognizerSF.create("onnx", weights, nothing),
+                             lambda network: network.feature(np.zeros((112, 112, 3), np.uint8)))
+    return f"SFace on faces found by {detector.name}", detector, lambda face: network.feature(face)[0]
+
+
+def _keypoint_refusal() -> str | None:
+    if keypoint_detector() is None:
+        return f"it needs a detector with key points, of which none can run here; the smallest is {YUNET}"
+    return None
 
 
 def _largest(faces: list[Face]) -> Face | None:
     return next(iter(choose(faces, "largest", 0)), None)
+
+
+# name -> what loads it and what says why it cannot run here, in the order in which "auto" tries them
+FACE_EMBEDDERS = {
+    "insightface": (_insightface, _insightface_refusal),
+    "arcface": (_arcface, lambda: file_refusal(ARCFACE) or _keypoint_refusal()),
+    "sface": (_sface, lambda: file_refusal(SFACE) or _keypoint_refusal()),
+}

@@ -1,17 +1,38 @@
-"""From a photo to a face crop, and the detectors that face swap shares.
+"""From a photo to a face crop; the detectors also serve face swap and evaluation.
 
-The authors' steps (WeChatCV/Stand-In, ``preprocessor/image_input_preprocessor.py``) with every choice made visible.
+The steps are the authors' (WeChatCV/Stand-In, ``preprocessor/image_input_preprocessor.py``), each with its settings.
 """
-from .detectors import DETECTORS, WHICH, Detector, Face, choose, installed_models, load_detector, refusal
-from .geometry import BORDER_RULES, square_around
+from .detectors import (
+    DETECTORS,
+    WHICH,
+    Detector,
+    Face,
+    choose,
+    detector_refusal,
+    installed_models,
+    keypoint_detector,
+    load_detector,
+)
+from .download import download_if_missing
+from .geometry import BORDER_RULES, aligned, square_around
 from .given import ready_detector
-from .models import find_insightface, insightface_missing
+from .models import (
+    ARCFACE,
+    SFACE,
+    YUNET,
+    ManagedNetwork,
+    file_refusal,
+    find_insightface,
+    insightface_refusal,
+    opencv_network,
+)
 from .parsing import KEPT_LABELS, NORMALIZATIONS
 from .pixels import check_finite, checked_masks, to_uint8
 from .preprocess import FROM_PRESET, NO_FACE, PARSERS, FaceSettings, crop_faces
 from .presets import PRESETS
 
-__all__ = ["BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS", "PRESETS",
-           "WHICH", "Detector", "Face", "FaceSettings", "check_finite", "checked_masks", "choose", "crop_faces",
-           "find_insightface", "insightface_missing", "installed_models", "load_detector", "ready_detector", "refusal",
-           "square_around", "to_uint8"]
+__all__ = ["ARCFACE", "BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS",
+           "PRESETS", "SFACE", "WHICH", "YUNET", "Detector", "Face", "FaceSettings", "ManagedNetwork", "aligned",
+           "check_finite", "checked_masks", "choose", "crop_faces", "detector_refusal", "download_if_missing",
+           "file_refusal", "find_insightface", "insightface_refusal", "installed_models", "keypoint_detector",
+           "load_detector", "opencv_network", "ready_detector", "square_around", "to_uint8"]

@@ -1,4 +1,4 @@
-"""Colour and exposure of a photo brought to a common ground."""
+"""White balance and exposure of a photo."""
 from __future__ import annotations
 
 import cv2
@@ -8,10 +8,13 @@ DARKEST, BRIGHTEST = 1, 99  # percentiles that become black and white
 
 
 def balanced(photo: np.ndarray) -> np.ndarray:
-    """photo: [H, W, 3] uint8 -> the same, made grey in the median and its lightness stretched to the full range.
+    """The photo without its colour cast, and with its lightness stretched to the full range.
 
-    The grey-world assumption (Buchsbaum 1980) in Lab, over the whole photo, because over the face alone it would bleach
-    skin; the median because one large coloured thing (a suit, a wall) moves the mean.
+    The method is the grey-world assumption (Buchsbaum 1980) in Lab. It reads the whole photo, because measured on the
+    face alone it would bleach skin. It takes the median, because one large coloured thing (a suit, a wall) moves the
+    mean.
+
+    photo: [H, W, 3] uint8; the result has the same shape and type.
     """
     lab = cv2.cvtColor(photo.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     lab[..., 1:] -= np.median(lab[..., 1:], axis=(0, 1))

@@ -11,35 +11,44 @@ import torch
 
 from ..contracts import StandInError
 from .models import (
-    BISENET,
+    MODEL_FILES,
     RETINAFACE,
+    YUNET,
     ManagedNetwork,
+    file_refusal,
     find_insightface,
     find_model,
-    insightface_missing,
-    missing,
+    insightface_refusal,
+    opencv_network,
 )
 
-# A face of a tenth of this is well within what the detectors find; a larger picture costs time.
+# A detector sees a copy of the photo whose longer side has this many pixels at most. A face of a tenth of it is well
+# within what the detectors find; a larger copy costs time.
 LONGEST_SIDE_PX = 1024
-# Smallest face the cascade looks for, as a part of the shorter side: first the larger, which is four times as fast.
+# The smallest face that the cascade looks for, as a part of the photo's shorter side. The search for larger faces comes
+# first: it is four times as fast.
 CASCADE_PARTS = (12, 25)
 INSIGHTFACE_FILES = ("det_*.onnx", "scrfd_*.onnx")
 INSIGHTFACE_PX = 640  # what its detectors were exported for, and what the authors use
+# YuNet was trained on pictures of 640 px and finds faces of 10 to 300 px (opencv_zoo, face_detection_yunet/README.md).
+YUNET_PX, YUNET_LARGEST_PX = 640, 300
 
-# The cascade's square reaches from the brows to below the mouth; the boxes for which crop scales were chosen, from the
-# forehead to the chin. Left, top, right, bottom of such a box as shares of the square, read off a photograph.
+# The cascade's square reaches from the brows to below the mouth. Crop scales are meant for boxes from the forehead to
+# the chin: left, top, right and bottom of such a box as shares of the square, read off a photograph.
 FACE_IN_SQUARE = np.array([0.05, 0.02, 0.95, 1.15])
-# Left eye, right eye (of the viewer), nose, left and right corner of the mouth as shares of a face box, likewise.
+# left eye, right eye (as the viewer sees them), nose, left and right corner of the mouth as shares of a face box, read
+# off the same photograph
 POINTS_IN_BOX = np.array([[0.26, 0.31], [0.74, 0.31], [0.50, 0.54], [0.30, 0.66], [0.70, 0.66]])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """box: (left, top, right, bottom) in pixels of the photo; score: the detector's own, higher is surer.
+    """A face in a photo.
 
-    keypoints: [5, 2] float, x and y in pixels of the photo, in the order of POINTS_IN_BOX, or None where the detector
-    finds none.
+    box: left, top, right, bottom in pixels of the photo.
+    score: how sure the detector is, on its own scale.
+    keypoints: [5, 2] float, x and y in pixels of the photo, in the order of POINTS_IN_BOX; None if the detector gives
+        no key points.
     """
 
     box: tuple[int, int, int, int]
@@ -58,7 +67,7 @@ class Face:
 
     @property
     def points(self) -> np.ndarray:
-        """The key points, or where they would lie in an upright, frontal face of this box."""
+        """[5, 2]: the key points, or where they would lie in an upright, frontal face of this box."""
         if self.keypoints is not None:
             return self.keypoints
         left, top, right, bottom = self.box
@@ -76,10 +85,11 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A detector that is ready.
+    """A detector that is ready to run.
 
-    find: photo [H, W, 3] uint8 RGB and its index in the batch -> its faces. has_keypoints: whether they come with
-    points. notes: what "auto" passed over and why, a sentence each.
+    find: takes a photo, [H, W, 3] uint8 RGB, and its index in the batch; returns the faces in it.
+    has_keypoints: whether the faces come with key points.
+    notes: each detector that "auto" passed over, and why.
     """
 
     name: str
@@ -89,35 +99,46 @@ class Detector:
 
 
 def load_detector(name: str, min_score: float) -> Detector:
-    """name: one of DETECTORS. "auto" takes the first that can run here and says why others cannot.
+    """The detector of a name, or the first that can run here.
 
-    Faces below min_score, 0 to 1, are left out. Raises StandInError if a detector was chosen by name and cannot run.
+    name: one of DETECTORS; "auto" takes the first of BY_NAME that can run and notes why those before it cannot.
+    min_score: 0 to 1; faces with a lower score are left out.
+
+    Raises StandInError if a detector was chosen by name and cannot run.
     """
     if name != "auto":
-        load, why_not = BY_NAME[name]
-        reason = why_not()
-        if reason is not None:
-            raise StandInError(f"{name} cannot run: {reason}; mend that, or set detector to auto.")
+        refusal = detector_refusal(name)
+        if refusal is not None:
+            raise StandInError(f"{name} cannot run: {refusal}. Supply what is missing, or set detector to auto.")
+        load, _ = BY_NAME[name]
         return load(min_score)
     notes = []
-    for candidate, (load, why_not) in BY_NAME.items():
-        reason = why_not()
-        if reason is None:
+    for candidate, (load, refuse) in BY_NAME.items():
+        refusal = refuse()
+        if refusal is None:
             return replace(load(min_score), notes=tuple(notes))
-        notes.append(f"{candidate} not used: {reason}")
+        notes.append(f"{candidate} not used: {refusal}")
     raise AssertionError("none can always run")
 
 
-def refusal(name: str) -> str | None:
-    """Why a detector of BY_NAME cannot run here, or None."""
-    _, why_not = BY_NAME[name]
-    return why_not()
+def detector_refusal(name: str) -> str | None:
+    """Why a detector of BY_NAME cannot run here, or None if it can."""
+    _, refuse = BY_NAME[name]
+    return refuse()
+
+
+def keypoint_detector() -> str | None:
+    """The name of the first detector with key points that can run here, or None."""
+    return next((name for name in KEYPOINT_DETECTORS if detector_refusal(name) is None), None)
 
 
 def choose(faces: list[Face], which: str, index: int) -> list[Face]:
-    """which: one of WHICH; index: counted from 0 at the left, for "from left". Several faces come from left to right.
+    """The faces that the user asked for, from left to right.
 
-    Raises StandInError if there are faces, but not as many as the index asks for.
+    which: one of WHICH.
+    index: which face "from left" takes; 0 is the leftmost.
+
+    Raises StandInError if there are faces, but fewer than the index asks for.
     """
     from_left = sorted(faces, key=lambda face: face.centre[0])
     if which == "all" or not faces:
@@ -160,18 +181,39 @@ def _insightface(min_score: float) -> Detector:
     return Detector("insightface", _on_small_copy(scan, INSIGHTFACE_PX), has_keypoints=bool(model.use_kps))
 
 
-def installed_models() -> tuple[str, ...]:
-    """Those of the face models that are here: what a node may give depends on it."""
-    found = (find_model(RETINAFACE.name), find_model(BISENET.name), find_insightface(INSIGHTFACE_FILES))
-    return tuple(path.name for path in found if path is not None)
+def _insightface_refusal() -> str | None:
+    return insightface_refusal("a detector", INSIGHTFACE_FILES)
 
 
-def _insightface_missing() -> str | None:
-    return insightface_missing("a detector", INSIGHTFACE_FILES)
+def _yunet(min_score: float) -> Detector:
+    """YuNet, run by OpenCV on the CPU (Wu, Peng, Yu: YuNet, a tiny millisecond-level face detector, 2023)."""
+    nothing = np.empty(0, np.uint8)  # OpenCV asks for a configuration, and an ONNX file has none
+    network = opencv_network(
+        YUNET, lambda weights: cv2.FaceDetectorYN.create("onnx", weights, nothing, (32, 32), min_score),
+        lambda network: network.detect(np.zeros((32, 32, 3), np.uint8)))
+
+    def scan(photo: np.ndarray) -> list[Face]:
+        network.setInputSize(photo.shape[1::-1])
+        _, rows = network.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+        return [] if rows is None else [
+            Face(_edges((*row[:2], *(row[:2] + row[2:4]))), float(row[14]), row[4:14].reshape(5, 2).astype(np.float64))
+            for row in rows]
+
+    fine, coarse = _on_small_copy(scan, YUNET_PX), _on_small_copy(scan, YUNET_PX // 2)
+
+    def find(photo: np.ndarray, index: int) -> list[Face]:
+        """On the coarse copy where it shows a face that is too large on the fine one, else on the fine one."""
+        faces = coarse(photo, index)
+        too_large = YUNET_LARGEST_PX * max(1.0, max(photo.shape[:2]) / YUNET_PX)
+        if any(face.box[3] - face.box[1] > too_large for face in faces):
+            return faces
+        return fine(photo, index)
+
+    return Detector("yunet", find, has_keypoints=True)
 
 
 def _cascade(min_score: float) -> Detector:
-    """The local-binary-pattern cascade of OpenCV that ships with scikit-image: frontal faces, no points, no score."""
+    """OpenCV's local-binary-pattern cascade, which ships with scikit-image: frontal faces, no key points, no score."""
     from skimage.data import lbp_frontal_face_cascade_filename  # 0.5 s
     from skimage.feature import Cascade
 
@@ -183,9 +225,9 @@ def _cascade(min_score: float) -> Detector:
         for smallest in dict.fromkeys(max(24, shortest // part) for part in CASCADE_PARTS):
             if smallest > shortest:
                 break
-            # With 10 neighbours scikit-image's photographs, at several sizes, gave every face up to a tilt of 10
-            # degrees and nothing else; with its default of 4 false ones came, from 13 on a tilt of 5 degrees was lost.
-            # In a photo that lies on its side it finds no face, and at 10 one wrong box.
+            # Measured on scikit-image's photographs at several sizes: 10 neighbours give every face up to a tilt of 10
+            # degrees and nothing else; 4, the default, give false faces, and 13 lose faces at a tilt of 5 degrees. In a
+            # photo that lies on its side 10 neighbours give no face, and one wrong box.
             found = cascade.detect_multi_scale(
                 img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest), max_size=(shortest, shortest),
                 min_neighbor_number=10)
@@ -196,7 +238,7 @@ def _cascade(min_score: float) -> Detector:
     return Detector("cascade", _on_small_copy(scan, LONGEST_SIDE_PX), has_keypoints=False)
 
 
-def _cascade_missing() -> str | None:
+def _cascade_refusal() -> str | None:
     if importlib.util.find_spec("skimage") is None:
         return "scikit-image is not installed (the pack's requirements.txt has it)"
     return None
@@ -208,6 +250,7 @@ def _none(min_score: float) -> Detector:
 
 def _on_small_copy(scan: Callable[[np.ndarray], list[Face]],
                    longest_side: int) -> Callable[[np.ndarray, int], list[Face]]:
+    """scan, on a copy of the photo that is no longer than longest_side, with the faces in the photo's own pixels."""
     def find(photo: np.ndarray, index: int) -> list[Face]:
         height, width = photo.shape[:2]
         scale = min(1.0, longest_side / max(height, width))
@@ -217,7 +260,7 @@ def _on_small_copy(scan: Callable[[np.ndarray], list[Face]],
             small = cv2.resize(photo, (max(round(width * scale), 1), max(round(height * scale), 1)),
                                interpolation=cv2.INTER_AREA)
             faces = [face.scaled(1 / scale) for face in scan(small)]
-        # a box may reach out of the photo, but a face whose centre does is not in it, nor is one without area
+        # A box may reach out of the photo. A box whose centre lies outside, or that has no area, is no face in it.
         return [face for face in faces if 0 <= face.centre[0] < width and 0 <= face.centre[1] < height
                 and face.box[0] < face.box[2] and face.box[1] < face.box[3]]
 
@@ -228,12 +271,20 @@ def _edges(row: np.ndarray) -> tuple[int, int, int, int]:
     return tuple(int(edge) for edge in row)
 
 
-# in the order in which "auto" tries them: name -> how to get it ready, and why it cannot run here
+def installed_models() -> tuple[str, ...]:
+    """The names of the face models that are installed here, on which the result of an "auto" depends."""
+    found = (*(find_model(model_file.name) for model_file in MODEL_FILES), find_insightface(INSIGHTFACE_FILES))
+    return tuple(path.name for path in found if path is not None)
+
+
+# name -> what loads it and what says why it cannot run here, in the order in which "auto" tries them
 BY_NAME = {
-    "retinaface": (_retinaface, lambda: missing(RETINAFACE)),
-    "insightface": (_insightface, _insightface_missing),
-    "cascade": (_cascade, _cascade_missing),
+    "retinaface": (_retinaface, lambda: file_refusal(RETINAFACE)),
+    "insightface": (_insightface, _insightface_refusal),
+    "yunet": (_yunet, lambda: file_refusal(YUNET)),
+    "cascade": (_cascade, _cascade_refusal),
     "none": (_none, lambda: None),
 }
 DETECTORS = ("auto", *BY_NAME)
+KEYPOINT_DETECTORS = ("retinaface", "insightface", "yunet")
 WHICH = ("largest", "from left", "all")

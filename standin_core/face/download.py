@@ -1,4 +1,4 @@
-"""Fetching a face model, only ever because the user switched it on in a node."""
+"""Download of a face model, only where the user has switched download_missing on in a node."""
 from __future__ import annotations
 
 import hashlib
@@ -18,10 +18,12 @@ TIMEOUT_SECONDS = 30
 
 
 def download_if_missing(model_file: ModelFile) -> None:
-    """Fetch the file into models/facexlib unless some folder has it.
+    """Download the file into models/facexlib unless one of the folders has it.
 
-    It grows under a temporary name, which a later call continues after an interruption, and gets its own name only
-    when size and hash are right. Raises StandInError when the source cannot be reached or sends something else.
+    The download grows under a temporary name, and a later call continues an interrupted one. The file gets its own name
+    only when its size and its hash are right. (torch.hub and pooch continue no download.)
+
+    Raises StandInError if the source cannot be reached or sends another file.
     """
     if find_model(model_file.name) is not None:
         return

@@ -8,15 +8,21 @@ import numpy as np
 
 Box = tuple[int, int, int, int]
 
-# A face this near to the borders of the photo, in pixels, fills it: there is nothing to crop.
+# A face whose box comes this near to the photo's borders, in pixels, fills the photo: there is nothing to crop.
 BORDER_PX = 10
-# near all four borders in the authors' inference code, near any one of them in their ComfyUI preprocessor
+# The authors' inference code asks for all four borders, their ComfyUI preprocessor for any one of them.
 BORDER_RULES = {"all sides": all, "any side": any}
+
+# Side of the pictures that face recognition networks take, and where the five points lie in them: left eye, right eye,
+# nose, left and right corner of the mouth (insightface, utils/face_align.py, arcface_dst; OpenCV's SFace has the same).
+ALIGNED_PX = 112
+ALIGNED_POINTS = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
+                           [70.7299, 92.2041]])
 
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """A region of a photo, (left, top, right, bottom) in its pixels, to be padded to a square around its centre."""
+    """A region of a photo in its pixels, which is padded around its centre to a square."""
 
     left: int
     top: int
@@ -32,9 +38,13 @@ class Square:
         return (self.side - (self.right - self.left)) // 2, (self.side - (self.bottom - self.top)) // 2
 
     def cut(self, image: np.ndarray, size: int, fill) -> np.ndarray:
-        """image: [H, W] or [H, W, C], of the photo's size -> [size, size(, C)]; fill: value of the padding.
+        """The region, padded and resized: [size, size] or [size, size, C].
 
-        Centred padding and INTER_AREA are the authors', bit for bit.
+        The padding around the centre and INTER_AREA are the authors', bit for bit.
+
+        image: [H, W] or [H, W, C], of the photo's size.
+        size: side of the result in pixels.
+        fill: value of the padding.
         """
         region = image[self.top:self.bottom, self.left:self.right]
         height, width = region.shape[:2]
@@ -44,13 +54,20 @@ class Square:
         return cv2.resize(padded, (size, size), interpolation=cv2.INTER_AREA)
 
     def to_crop(self, points: np.ndarray, size: int) -> np.ndarray:
-        """points: [n, 2], x and y in pixels of the photo -> the same in the crop of this size."""
+        """The same points in the crop.
+
+        points: [n, 2], x and y in pixels of the photo.
+        size: side of the crop in pixels.
+        """
         left, top = self._padding
         in_square = np.asarray(points, np.float64) - (self.left - left, self.top - top)
         return (in_square + 0.5) * (size / self.side) - 0.5  # pixels have their centre at one half
 
     def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
-        """crop: [S, S] -> [height, width] of the photo, 0 outside the square."""
+        """A picture of the photo's size, [height, width], with the crop where it was cut, and 0 elsewhere.
+
+        crop: [S, S]
+        """
         whole = np.zeros((height, width), crop.dtype)
         left, top = self._padding
         square = cv2.resize(crop, (self.side, self.side), interpolation=cv2.INTER_NEAREST)
@@ -60,10 +77,12 @@ class Square:
 
 
 def square_around(box: Box | None, height: int, width: int, scale: float, border_rule: str = "all sides") -> Square:
-    """box: a face in pixels, or None for the whole photo of height x width; scale: side of the square to the box's
-    longer side; border_rule: one of BORDER_RULES.
+    """The square around a face. Integer halves and clipping before padding are the authors', bit for bit.
 
-    Integer halves and clipping before padding are the authors', bit for bit.
+    box: the face, left, top, right, bottom in pixels; None takes the whole photo.
+    height, width: of the photo.
+    scale: side of the square over the longer side of the box.
+    border_rule: one of BORDER_RULES; it says when the face fills the photo, which is then taken whole.
     """
     if box is None or _fills(box, height, width, border_rule):
         return Square(0, 0, width, height)
@@ -81,13 +100,16 @@ def _fills(box: Box, height: int, width: int, border_rule: str) -> bool:
 
 
 def levelling(centre: tuple[float, float], roll: float) -> np.ndarray:
-    """[2, 3], the rotation about centre that makes a line horizontal which falls to the right by roll degrees."""
+    """[2, 3]: the rotation about the centre that levels a line which falls to the right by roll degrees."""
     return cv2.getRotationMatrix2D(centre, roll, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A square in the photo, after the photo was moved by matrix ([2, 3], or None) within its frame."""
+    """A square in a photo that was turned first.
+
+    matrix: [2, 3], turns the photo within its frame; None leaves it as it is.
+    """
 
     square: Square
     matrix: np.ndarray | None = None
@@ -113,7 +135,7 @@ class Place:
         return whole
 
     def corners(self) -> np.ndarray:
-        """[4, 2], x and y of the square's region in the photo, in turn."""
+        """[4, 2]: x and y of the region's corners in the photo, one after the other around it."""
         square = self.square
         corners = np.array([[square.left, square.top], [square.right, square.top], [square.right, square.bottom],
                             [square.left, square.bottom]], np.float64)
@@ -121,3 +143,17 @@ class Place:
             return corners
         back = cv2.invertAffineTransform(self.matrix)
         return corners @ back[:, :2].T + back[:, 2]
+
+
+def aligned(photo: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The face as recognition networks take it, [112, 112, 3]: its points are brought to ALIGNED_POINTS.
+
+    The transform is the rotation, scale and shift with the least squared error (Umeyama 1991), as in insightface.
+
+    photo: [H, W, 3] uint8.
+    points: [5, 2], x and y in pixels of the photo.
+    """
+    from skimage.transform import estimate_transform  # 0.5 s
+
+    matrix = estimate_transform("similarity", points, ALIGNED_POINTS).params[:2]
+    return cv2.warpAffine(photo, matrix, (ALIGNED_PX, ALIGNED_PX))

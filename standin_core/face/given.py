@@ -1,4 +1,4 @@
-"""The detector of a node: what is connected (boxes, a mask, ComfyUI's MediaPipe landmarks), or the one it names."""
+"""The detector of a node: a box, a mask or landmarks that another node found, or the detector that it names."""
 from __future__ import annotations
 
 import numpy as np
@@ -7,33 +7,41 @@ import torch
 from ..contracts import StandInError
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
-from .models import RETINAFACE
+from .models import RETINAFACE, YUNET
 from .pixels import checked_masks
 
 # MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
+# which file download_missing fetches for a detector; the others need none, or one that the user installs
+FETCHED = {"auto": RETINAFACE, "retinaface": RETINAFACE, "yunet": YUNET}
 
 
 def ready_detector(settings, pictures: tuple[int, int, int], face_box, face_mask: torch.Tensor | None,
                    face_landmarks: dict | None) -> Detector:
-    """settings: FaceSettings or SwapSettings, of which detector, min_score and download_missing count if nothing is
-    given; pictures: their number, height and width.
+    """The detector that answers with what is connected, or the one that the settings name.
+
+    settings: FaceSettings or SwapSettings; the fields read are detector, min_score and download_missing.
+    pictures: number, height and width of the pictures.
+    face_box, face_mask, face_landmarks: see ``given_detector``.
     """
     given = given_detector(pictures, face_box, face_mask, face_landmarks)
     if given is not None:
         return given
-    if settings.download_missing and settings.detector in ("auto", "retinaface"):
-        download_if_missing(RETINAFACE)
+    if settings.download_missing and settings.detector in FETCHED:
+        download_if_missing(FETCHED[settings.detector])
     return load_detector(settings.detector, settings.min_score)
 
 
 def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | None,
                    landmarks: dict | None) -> Detector | None:
-    """A detector that answers with what is connected, at most one of the three, or None if nothing is.
+    """A detector that answers with what is connected, or None if nothing is. All three are in pixels of the photos.
 
-    pictures: number, height and width of the photos. boxes: ComfyUI's BOUNDING_BOX, one for all photos or a list for
-    each; mask: [B or 1, H, W], the face is where it is above one half; landmarks: ComfyUI's FACE_LANDMARKS. All in
-    pixels of the photos. Raises StandInError for what was made from other pictures.
+    pictures: number, height and width of the photos.
+    boxes: ComfyUI's BOUNDING_BOX, one for all photos or a list for each photo.
+    mask: [B or 1, H, W]; the face is where the mask is above one half.
+    landmarks: ComfyUI's FACE_LANDMARKS.
+
+    Raises StandInError if more than one is connected, and for what was made from other pictures.
     """
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
@@ -53,7 +61,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
 
 
 def _from_boxes(boxes) -> Detector:
-    """A box, the boxes of every photo, or a list of them for each photo."""
+    """boxes: one box, a list of boxes that holds for every photo, or such a list for each photo."""
     if isinstance(boxes, dict):
         boxes = [boxes]
     for_each = boxes if boxes and isinstance(boxes[0], list) else [boxes]
@@ -93,7 +101,7 @@ def _from_landmarks(landmarks: dict) -> Detector:
 
 
 def _of_photo(for_each, index: int, name: str):
-    """The entry of a photo; a single entry serves all."""
+    """The entry of one photo; a single entry serves all photos."""
     if len(for_each) == 1:
         return for_each[0]
     if index >= len(for_each):
@@ -103,7 +111,7 @@ def _of_photo(for_each, index: int, name: str):
 
 
 def _boxed(left: float, top: float, right: float, bottom: float, photo: np.ndarray, score: float) -> Face | None:
-    """The part of a box that lies in the photo, or None if no pixel does."""
+    """The part of a box that lies in the photo, or None if no pixel of it does."""
     height, width = photo.shape[:2]
     left, top = max(int(left), 0), max(int(top), 0)
     right, bottom = min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)

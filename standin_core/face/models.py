@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+import cv2
 import folder_paths
+import numpy as np
 import torch
 
 from ..contracts import StandInError
@@ -16,27 +19,46 @@ from ..contracts import StandInError
 # models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the authors' preprocessor
 # put the same files
 FOLDERS = ("facexlib", "facedetection", "face_parsing", "facerestore_models", "gfpgan")
-RELEASES = "https://github.com/xinntao/facexlib/releases/download"
+FACEXLIB_RELEASES = "https://github.com/xinntao/facexlib/releases/download"
+# a commit, so that the files behind the addresses stay the same
+OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/47534e27c9851bb1128ccc0102f1145e27f23f98/models"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A file of facexlib's releases. size: in bytes; sha256: of the file, the same wherever copies are published."""
+    """A published file of weights.
+
+    package: the package that runs it, "facexlib" or "cv2".
+    size: in bytes.
+    sha256: the same wherever copies of the file are published.
+    """
 
     name: str
+    package: str
     url: str
     size: int
     sha256: str
 
     def __str__(self):
-        page = self.url.rpartition("/")[0].replace("/download/", "/tag/")
+        page = self.url.rpartition("/")[0].replace("/download/", "/tag/").replace("/raw/", "/tree/")
         return f"{self.name} ({self.size / 1e6:.1f} MB, SHA-256 {self.sha256}, from {page}, into models/{FOLDERS[0]})"
 
 
-RETINAFACE = ModelFile("detection_Resnet50_Final.pth", f"{RELEASES}/v0.1.0/detection_Resnet50_Final.pth", 109_497_761,
+RETINAFACE = ModelFile("detection_Resnet50_Final.pth", "facexlib",
+                       f"{FACEXLIB_RELEASES}/v0.1.0/detection_Resnet50_Final.pth", 109_497_761,
                        "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d")
-BISENET = ModelFile("parsing_bisenet.pth", f"{RELEASES}/v0.2.0/parsing_bisenet.pth", 53_289_463,
+BISENET = ModelFile("parsing_bisenet.pth", "facexlib", f"{FACEXLIB_RELEASES}/v0.2.0/parsing_bisenet.pth", 53_289_463,
                     "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567")
+ARCFACE = ModelFile("recognition_arcface_ir_se50.pth", "facexlib",
+                    f"{FACEXLIB_RELEASES}/v0.1.0/recognition_arcface_ir_se50.pth", 175_367_323,
+                    "a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28")
+YUNET = ModelFile("face_detection_yunet_2023mar.onnx", "cv2",
+                  f"{OPENCV_ZOO}/face_detection_yunet/face_detection_yunet_2023mar.onnx", 232_589,
+                  "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4")
+SFACE = ModelFile("face_recognition_sface_2021dec.onnx", "cv2",
+                  f"{OPENCV_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx", 38_696_353,
+                  "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79")
+MODEL_FILES = (RETINAFACE, BISENET, ARCFACE, YUNET, SFACE)
 
 
 def find_model(file_name: str) -> Path | None:
@@ -50,23 +72,27 @@ def find_model(file_name: str) -> Path | None:
     return None
 
 
-def missing(model_file: ModelFile) -> str | None:
-    """Why the facexlib network of this file cannot run here, or None if it can."""
-    if importlib.util.find_spec("facexlib") is None:
-        return "facexlib is not installed (the pack's requirements.txt has it)"
+def file_refusal(model_file: ModelFile) -> str | None:
+    """Why the network of this file cannot run here, or None if it can."""
+    if importlib.util.find_spec(model_file.package) is None:
+        return f"{model_file.package} is not installed (the pack's requirements.txt has it)"
     if find_model(model_file.name) is None:
         return f"there is no {model_file}"
     return None
 
 
 def find_insightface(patterns: tuple[str, ...]) -> Path | None:
-    """The first network of insightface's model packs whose file fits one of the patterns, or None."""
+    """The first network of insightface's model packs whose file name fits one of the patterns, or None."""
     packs = Path(folder_paths.models_dir) / "insightface" / "models"
     return next((path for pattern in patterns for path in sorted(packs.rglob(pattern))), None)
 
 
-def insightface_missing(what: str, patterns: tuple[str, ...]) -> str | None:
-    """Why insightface's network that is such a thing cannot run here, or None if it can."""
+def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:
+    """Why insightface's network for a task cannot run here, or None if it can.
+
+    what: the task's name in a sentence, such as "a detector".
+    patterns: the file names of its networks.
+    """
     for package in ("insightface", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed (optional: pip install insightface onnxruntime)"
@@ -76,25 +102,46 @@ def insightface_missing(what: str, patterns: tuple[str, ...]) -> str | None:
 
 
 class ManagedNetwork:
-    """A network with the weights of a file (nothing in it is run), under ComfyUI's memory manager while it is held.
+    """A PyTorch network with the weights of a file, under ComfyUI's memory manager while this object is held.
 
-    ``missing(model_file)`` must have no reason.
+    Nothing in the file is run. ``file_refusal(model_file)`` must be None.
     """
 
     def __init__(self, network: torch.nn.Module, model_file: ModelFile):
-        """Raises StandInError for a file that is broken or holds something else."""
+        """Raises StandInError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
         except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
-            raise StandInError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
-                               f"{model_file}.") from error
-        self.network = network.eval()
+            raise _broken(path, model_file) from error
+        self.network = network.eval().requires_grad_(False)
         self.device = comfy.model_management.get_torch_device()
         self._patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.device, offload_device=comfy.model_management.unet_offload_device())
 
     def load(self) -> None:
-        """Have the memory manager bring it to the device that computes; it may be freed again afterwards."""
+        """Have the memory manager bring the network to the device that computes; it may be freed again afterwards."""
         comfy.model_management.load_models_gpu([self._patcher])
+
+
+def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
+    """A network that OpenCV runs, on the CPU; ``file_refusal(model_file)`` must be None.
+
+    create: takes the bytes of the file, [N] uint8. (OpenCV opens no path with letters outside Windows' code page.)
+    try_out: runs the network once, which tells another network from the right one.
+
+    Raises StandInError for a file that is broken or holds another network.
+    """
+    path = find_model(model_file.name)
+    try:
+        network = create(np.fromfile(path, np.uint8))
+        try_out(network)
+    except cv2.error as error:
+        raise _broken(path, model_file) from error
+    return network
+
+
+def _broken(path: Path, model_file: ModelFile) -> StandInError:
+    return StandInError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
+                        f"{model_file}.")

@@ -1,4 +1,4 @@
-"""Face parsing: which pixels of a crop belong to the person, and to which part."""
+"""Face parsing: a label for every pixel of a crop, such as skin, hair or background."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ KEPT_LABELS = {
     "face": FACE,
 }
 
-# scale and shift of pixels in 0..1, per channel
+# mean and standard deviation of pixels in 0..1, for each channel
 NORMALIZATIONS = {
     "0.5": (np.full(3, 0.5, np.float32), np.full(3, 0.5, np.float32)),
     "imagenet": (np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)),
@@ -30,9 +30,11 @@ NORMALIZATIONS = {
 
 
 def load_parser(normalization: str) -> Callable[[np.ndarray], np.ndarray]:
-    """facexlib's BiSeNet, ready: crop [S, S, 3] uint8 RGB -> labels [S, S] uint8.
+    """facexlib's BiSeNet as a function that takes a crop, [S, S, 3] uint8 RGB, and returns its labels, [S, S] uint8.
 
-    normalization: one of NORMALIZATIONS. ``models.missing(BISENET)`` must have no reason.
+    normalization: one of NORMALIZATIONS.
+
+    ``models.file_refusal(BISENET)`` must be None.
     """
     from facexlib.parsing.bisenet import BiSeNet  # imports half of scipy and numba: 2 s
 

@@ -1,4 +1,4 @@
-"""A photo in, a square face crop on a plain background out: detect, choose, crop, parse."""
+"""A square face crop on a plain background from a photo: detect, choose, crop, parse."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
 from .geometry import BORDER_RULES, Place, levelling, square_around
 from .given import ready_detector
-from .models import BISENET, missing
+from .models import BISENET, file_refusal
 from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, NORMALIZATIONS, load_parser
 from .pixels import checked_masks, to_uint8
 from .presets import PRESETS, Preset
@@ -25,18 +25,27 @@ from .quality import assess, pose
 NO_FACE = ("whole image", "error")
 PARSERS = ("auto", "bisenet", "none")
 FROM_PRESET = "preset"
-LEAST_REMOVED = 0.01  # share of the photo in a crop from which it counts as cut out
+LEAST_REMOVED = 0.01  # a crop counts as cut out if more than this share of the photo in it was removed
 
 
 @dataclass(frozen=True, slots=True)
 class FaceSettings:
-    """How a face is found and cropped; the fields that the preset sets do so when left at 0 or "preset".
+    """How a face is found and cropped. Where a field is 0 or "preset", the preset sets it.
 
-    preset: one of PRESETS. detector: one of DETECTORS, with min_score, 0 to 1. which_face: one of WHICH, face_index
-    counts from the left. no_face: one of NO_FACE. crop_scale, border_rule, keep, normalization: see Preset. size: of
-    the crop in pixels. background: a colour by name or #rrggbb. parser: one of PARSERS. feather: width in pixels, at
-    the crop's size, over which the mask fades inwards; 0 is the authors' hard mask. level_eyes: turn the photo until
-    the eyes are level. balance_colors: see ``colour.balanced``. download_missing: fetch the face models.
+    preset: one of PRESETS.
+    detector: one of DETECTORS.
+    which_face: one of WHICH.
+    face_index: which face "from left" takes; 0 is the leftmost.
+    min_score: 0 to 1; faces with a lower score are left out.
+    no_face: one of NO_FACE, what to do where no face is found.
+    crop_scale, border_rule, keep, normalization: see Preset.
+    size: side of the crop in pixels.
+    background: a colour by name or #rrggbb.
+    parser: one of PARSERS.
+    feather: width in pixels of the crop over which the mask fades inwards; 0 is the authors' hard mask.
+    level_eyes: turn the photo until the eyes are level.
+    balance_colors: see ``colour.balanced``.
+    download_missing: download the face models that are missing.
     """
 
     preset: str = next(iter(PRESETS))
@@ -65,7 +74,7 @@ class FaceSettings:
                 raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
 
     def resolved(self) -> Preset:
-        """The preset with every value that was set in its place."""
+        """The preset, with every field that the user set in place of its own."""
         base = PRESETS[self.preset]
         given = {name: getattr(self, name) for name in ("border_rule", "keep", "normalization")}
         values = {name: getattr(base, name) if value == FROM_PRESET else value for name, value in given.items()}
@@ -74,12 +83,15 @@ class FaceSettings:
 
 def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_mask: torch.Tensor | None = None,
                face_landmarks: dict | None = None, subject_mask: torch.Tensor | None = None) -> FaceCrop:
-    """image: [B, H, W, 1, 3 or 4] float in 0..1, alpha being the subject's mask -> the crops of all photos in turn.
+    """The crops of all faces of all photos.
 
-    face_box, face_mask or face_landmarks (see ``given_detector``) take the place of the detector, subject_mask ([B or
-    1, H, W], 1 is kept) that of the parser and of alpha; with alpha alone, what both it and the parser keep is kept.
-    Raises StandInError for input that is empty or not finite, for a choice that cannot run here, and where no_face
-    says so.
+    image: [B, H, W, 1, 3 or 4] float in 0..1; an alpha channel is the mask of the subject.
+    face_box, face_mask, face_landmarks: take the place of the detector, see ``given_detector``.
+    subject_mask: [B or 1, H, W], 1 where the subject is; takes the place of the parser and of alpha. Without it, a
+        pixel is kept if both the parser and alpha keep it.
+
+    Raises StandInError for an input that is empty or not finite, for a choice that cannot run here, and for a photo
+    without a face where no_face is "error".
     """
     photos, alpha = _checked(image)
     rules = settings.resolved()
@@ -118,7 +130,13 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
 
 @dataclass(frozen=True, slots=True)
 class _CutOut:
-    """mask: crop [S, S, 3], where it was cut and index of the photo -> [S, S] float, 1 where the subject is."""
+    """How the subject is cut out.
+
+    mask: takes a crop, [S, S, 3] uint8, the place where it was cut and the index of the photo; returns [S, S] float, 1
+        where the subject is.
+    words: what it does, for the verdict.
+    notes: what "auto" passed over, and why.
+    """
 
     mask: Callable[[np.ndarray, Place, int], np.ndarray]
     words: str
@@ -126,7 +144,7 @@ class _CutOut:
 
 
 def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSettings) -> tuple[Place, list[str]]:
-    """Where to cut, and what that does, in words."""
+    """Where to cut, and what that does to the photo, in words."""
     height, width = photo.shape[:2]
     square = square_around(None if face is None else face.box, height, width, rules.crop_scale, rules.border_rule)
     whole = (square.right - square.left, square.bottom - square.top) == (width, height)
@@ -134,15 +152,15 @@ def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSe
     if face is None or not settings.level_eyes:
         return Place(square), done
     if face.keypoints is None:
-        raise StandInError("level_eyes needs key points, and this face was found without them: take retinaface, "
-                           "connect face_landmarks, or switch level_eyes off.")
+        raise StandInError("level_eyes needs key points, and this face was found without them: set detector to "
+                           "retinaface or yunet, connect face_landmarks, or switch level_eyes off.")
     roll, _ = pose(face.keypoints)
     return Place(square, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
 
 
 def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, fill,
           subject) -> tuple[np.ndarray, float]:
-    """-> [S, S, 4] uint8, and the share of the photo in it that was removed."""
+    """[S, S, 4] uint8, and how large a share of the photo in it was removed."""
     crop = place.cut(balanced(photo) if settings.balance_colors else photo, settings.size, fill)
     inside = place.cut(np.full(photo.shape[:2], 255, np.uint8), settings.size, 0) > 127
     mask = np.where(inside, subject(crop, place, index), 0)
@@ -153,7 +171,7 @@ def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, f
 
 
 def _cut_out_by_masks(masks: torch.Tensor, name: str) -> _CutOut:
-    """masks: [B or 1, H, W] float32"""
+    """masks: [B or 1, H, W] float32."""
     def mask(crop, place, index):
         return place.cut(masks[index if len(masks) > 1 else 0].numpy(), crop.shape[0], 0)
 
@@ -161,7 +179,7 @@ def _cut_out_by_masks(masks: torch.Tensor, name: str) -> _CutOut:
 
 
 def _both(parser: _CutOut, alpha: _CutOut) -> _CutOut:
-    """What both keep."""
+    """Keep a pixel if both keep it."""
     words = alpha.words if parser.mask is _everything else f"{parser.words}, {alpha.words}"
     return _CutOut(lambda *where: parser.mask(*where) * alpha.mask(*where), words, parser.notes)
 
@@ -171,13 +189,13 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
         return _CutOut(_everything, "background kept")
     if settings.download_missing:
         download_if_missing(BISENET)
-    reason = missing(BISENET)
+    refusal = file_refusal(BISENET)
     removes_parts = rules.keep != ALL_BUT_BACKGROUND
-    if reason is not None and (settings.parser == "bisenet" or removes_parts):
-        raise StandInError(f"bisenet cannot run, and to keep {rules.keep} needs it: {reason}; get that file (or switch "
-                           "download_missing on), connect subject_mask, or set parser to none.")
-    if reason is not None:
-        return _CutOut(_everything, "background kept", (f"bisenet not used: {reason}",))
+    if refusal is not None and (settings.parser == "bisenet" or removes_parts):
+        raise StandInError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
+                           "switch download_missing on), connect subject_mask, or set parser to none.")
+    if refusal is not None:
+        return _CutOut(_everything, "background kept", (f"bisenet not used: {refusal}",))
     parse, kept = load_parser(rules.normalization), KEPT_LABELS[rules.keep]
 
     def mask(crop, place, index):
@@ -191,18 +209,22 @@ def _everything(crop, place, index) -> np.ndarray:
 
 
 def _feathered(mask: np.ndarray, width: int) -> np.ndarray:
-    """Faded from 1 to 0 inwards over about this many pixels, so that no background comes in at the edge."""
+    """The mask, fading from 1 to 0 inwards over about this many pixels, so that no background shows at the edge."""
     return np.clip(2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), width / 2) - 1, 0, None) * mask
 
 
 def _flattened(rgba: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
-    """[B, S, S, 4] uint8 over a plain colour -> [B, S, S, 3] uint8"""
+    """The pictures over a plain colour, [B, S, S, 3] uint8.
+
+    rgba: [B, S, S, 4] uint8.
+    fill: the colour.
+    """
     alpha = rgba[..., 3:].astype(np.float32) / 255
     return np.rint(rgba[..., :3] * alpha + np.array(fill, np.float32) * (1 - alpha)).astype(np.uint8)
 
 
 def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[str]) -> list[str]:
-    """One line of verdict, and one for each warning."""
+    """The verdict on a face in one line, and a line for each warning."""
     if face is None:
         found = "no detector" if detector.name == "none" else f"no face found by {detector.name}"
         return [f"{found}: {', '.join(done)}"]
@@ -212,7 +234,7 @@ def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[
 
 
 def _checked(image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor | None]:
-    """-> photos [B, H, W, 3] uint8, and [B, H, W] float32 where an alpha channel says more than "all of it"."""
+    """The photos, [B, H, W, 3] uint8, and their alpha, [B, H, W] float32, or None where nothing is transparent."""
     if image.ndim != 4 or image.numel() == 0:
         raise StandInError(f"the image is empty or no batch of pictures, its shape is {list(image.shape)}: connect a "
                            "photo.")

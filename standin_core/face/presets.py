@@ -1,4 +1,4 @@
-"""What the published preprocessors do, by name."""
+"""The settings of the published preprocessors, by name."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,8 +8,12 @@ from .parsing import ALL_BUT_BACKGROUND
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """crop_scale: side of the crop to the face box; border_rule: one of geometry.BORDER_RULES; keep: one of
-    parsing.KEPT_LABELS; normalization: one of parsing.NORMALIZATIONS.
+    """How a photo is cropped and parsed.
+
+    crop_scale: side of the crop over the longer side of the face box.
+    border_rule: one of geometry.BORDER_RULES.
+    keep: one of parsing.KEPT_LABELS.
+    normalization: one of parsing.NORMALIZATIONS.
     """
 
     crop_scale: float
@@ -18,8 +22,9 @@ class Preset:
     normalization: str
 
 
-# WeChatCV/Stand-In, preprocessor/image_input_preprocessor.py, and WeChatCV/Stand-In_Preprocessor_ComfyUI with its
-# defaults (with_neck off). The last two keep the first one's rules; 2.5 is what users take to see the shoulders.
+# The first is WeChatCV/Stand-In, preprocessor/image_input_preprocessor.py; the second is
+# WeChatCV/Stand-In_Preprocessor_ComfyUI with its defaults (with_neck off). The last two have the rules of the first;
+# 2.5 is the scale that users take to see the shoulders.
 PRESETS = {
     "Stand-In inference": Preset(1.5, "all sides", ALL_BUT_BACKGROUND, "0.5"),
     "Stand-In ComfyUI preprocessor": Preset(1.5, "any side", "face and hair", "imagenet"),

@@ -1,4 +1,4 @@
-"""The photo with what was found and kept drawn on it."""
+"""The photo, with the faces, the crops and the kept pixels drawn on it."""
 from __future__ import annotations
 
 import cv2
@@ -13,9 +13,10 @@ DROPPED_BRIGHTNESS = 0.35
 
 
 class Preview:
-    """A small copy of the photo, [H, W, 3] uint8, on which each face is drawn in turn."""
+    """A small copy of a photo on which each face is drawn."""
 
     def __init__(self, photo: np.ndarray):
+        """photo: [H, W, 3] uint8."""
         self._shape = photo.shape[:2]
         height, width = self._shape
         self.scale = min(1.0, LONGEST_SIDE_PX / max(height, width))
@@ -25,13 +26,17 @@ class Preview:
         self._faces = []
 
     def add(self, face: Face | None, place: Place, mask: np.ndarray) -> None:
-        """mask: [S, S] uint8 of the crop."""
+        """Take in a face, or None for the whole photo.
+
+        place: where the crop was cut.
+        mask: [S, S] uint8, which pixels of the crop are kept.
+        """
         kept = cv2.resize(place.put_back(mask, *self._shape), self._size, interpolation=cv2.INTER_AREA)
         self._kept = np.maximum(self._kept, kept)
         self._faces.append((face, place))
 
     def drawn(self) -> np.ndarray:
-        """What is kept stays bright; the crop is blue, the box green, key points red."""
+        """[h, w, 3] uint8: kept pixels are bright, the crop is blue, the box green, the key points red."""
         shade = DROPPED_BRIGHTNESS + (1 - DROPPED_BRIGHTNESS) / 255 * self._kept[..., None]
         picture = (self._picture * shade).astype(np.uint8)
         thick = max(1, round(max(picture.shape[:2]) / 300))

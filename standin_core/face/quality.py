@@ -1,4 +1,4 @@
-"""What a photo is good for as a reference, in numbers, and a warning where they are poor."""
+"""How good a photo is as a reference: its figures, and a warning for each that is poor."""
 from __future__ import annotations
 
 import math
@@ -13,15 +13,19 @@ SMALL_SHARE = 0.10  # of the photo's height; the adapter was trained on mid and 
 MEASURED_PX = 128  # sharpness is compared at one size
 BLURRED = 20.0  # skimage's astronaut, a face of 102 px, has 182; blurred by 1 px 28, by 2 px 10
 TURNED_DEGREES = 35.0  # the far cheek is hidden from about here
-# Of the nose before the eyes, in half eye distances: MediaPipe's canonical face model has the tip at z = 7.48, the
-# corners of an eye at x = 4.45 and 1.86, z = 3.17 and 3.76.
+# Distance of the nose's tip from the plane of the eyes, in half eye distances. MediaPipe's canonical face model has the
+# tip at z = 7.48, and the corners of an eye at x = 4.45 and 1.86, z = 3.17 and 3.76.
 NOSE_DEPTH = (7.475604 - (3.173422 + 3.757904) / 2) / ((4.445859 + 1.856432) / 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """share: height of the face to the photo's; sharpness: variance of the Laplacian at MEASURED_PX; roll, yaw: in
-    degrees, None without key points.
+    """Figures of a face in a photo.
+
+    width, height: of the face box in pixels.
+    share: height of the face box over the height of the photo.
+    sharpness: variance of the Laplacian of the face at MEASURED_PX.
+    roll, yaw: in degrees; None without key points.
     """
 
     width: int
@@ -51,7 +55,11 @@ class Quality:
 
 
 def assess(photo: np.ndarray, face: Face) -> Quality:
-    """photo: [H, W, 3] uint8, in whose pixels the face is."""
+    """The figures of a face.
+
+    photo: [H, W, 3] uint8.
+    face: in pixels of the photo.
+    """
     left, top, right, bottom = face.box
     roll, yaw = (None, None) if face.keypoints is None else pose(face.keypoints)
     return Quality(right - left, bottom - top, (bottom - top) / photo.shape[0],
@@ -66,9 +74,11 @@ def _sharpness(region: np.ndarray) -> float:
 
 
 def pose(keypoints: np.ndarray) -> tuple[float, float]:
-    """keypoints: [5, 2] -> roll and yaw in degrees, positive when the eyes fall to the right and the nose points there.
+    """Roll and yaw in degrees; positive when the eyes fall to the right and the nose points to the right.
 
-    A nose of depth d before two eyes at -1 and 1, turned by yaw, is seen at d tan(yaw) between them.
+    A nose at depth d before two eyes at -1 and 1 is seen at d tan(yaw) between the eyes of a head turned by yaw.
+
+    keypoints: [5, 2], x and y in the order of detectors.POINTS_IN_BOX.
     """
     left_eye, right_eye, nose = keypoints[:3]
     across = right_eye - left_eye

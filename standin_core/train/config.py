@@ -21,7 +21,7 @@ EXPERTS = {"single": (0.0, 1.0), "high noise": (0.875, 1.0), "low noise": (0.0, 
 class FileSettings:
     """Where everything lies. videos: a folder of videos with captions; data: a folder for what is made of them, and for
     the runs. diffusion_model, text_encoder, vae: files, as ComfyUI's loaders name them or as paths. captioner:
-    "module:function", see ``prepare``. clip_vision: for pairs, where insightface is not there.
+    "module:function", see ``prepare``. clip_vision: for pairs, where no face embedder can run.
     """
 
     videos: str

@@ -19,7 +19,7 @@ Say = Callable[[str], None]
 def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, encoders: Encoders, say: Say,
                  pairs: PairSettings | None = None, clip_vision=None, captioner: Captioner | None = None) -> Path:
     """The folder of shards, below ``folder``. say: takes a line on what was done, and dropped and why. pairs: take the
-    photos of a clip from other videos of the person; clip_vision: to find them where insightface is not there.
+    photos of a clip from other videos of the person; clip_vision: to find them where no face embedder can run.
 
     Raises StandInError where nothing is left to train on, or the disk is full.
     """
@@ -39,7 +39,7 @@ def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, 
     videos = {source.name: source.path for source in sources}
     clips = [clip for clip in prepared(folder) if clip.video in videos]
     if pairs is not None:
-        embedder = load_embedder(CompareSettings(pairs.embedder), clip_vision)
+        embedder = load_embedder(CompareSettings(pairs.embedder), clip_vision, settings.face.download_missing)
         clips, alone = pair(clips, embed(clips, folder, embedder), pairs, settings.references)
         say(f"{len(clips)} clips have photos of other videos of the person ({embedder.name}); {len(alone)} have none "
             f"of similarity {pairs.lowest:g} to {pairs.highest:g} and are dropped: {', '.join(alone) or 'none'}")
