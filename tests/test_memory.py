@@ -18,7 +18,7 @@ from tiny_models import TinyWan, adapter_weights
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """PyTorch's attention on a CPU holds a buffer for each thread, which is a twentieth of what a tiny model streams."""
+    """PyTorch's attention on a CPU holds a buffer for each thread, a twentieth of what a tiny model streams."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
