@@ -72,6 +72,18 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def photo(server, tmp_path_factory):
+    """The name under which the server has a photo of a face, cut out as a face swap needs it."""
+    import PIL.Image
+
+    import moving_photo
+
+    path = tmp_path_factory.mktemp("photo") / "cut_out.png"
+    PIL.Image.fromarray(moving_photo.cut_out()).save(path)
+    return server.upload(path)
+
+
+@pytest.fixture(scope="session")
 def people(server):
     """A subfolder of ComfyUI's input folder with two captioned videos of a face, as the training template names it."""
     import moving_photo

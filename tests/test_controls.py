@@ -11,7 +11,7 @@ import tiny
 from standin_core.contracts import CACHE_MODES, IdentityBranch, StandInError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
 from standin_core.identity import identity_layers
-from standin_core.run import _cache_mode, apply_identity_branch, apply_reference, remove_identity_branch
+from standin_core.run import Run, apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
@@ -48,13 +48,14 @@ def test_auto_takes_what_fits(model, monkeypatch, free, mode):
     branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16))
     needed = 2 * 32 * tiny.WAN.dim * 4 * tiny.WAN.blocks
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free * needed)
-    assert _cache_mode((branch,), Wan(model.model), torch.device("cuda"), 1) == mode
+    run = Run((branch,), steps=1, hook_groups=1, whole=GRID)
+    assert run.cache_mode(Wan(model.model), torch.device("cuda")) == mode
 
 
 def test_fp8_is_refused_where_the_device_knows_none(model):
     branch = IdentityBranch(tiny.adapter(), tiny.random(1, 16, 1, 8, 16), cache="fp8")
     with pytest.raises(StandInError, match="does not know: set it to auto or offloaded"):
-        _cache_mode((branch,), Wan(model.model), torch.device("mps"), 1)
+        Run((branch,), steps=1, hook_groups=1, whole=GRID).cache_mode(Wan(model.model), torch.device("mps"))
 
 
 def test_blocks(model, paper, plain):

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from standin_core.contracts import CACHE_MODES
 from standin_core.kv_cache import IdentityCache, IdentityCacheSpec, OffloadedLayers, ResidentLayers, hold
@@ -151,14 +151,14 @@ class Stream:
             self.done += 1
 
 
-class Queued(TorchDispatchMode):
+class Queued(TorchFunctionMode):
     """What is called inside is queued on the stream."""
 
     def __init__(self, stream):
         super().__init__()
         self.stream = stream
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         self.stream.queue.append(functools.partial(function, *args, **(kwargs or {})))
         return args[0]
 
