@@ -14,6 +14,23 @@ import environment
 
 environment.import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where there is no CUDA, what needs it is left out, and said in one line at the end."""
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("cuda")]
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+        config.stash[LEFT_OUT] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    count = config.stash.get(LEFT_OUT, 0)
+    if count:
+        terminalreporter.write_line(f"{count} tests marked cuda were left out: PyTorch finds no CUDA device here")
+
 
 @pytest.fixture(autouse=True)
 def as_comfyui_executes():
@@ -52,6 +69,18 @@ def server(tmp_path_factory):
     safetensors.torch.save_file(adapter_weights(dim=128), base / "models" / "stand_in" / "wide_stand_in.safetensors")
     with running_server(pack.COMFYUI, base, base / "log.txt", "--preview-method", "latent2rgb") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def photo(server, tmp_path_factory):
+    """The name under which the server has a photo of a face, cut out as a face swap needs it."""
+    import PIL.Image
+
+    import moving_photo
+
+    path = tmp_path_factory.mktemp("photo") / "cut_out.png"
+    PIL.Image.fromarray(moving_photo.cut_out()).save(path)
+    return server.upload(path)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 import json
 import re
 
-import PIL.Image
 import pytest
-import skimage.data
 from browser import CHROMIUM, PACK_NAME, comfy_page
 from build_workflows import empty_models
 from workflow_graphs import WORKFLOWS
@@ -14,13 +12,6 @@ from tiny_models import ADAPTER, on_tiny_models
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 SCREENSHOTS = HOME / "screenshots"
-
-
-@pytest.fixture(scope="module")
-def photo(server, tmp_path_factory):
-    path = tmp_path_factory.mktemp("photo") / "astronaut.png"
-    PIL.Image.fromarray(skimage.data.astronaut()).save(path)
-    return server.upload(path)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +49,11 @@ def test_workflow_in_the_page(comfy, usual, workflow):
             assert (first["right"] <= second["left"] or second["right"] <= first["left"]
                     or first["bottom"] <= second["top"] or second["bottom"] <= first["top"]), (first, second)
     # a note scrolls, and the player of a video takes what room there is
-    cut = comfy.page.evaluate("""() => window.app.graph._nodes.filter(
+    cut = comfy.page.evaluate("""() => window.app.graph.nodes.filter(
         n => !['MarkdownNote', 'LoadVideo'].includes(n.type)).filter(n => {
         const need = n.computeSize(); return n.size[0] < need[0] - 1 || n.size[1] < need[1] - 1; }).map(n => n.type)""")
     assert cut == []
-    unknown = "window.app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+    unknown = "window.app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
     assert comfy.page.evaluate(unknown) == []
     expected = json.loads((PACK / "workflows" / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
     assert comfy.prompt() == expected
@@ -83,7 +74,7 @@ def test_the_template_browser_has_them(comfy):
     pictures = comfy.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
     assert pictures.count([640, 360]) == len(WORKFLOWS)
     comfy.page.get_by_text("two_people", exact=True).first.click()
-    comfy.page.wait_for_function("window.app.graph._nodes.some(n => n.type === 'MaskComposite')", timeout=30_000)
+    comfy.page.wait_for_function("window.app.graph.nodes.some(n => n.type === 'MaskComposite')", timeout=30_000)
     comfy.settle()
     assert comfy.prompt() == json.loads((PACK / "workflows" / "api" / "two_people.json").read_text(encoding="utf-8"))
 
@@ -120,14 +111,14 @@ ARRANGE = """ids => {
 }"""
 # where a slot is on the screen
 SLOT = """([kind, name, isInput]) => {
-    const node = window.app.graph._nodes.find(n => n.type === kind), view = window.app.canvas;
+    const node = window.app.graph.nodes.find(n => n.type === kind), view = window.app.canvas;
     const slot = (isInput ? node.inputs : node.outputs).findIndex(s => s.name === name);
     const at = node.getConnectionPos(isInput, slot), canvas = view.canvas.getBoundingClientRect();
     return [canvas.left + (at[0] + view.ds.offset[0]) * view.ds.scale,
             canvas.top + (at[1] + view.ds.offset[1]) * view.ds.scale];
 }"""
 SET = """values => {
-    for (const node of window.app.graph._nodes)
+    for (const node of window.app.graph.nodes)
         for (const [name, value] of Object.entries(values[node.type] || {}))
             node.widgets.find(w => w.name === name).value = value;
 }"""

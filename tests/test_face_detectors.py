@@ -1,5 +1,6 @@
 """Who finds a face: real photographs, facexlib's RetinaFace, insightface where it is, and what other nodes found."""
 import importlib.util
+import types
 
 import cv2
 import numpy as np
@@ -327,13 +328,19 @@ def test_the_vertices_of_mediapipes_mesh():
     assert np.allclose(face.keypoints, [(100 + 10 * x, 50 - 10 * y) for x, y in expected], rtol=0, atol=1e-4)
 
 
-def test_comfyuis_own_landmarker_speaks_this_format():
-    """The names of the fields are those that ComfyUI copies itself."""
+def test_comfyuis_own_landmarker_speaks_this_format(monkeypatch):
+    """Core's node with a found face in the place of its networks: for a frame without one it copies the fields that it
+    knows from the frame before, and they are those that are read here."""
     media = pytest.importorskip("comfy_extras.nodes_mediapipe")
     points = np.array([[90, 40], [110, 42], [100, 52], [93, 60], [107, 61]], np.float64)
-    (face,) = faces.landmarks([(points, 0.8)])["frames"][0]
-    copied = media._copy_face({**face, "blendshapes": {}, "landmarks_3d": np.zeros((478, 3)), "presence": 1.0})
-    assert set(face) <= set(copied)
+    (seen,) = faces.landmarks([(points, 0.8)])["frames"][0]
+    seen |= {"blendshapes": {}, "landmarks_3d": np.zeros((478, 3)), "presence": 1.0}
+    monkeypatch.setattr(media, "transformation_matrix_from_detection", lambda *_: None)
+    model = types.SimpleNamespace(canonical_data={}, connection_sets={}, detect_batch=lambda *_, **__: [[seen], []])
+    pictures = 2, 100, 200
+    found = media.MediaPipeFaceLandmarker.execute(model, torch.zeros(*pictures, 3), "short", 1, 0.5, "previous").args[0]
+    (face,) = given(index=1, landmarks=found, pictures=pictures)
+    assert np.allclose(face.keypoints, points) and face.score == 0.8
 
 
 def test_only_one_thing_is_given():

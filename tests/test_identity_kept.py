@@ -1,10 +1,8 @@
 """The claim, measured: the person in the photo is the person in the video, for people whom no model here has seen."""
 import dataclasses
-import subprocess
+import runpy
 import sys
 
-import comfy.sample
-import comfy.samplers
 import folder_paths
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import safetensors.torch
 import torch
 
 import pack
+import tiny
 from environment import PACK
 from small_world.ablations import ABLATIONS, ablated_adapter
 from small_world.measure import World, calibrate, cases, kept, real, score, still
@@ -134,21 +133,7 @@ def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
     reference = world.model.model.process_latent_in(world.reference(case.photo))
     with torch.no_grad(), identity_read(wan, load_adapter(ADAPTER_FILE), NOISY.shape, reference):
         expected = wan.model(NOISY, torch.full((1,), 1000.0), context)
-    assert_close(velocity(patched, context), expected, WHOLE_RUN)
-
-
-def velocity(model, context):
-    """Of NOISY, by ComfyUI's own sampling, at the first step."""
-    found = []
-
-    def probe(model_k, x, sigmas, extra_args, callback, disable):
-        found.append((x - model_k(x, sigmas[:1], **extra_args)) / sigmas[0])
-        return x
-
-    condition = [[context, {}]]
-    comfy.sample.sample_custom(model, NOISY, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), condition,
-                               condition, torch.zeros_like(NOISY), disable_pbar=True)
-    return found[0]
+    assert_close(tiny.velocity(patched, NOISY, context), expected, WHOLE_RUN)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -163,7 +148,7 @@ def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
             return wan.model(NOISY, torch.full((1,), 1000.0), context)
 
     expected = trained(adapter)
-    assert_close(velocity(world.with_identity(case, adapter), context), expected, WHOLE_RUN)
+    assert_close(tiny.velocity(world.with_identity(case, adapter), NOISY, context), expected, WHOLE_RUN)
     whole = trained(dataclasses.replace(adapter, method=PAPER))
     assert (whole - expected).abs().max() > 1e-2 * expected.abs().max()
 
@@ -224,14 +209,16 @@ TRAININGS = {
 
 
 @pytest.mark.parametrize("what", TRAININGS)
-def test_the_trainings_run(what, tmp_path_factory):
+def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
     """Each for seconds, from the weights that ship; what comes out can be loaded in their place, and has changed."""
     work = tmp_path_factory.getbasetemp() / "trainings"
     program, *arguments = TRAININGS[what]
     cache = [] if program in ("train_vae.py", "train_reader.py") else ["--cache", str(work / "cache")]
-    done = subprocess.run([sys.executable, str(PACK / "small_world" / program), *arguments, *cache, "--out",
-                           str(work / what)], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.setattr(sys, "argv", [program, *arguments, *cache, "--out", str(work / what)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("small_world.measure.CALIBRATED_ON", len(ACTIONS))
+    with torch.inference_mode(False), torch.random.fork_rng():
+        runpy.run_path(str(PACK / "small_world" / program), run_name="__main__")
     (file,) = (work / what).glob("*.safetensors")
     alike = ADAPTER_FILE if program == "train_adapter.py" else WEIGHTS / file.name
     shipped, made = (safetensors.torch.load_file(path) for path in (alike, file))

@@ -1,13 +1,13 @@
 """The identity K/V of a run: bytes known beforehand, built once, let go."""
-import contextlib
+import functools
 import weakref
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from standin_core.stand_in.kv_cache import (
     CACHE_MODES,
-    FP8,
     IdentityCache,
     IdentityCacheSpec,
     OffloadedLayers,
@@ -137,29 +137,81 @@ def test_every_mode_holds_what_it_announces(mode):
     assert spec.device_bytes("streaming") == 2 * spec.device_bytes("resident") / BLOCKS
 
 
-class NoStream:
-    """In the place of a CUDA stream: everything happens at once."""
+class Stream:
+    """In the place of a CUDA stream: a queue that runs when the test lets it, and holds where it waits for another."""
+
+    def __init__(self):
+        self.queue, self.done = [], 0
 
     def wait_stream(self, other):
-        assert isinstance(other, NoStream)
+        self.queue.append((other, len(other.queue)))
+
+    def run(self):
+        """As far as it can."""
+        while self.done < len(self.queue):
+            step = self.queue[self.done]
+            if callable(step):
+                step()
+            elif step[0].done < step[1]:
+                return
+            self.done += 1
 
 
+class Queued(TorchFunctionMode):
+    """What is called inside is queued on the stream."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self.stream = stream
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.stream.queue.append(functools.partial(function, *args, **(kwargs or {})))
+        return args[0]
+
+
+class CudaOnTheHost(str):
+    """Where PyTorch allocates it is the CPU, and its type is that of a GPU."""
+
+    type = "cuda"
+
+
+@pytest.fixture
+def offloaded(monkeypatch):
+    """(layers as on a GPU, the stream that copies, the stream that reads)"""
+    copying, reading = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copying)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: reading)
+    monkeypatch.setattr(torch.cuda, "stream", Queued)
+    return OffloadedLayers(random_layers(), CudaOnTheHost("cpu")), copying, reading
+
+
+@pytest.mark.parametrize("ahead", ["copying", "reading"])
 @pytest.mark.parametrize("order", [(0, 1, 2, 0, 1, 2), (0, 0, 2, 1, 1), (2, 1, 0), (1, 2, 0, 2)])
-def test_offloaded_layers_take_turns_on_the_device(monkeypatch, order):
-    """Two places there; what was handed out last stays while the next comes, whatever is asked for."""
-    expected = list(random_layers())
-    offloaded = OffloadedLayers(random_layers(), torch.device("cpu"))
-    offloaded._stream = NoStream()
-    offloaded._turns = [torch.full_like(offloaded._layers[0], torch.nan) for _ in range(2)]
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: NoStream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+def test_offloaded_layers_take_turns_on_the_device(offloaded, order, ahead):
+    """Two places there, and every block reads its own layer, whichever stream runs ahead as far as its waits let it."""
+    layers, copying, reading = offloaded
+    found, places = [], set()
     for block in order:
-        key, value = offloaded[block]
-        assert torch.equal(key, expected[block][0]) and torch.equal(value, expected[block][1])
-    places = {each.data_ptr() for each in offloaded._turns}
-    assert offloaded[0][0].data_ptr() in places and len(places) == 2
-    offloaded.clear()
-    assert not offloaded._layers and not offloaded._turns
+        layer = layers[block]
+        places.add(layer[0].data_ptr())
+        reading.queue.append(lambda layer=layer: found.append([tensor.clone() for tensor in layer]))
+    for _ in (*order, "the last"):
+        for stream in (copying, reading) if ahead == "copying" else (reading, copying):
+            stream.run()
+    expected = list(random_layers())
+    assert len(found) == len(order) and len(places) <= 2
+    for block, layer in zip(order, found):
+        assert all(torch.equal(*pair) for pair in zip(layer, expected[block], strict=True))
+
+
+def test_offloaded_layers_let_go_of_host_and_device(offloaded):
+    layers, copying, _ = offloaded
+    held = [weakref.ref(tensor) for _ in (layers[0], layers[1]) for copy in copying.queue if callable(copy)
+            for tensor in copy.args[:2]]
+    copying.queue.clear()
+    assert held and all(tensor() is not None for tensor in held)
+    layers.clear()
+    assert all(tensor() is None for tensor in held)
 
 
 def test_what_is_read_is_not_the_next_to_go():
@@ -176,8 +228,7 @@ def test_fp8_scales_each_head():
     tensor = torch.randn(1, TOKENS, DIM, generator=torch.Generator().manual_seed(0))
     tensor[..., :DIM // HEADS] *= 1000
     held = hold("fp8", lambda: [(tensor, tensor)], torch.device("cpu"), HEADS)
-    (values, scale), _ = held._layers[0]
-    assert values.dtype == FP8 and scale.numel() == HEADS
+    assert held.device_bytes == 2 * (TOKENS * DIM + 4 * HEADS)  # a byte for each value, a float for each head
     small = slice(DIM // HEADS, None)
     assert (held[0][0] - tensor)[..., small].abs().max() < tensor[..., small].abs().max() / 16
 

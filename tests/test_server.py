@@ -16,14 +16,6 @@ WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
 
 
-@pytest.fixture(scope="module")
-def photo(server, tmp_path_factory):
-    # a name of its own: the server does not run again what it ran for another test
-    path = tmp_path_factory.mktemp("photo") / "photo_of_this_test.png"
-    PIL.Image.fromarray(skimage.data.astronaut()).save(path)
-    return server.upload(path)
-
-
 @pytest.fixture
 def prompt(photo):
     """The bundled workflow, with the frames saved as PNG too, so that they can be compared bit for bit."""

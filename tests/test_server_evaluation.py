@@ -4,7 +4,6 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
-import skimage.data
 
 from comfyui_server import PromptFailed, node_id
 from environment import PACK
@@ -14,11 +13,8 @@ WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
 
 
 @pytest.fixture(scope="module")
-def prompt(server, tmp_path_factory):
-    path = tmp_path_factory.mktemp("photo") / "astronaut.png"
-    PIL.Image.fromarray(skimage.data.astronaut()).save(path)
-    prompt = on_tiny_models(PACK / "workflows" / "api" / "two_people.json", server.upload(path), WIDTH, HEIGHT, LENGTH,
-                            STEPS)
+def prompt(photo):
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "two_people.json", photo, WIDTH, HEIGHT, LENGTH, STEPS)
     sampler, decoded, photo = (node_id(prompt, name) for name in ("StandInSampler", "VAEDecode", "LoadImage"))
     prompt[sampler]["inputs"]["attention_map"] = True
     prompt["map"] = {"class_type": "IdentityAttentionMap", "inputs": {

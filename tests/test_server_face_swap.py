@@ -24,13 +24,11 @@ def video():
 
 
 @pytest.fixture(scope="module")
-def prompt(server, video, tmp_path_factory):
+def prompt(server, photo, video, tmp_path_factory):
     """The bundled workflow; the photo's alpha cuts the reference out, as there is no BiSeNet; frames also as PNG."""
-    folder = tmp_path_factory.mktemp("input")
-    PIL.Image.fromarray(moving_photo.cut_out()).save(folder / "person.png")
-    moving_photo.write_video(folder / "video.mp4", video)
-    prompt = with_record(on_tiny_models(WORKFLOW, server.upload(folder / "person.png"), steps=STEPS,
-                                        video=server.upload(folder / "video.mp4")))
+    path = tmp_path_factory.mktemp("input") / "video.mp4"
+    moving_photo.write_video(path, video)
+    prompt = with_record(on_tiny_models(WORKFLOW, photo, steps=STEPS, video=server.upload(path)))
     source, prepared, decoded, composite = (node_id(prompt, name) for name in (
         "GetVideoComponents", "FaceSwapPrepare", "VAEDecode", "FaceSwapComposite"))
     vae = prompt[decoded]["inputs"]["vae"]

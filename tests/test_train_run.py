@@ -23,7 +23,7 @@ from standin_core.sampler import SamplerSettings
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
 from standin_core.train.cache import CachedExamples, write_shards
-from standin_core.train.config import EXPERTS, parse_config, read_config
+from standin_core.train.config import parse_config, read_config
 from standin_core.train.plan import (
     activation_bytes,
     adapter_parameters,
@@ -343,9 +343,13 @@ def test_a_configuration_that_is_no_toml(tmp_path):
             read_config(tmp_path / name)
 
 
-def test_the_experts_share_the_noise_levels():
-    (first, boundary), (again, last) = EXPERTS["low noise"], EXPERTS["high noise"]
-    assert (first, boundary, last) == (0.0, again, 1.0) and EXPERTS["single"] == (0.0, 1.0)
+def test_the_experts_are_trained_where_the_sampler_uses_them():
+    """Every noise level by one of the two, and the switch where Stand-In Sampler has it."""
+    boundary = SamplerSettings(0, 20, 5.0).boundary
+    expected = {"single": (0.0, 1.0), "low noise": (0.0, boundary), "high noise": (boundary, 1.0)}
+    for expert, levels in expected.items():
+        config = parse_config(table(adapter={"name": "mine", "expert": expert}))
+        assert (config.train.noise_from, config.train.noise_to) == levels
 
 
 @pytest.mark.parametrize("blocks, dim, ffn, millions", [(30, 1536, 8960, "35.4"), (40, 5120, 13824, "157.3")])

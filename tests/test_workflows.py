@@ -4,7 +4,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import PIL.Image
 import pytest
 from workflow_graphs import SOURCES, STYLE, WORKFLOWS
 
@@ -83,14 +82,6 @@ def test_a_training_keeps_its_seed():
     graph = load(PACK / "workflows" / "train_an_adapter.json")
     trainings = [node for node in graph["nodes"] if node["type"] in ("PrepareTrainingData", "TrainStandIn")]
     assert len(trainings) == 2 and all("randomize" not in node["widgets_values"] for node in trainings)
-
-
-@pytest.fixture(scope="module")
-def photo(server, tmp_path_factory):
-    """Cut out, as a face swap needs it."""
-    path = tmp_path_factory.mktemp("photo") / "cut_out.png"
-    PIL.Image.fromarray(moving_photo.cut_out()).save(path)
-    return server.upload(path)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 import functools
 
 import comfy.sample
+import comfy.samplers
 import comfy.sd
 import torch
 
@@ -36,6 +37,20 @@ def with_identity(model, seed=1, **controls):
 
 def prompt(length=5, seed=2):
     return [[random(1, length, WAN.text_dim, seed=seed), {}]]
+
+
+def velocity(model, x, context):
+    """What ComfyUI's sampling has a model predict for x at the first step: (x - denoised) / sigma at sigma 1."""
+    found = []
+
+    def probe(model_k, x, sigmas, extra_args, callback, disable):
+        found.append((x - model_k(x, sigmas[:1], **extra_args)) / sigmas[0])
+        return x
+
+    condition = [[context, {}]]
+    comfy.sample.sample_custom(model, x, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), condition,
+                               condition, torch.zeros_like(x), disable_pbar=True)
+    return found[0]
 
 
 def sample(model, latent=None, positive=None, negative=None, cfg=4.0, steps=STEPS, callback=None, seed=7, noise=None):
