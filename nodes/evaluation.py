@@ -22,32 +22,33 @@ class IdentityReport(io.ComfyNode):
             node_id="IdentityReport",
             display_name="Identity Report",
             category=CATEGORY,
-            description="Measures in every frame how alike the person is to the photo, and how much is merely copied "
-                        "from it. Likeness with little copied is what to look for.",
+            description="Measures in every frame how similar the person is to the photo, and how much of the photo is "
+                        "merely copied. A good video has a high similarity with few copied pixels.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video."),
                 io.Image.Input("reference_image", tooltip=(
-                    "The photo that was given to the model. More pictures in the batch are other photos of the same "
-                    "person: with them comes the copy-paste measure.")),
+                    "The photo that was given to the model. Further pictures in the batch are other photos of the "
+                    "same person; they add the copy-paste measure.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "Any model of Load CLIP Vision. It tells faces apart less finely than insightface, and compares "
-                    "subjects without a face too; connected, it also gives the CLIP distance of whole pictures.")),
+                    "Any model from Load CLIP Vision. It tells faces apart less finely than insightface, but also "
+                    "compares subjects without a face. If it is connected, the report adds the CLIP distance of whole "
+                    "pictures.")),
                 io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
-                    "What compares. auto takes insightface where you installed it with a model pack, else CLIP "
-                    "vision. Figures of different embedders cannot be compared.")),
+                    'What compares the pictures. "auto" uses insightface if you installed it with a model pack, else '
+                    'CLIP vision. Figures of different embedders cannot be compared.')),
                 io.Combo.Input("region", options=list(REGIONS), tooltip=(
-                    "face compares the largest face of each frame; whole frame all of it, for subjects without a "
-                    "face, and needs CLIP vision.")),
+                    '"face" compares the largest face of each frame. "whole frame" compares the entire frame, for '
+                    'subjects without a face, and needs CLIP vision.')),
                 io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
-                    "How sure the detector must be of a face. Lower finds more and more that are none; the cascade "
-                    "has no score.")),
+                    "Lowest score at which a detection counts as a face; the cascade has no score. Higher drops "
+                    "doubtful faces; lower finds more faces and more false ones.")),
             ],
             outputs=[
-                io.Image.Output("plot", tooltip="Similarity and copied pixels over the frames."),
-                io.Image.Output("contact_sheet", tooltip="The frames least and most like the photo."),
+                io.Image.Output("plot", tooltip="A plot of similarity and copied pixels over the frames."),
+                io.Image.Output("contact_sheet", tooltip=(
+                    "The photo, and the frames that are least and most similar to it.")),
                 io.String.Output("report", tooltip="The figures in words."),
-                io.String.Output("json", tooltip=(
-                    "The figures, and those of every frame, as JSON.")),
+                io.String.Output("json", tooltip="The figures as JSON, overall and for every frame."),
             ],
             hidden=[io.Hidden.unique_id],
         )

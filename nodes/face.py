@@ -34,69 +34,78 @@ class FacePreprocess(io.ComfyNode):
             node_id="FacePreprocess",
             display_name="Face Preprocess",
             category=CATEGORY,
-            description="Finds the face in a photo, crops it to a square and puts it on a plain background, as the "
-                        "authors do. The preset sets what is not set by hand.",
+            description='Finds the face in a photo, crops it to a square and puts it on a plain background, as the '
+                        'Stand-In authors do. The preset sets every value that is left at 0 or "preset".',
             inputs=[
                 io.Image.Input("image", tooltip=(
-                    "The photo. One clear, frontal face gives the best likeness. What an alpha channel leaves "
-                    "transparent is removed.")),
+                    "The photo. One clear, frontal face gives the best likeness. Transparent parts of the photo are "
+                    "removed.")),
                 io.Combo.Input("preset", options=list(PRESETS), tooltip=(
-                    "Stand-In inference is what the authors run: crop 1.5, all but the background kept. Their ComfyUI "
-                    "preprocessor keeps face and hair alone, and pads the whole photo if the face is near any border. "
-                    "Face only drops the hair too; head and shoulders crops at 2.5.")),
+                    '"Stand-In inference" is what the Stand-In authors run: it crops at 1.5 and removes only the '
+                    'background. "Stand-In ComfyUI preprocessor", also theirs, keeps only face and hair. "face only" '
+                    'removes the hair too; "head and shoulders" crops at 2.5.')),
                 detector_input(),
                 io.Combo.Input("which_face", options=list(WHICH), tooltip=(
-                    "The largest face, the one that face_index counts from the left, or all: a batch, one crop each.")),
+                    'Which face to crop: the largest, or the one that face_index counts from the left. "all" crops '
+                    'every face and gives a batch.')),
                 io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    "For from left: 0 is the leftmost face, higher goes to the right.")),
+                    'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
                 io.Combo.Input("no_face", options=list(NO_FACE), tooltip=(
-                    "Without a face: the whole image, padded to a square, as the authors do for subjects that have "
-                    "none; or an error.")),
+                    'What to do if no face is found. "whole image" pads the whole photo to a square, as the Stand-In '
+                    'authors do for subjects without a face. "error" stops the run.')),
                 io.Float.Input("crop_scale", default=0.0, min=0.0, max=4.0, step=0.05, tooltip=(
-                    "Side of the crop relative to the face box; 0 takes the preset's. Higher keeps more hair and "
-                    "shoulders, lower fills the crop with the face. The authors use 1.5.")),
+                    "Side of the crop relative to the face box; 0 takes the value of the preset. Higher keeps more "
+                    "hair and shoulders; lower fills the crop with the face. The Stand-In authors use 1.5.")),
                 io.Int.Input("size", default=512, min=64, max=2048, step=16, tooltip=(
-                    "Side of the result in pixels. 512, the authors' size, gives 1,024 identity tokens; lower is "
-                    "faster and loses detail, higher costs memory and gives more tokens than the adapter knows.")),
+                    "Side of the face crop in pixels. Lower is faster and loses detail; higher needs more memory and "
+                    "gives more identity tokens than the adapter was trained with. The Stand-In authors use 512, "
+                    "which gives 1,024 identity tokens.")),
                 io.String.Input("background", default="white", tooltip=(
-                    "Colour behind the subject and in the padding: white, grey, any other name, or #rrggbb. The "
-                    "authors use white.")),
+                    "Colour behind the subject and in the padding: white, grey, another colour name, or #rrggbb. The "
+                    "Stand-In authors use white.")),
                 io.Combo.Input("parser", options=list(PARSERS), tooltip=(
-                    "What removes the background. auto takes BiSeNet where its file is and keeps the background "
-                    "otherwise; none keeps it. A connected subject_mask takes its place.")),
+                    'What removes the background. "auto" uses BiSeNet if its file is installed and keeps the '
+                    'background otherwise; "bisenet" needs the file; "none" keeps the background. A connected '
+                    'subject_mask replaces the parser.')),
                 download_input(),
                 min_score_input(),
                 io.Combo.Input("border_rule", options=[FROM_PRESET, *BORDER_RULES], **ADVANCED, tooltip=(
-                    "When a face fills the photo, which is then padded whole: near all four borders (the authors' "
-                    "inference) or near any one (their preprocessor; a face at the edge comes out tiny).")),
+                    'When a face counts as filling the photo, which is then padded whole instead of cropped. "all '
+                    'sides": the face is near all four borders, as in the inference code of the Stand-In authors. '
+                    '"any side": it is near any border, as in their ComfyUI preprocessor; a face at the edge then '
+                    'comes out tiny.')),
                 io.Combo.Input("keep", options=[FROM_PRESET, *KEPT_LABELS], **ADVANCED, tooltip=(
-                    "Which parts BiSeNet keeps; the rest becomes background.")),
+                    "Which parts of the person BiSeNet keeps. Everything else becomes background.")),
                 io.Combo.Input("normalization", options=[FROM_PRESET, *NORMALIZATIONS], **ADVANCED, tooltip=(
-                    "How pixels enter BiSeNet. 0.5 is the authors' inference code, with which their results were made; "
-                    "imagenet is what the network was trained with and what their preprocessor uses.")),
+                    'How pixel values are scaled for BiSeNet. "0.5" is the inference code of the Stand-In authors, '
+                    'which made their results. "imagenet" is what BiSeNet was trained with and what their ComfyUI '
+                    'preprocessor uses.')),
                 io.Int.Input("feather", default=0, min=0, max=128, **ADVANCED, tooltip=(
-                    "Pixels over which the mask fades inwards. 0 is the authors' hard edge; higher hides jagged "
-                    "edges and loses some hair.")),
+                    "Width in pixels over which the mask fades inwards. Higher hides jagged edges and loses some "
+                    "hair. 0 is the hard edge that the Stand-In authors use.")),
                 io.Boolean.Input("level_eyes", default=False, **ADVANCED, tooltip=(
-                    "Turns the photo until the eyes are level; needs key points. Off, the tilt of the head stays, as "
-                    "with the authors.")),
+                    "On: rotates the photo until the eyes are level, which needs key points. Off: the head keeps its "
+                    "tilt, as in the code of the Stand-In authors.")),
                 io.Boolean.Input("balance_colors", default=False, **ADVANCED, tooltip=(
-                    "Removes a colour cast and stretches the exposure. Off, the photo's light stays, as "
-                    "with the authors.")),
+                    "On: removes a colour cast and stretches the exposure. Off: the photo keeps its light, as in the "
+                    "code of the Stand-In authors.")),
                 *given_face_inputs("the photo"),
                 io.Mask.Input("subject_mask", optional=True, tooltip=(
-                    "1 where the subject is, from any matting node; takes the place of parser and alpha. The mask of "
-                    "Load Image is 1 where the photo is transparent: invert it.")),
+                    "A mask from any matting node, 1 where the subject is. It replaces the parser and the alpha "
+                    "channel. The mask of Load Image is 1 where the photo is transparent: invert it first.")),
             ],
             outputs=[
-                io.Image.Output("image", tooltip="The square crop, for Apply Identity Branch."),
-                io.Mask.Output("mask", tooltip="1 where the subject is; without a parser, where the photo is."),
-                io.Image.Output("rgba", tooltip="The crop with the photo's own pixels and the mask as alpha."),
+                io.Image.Output("image", tooltip="The square face crop. Connect it to Apply Identity Branch."),
+                io.Mask.Output("mask", tooltip=(
+                    "1 where the subject is. If the background was kept, 1 where the photo is.")),
+                io.Image.Output("rgba", tooltip=(
+                    "The face crop before the background is replaced, with the mask as its alpha channel.")),
                 io.Image.Output("preview", tooltip=(
-                    "The photo with the face box (green), the crop (blue) and the key points (red); what is dropped "
-                    "is dark.")),
-                io.String.Output("verdict", tooltip="Size, sharpness and pose of each face, and what was done."),
-                FaceCropType.Output("face", tooltip="The crop with its key points, for Face Swap Prepare."),
+                    "The photo with the face box (green), the crop (blue) and the key points (red). Removed parts are "
+                    "dark.")),
+                io.String.Output("verdict", tooltip="Size, sharpness and pose of each face, and how it was cropped."),
+                FaceCropType.Output("face", tooltip=(
+                    "The face crop with its key points. Connect it to Face Swap Prepare.")),
             ],
             hidden=[io.Hidden.unique_id],
         )

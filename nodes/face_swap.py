@@ -29,33 +29,36 @@ class FaceSwapPrepare(io.ComfyNode):
             node_id="FaceSwapPrepare",
             display_name="Face Swap Prepare",
             category=CATEGORY,
-            description="Follows one face through a video and warps the reference on it, for a partial denoise with "
-                        "the identity. Trims to 4k+1 frames and crops to multiples of 16. Experimental, as the "
-                        "authors say of theirs.",
+            description="Follows one face through a video and pastes the reference face over it, so that sampling "
+                        "with the identity and a denoise below 1 can turn the paste into a new face. Trims the video "
+                        "to 4k+1 frames and crops it to multiples of 16. Experimental, as the Stand-In authors say of "
+                        "their own face swap.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video."),
-                FaceCropType.Input("face", tooltip="The reference, cut out, from Face Preprocess."),
+                FaceCropType.Input("face", tooltip=(
+                    "The reference face with its background removed, from the output face of Face Preprocess.")),
                 detector_input(),
                 io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
-                    "Whom to follow: the largest face of the first frame that has one, or the one that face_index "
+                    "Which face to follow: the largest in the first frame that has one, or the one that face_index "
                     "counts from the left.")),
                 io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    "For from left: 0 is the leftmost face, higher goes to the right.")),
+                    'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
                 io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, tooltip=(
-                    "Steadies the points of the face over time. Higher removes more jitter of a still face and may lag "
-                    "behind a fast one; 0 is the authors', each frame by itself.")),
+                    "Smooths the key points over time. Higher removes more jitter of a still face and may lag behind "
+                    "a fast one. 0 treats each frame on its own, as the Stand-In authors do.")),
                 io.Int.Input("hold_frames", default=8, min=0, max=1000, tooltip=(
-                    "For how many frames without the face its last mask stays. Higher bridges longer turns and "
-                    "occlusions; 0 is the authors', such frames pass through.")),
+                    "Number of frames for which the last mask stays while the face is not found. Higher bridges "
+                    "longer turns and occlusions. 0 leaves such frames unchanged, as the Stand-In authors do.")),
                 download_input(),
                 min_score_input(),
                 *given_face_inputs("every frame"),
             ],
             outputs=[
-                io.Image.Output("images", tooltip="The frames with the reference warped on, for Face Swap Encode."),
-                io.Mask.Output("mask", tooltip="Where the reference lies, a mask for each frame."),
-                io.Int.Output("width", tooltip="Of the frames, in pixels."),
-                io.Int.Output("height", tooltip="Of the frames, in pixels."),
+                io.Image.Output("images", tooltip=(
+                    "The frames with the reference face pasted on. Connect them to Face Swap Encode.")),
+                io.Mask.Output("mask", tooltip="Where the paste lies, with one mask for each frame."),
+                io.Int.Output("width", tooltip="Width of the frames in pixels."),
+                io.Int.Output("height", tooltip="Height of the frames in pixels."),
                 io.Int.Output("length", tooltip="Number of frames, 4k+1."),
                 io.String.Output("report", tooltip="In how many frames the face was found."),
             ],
@@ -82,21 +85,22 @@ class FaceSwapEncode(io.ComfyNode):
             node_id="FaceSwapEncode",
             display_name="Face Swap Encode",
             category=CATEGORY,
-            description="Encodes the prepared video and brings the mask to latent frames, for a sampler at a denoise "
-                        "below 1 (the authors take 0.85).",
+            description="Encodes the video from Face Swap Prepare and converts its mask to latent frames, for a "
+                        "sampler with a denoise below 1. The Stand-In authors use 0.85.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames from Face Swap Prepare."),
                 io.Mask.Input("mask", tooltip="The mask from Face Swap Prepare."),
-                io.Vae.Input("vae", tooltip="Wan 2.1's VAE."),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
                 io.Combo.Input("background", options=list(SWAP_BACKGROUNDS), tooltip=(
-                    "locked puts the source back outside the mask after every step: nothing else changes, and a "
-                    "contour may show. free lets all of it change: a more natural face, and a background that "
-                    "drifts with a higher denoise (the authors' default).")),
+                    '"locked" puts the source video back outside the mask after every step: nothing else changes, but '
+                    'a contour may show. "free", the default of the Stand-In authors, lets the whole frame change: '
+                    'the face looks more natural, but the background drifts more with a higher denoise.')),
                 io.Combo.Input("mask_edge", options=list(MASK_EDGES), tooltip=(
-                    "For locked: hard denoises latent pixels that the mask covers by more than half, and keeps the "
-                    "rest; soft blends by how much is covered, which hides the contour.")),
+                    'Used by "locked" only. "hard" denoises the latent pixels that the mask covers by more than half '
+                    'and keeps the rest. "soft" blends by the covered share, which hides the contour.')),
             ],
-            outputs=[io.Latent.Output("latent", tooltip="For Stand-In Sampler or any other.")],
+            outputs=[io.Latent.Output("latent", tooltip=(
+                "The video to denoise. Connect it to Stand-In Sampler or any other sampler."))],
         )
 
     @classmethod
@@ -111,22 +115,23 @@ class FaceSwapComposite(io.ComfyNode):
             node_id="FaceSwapComposite",
             display_name="Face Swap Composite",
             category=CATEGORY,
-            description="Puts the swapped face back over the source video, whose size and background it keeps.",
+            description="Puts the swapped face back into the source video. The result keeps the size and the "
+                        "background of the source.",
             inputs=[
-                io.Image.Input("source", tooltip="The frames that went into Face Swap Prepare."),
+                io.Image.Input("source", tooltip="The same frames that went into Face Swap Prepare."),
                 io.Image.Input("images", tooltip="The swapped video from VAE Decode."),
                 io.Mask.Input("mask", tooltip="The mask from Face Swap Prepare, or one mask for all frames."),
                 io.Int.Input("feather", default=12, min=0, max=256, tooltip=(
-                    "Pixels over which the edge fades to either side. Higher hides the seam and lets more of the "
-                    "swapped background in; 0 cuts along the mask.")),
+                    "Width in pixels over which the edge of the mask fades to either side. Higher hides the seam and "
+                    "lets in more of the swapped background. 0 cuts along the mask.")),
                 io.Float.Input("color_match", default=1.0, min=0.0, max=1.0, step=0.05, tooltip=(
-                    "How far the colours of the swapped video are brought to the source's: higher nearer, 0 leaves "
-                    "them.")),
+                    "How closely the colours of the swapped video are matched to the source. Higher matches them more "
+                    "closely; 0 leaves them unchanged.")),
                 io.Combo.Input("color_region", options=list(COLOR_REGIONS), tooltip=(
-                    "Where colours are compared: surroundings corrects a drift of the whole picture and leaves the new "
-                    "skin alone; face gives the new face the colours of the old one.")),
+                    'Where the colours are compared. "surroundings" corrects a colour drift of the whole picture and '
+                    'leaves the new skin alone. "face" gives the new face the colours of the old one.')),
             ],
-            outputs=[io.Image.Output("images", tooltip="As many frames as were swapped, in the source's size.")],
+            outputs=[io.Image.Output("images", tooltip="As many frames as were swapped, in the size of the source.")],
         )
 
     @classmethod

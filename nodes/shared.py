@@ -19,29 +19,32 @@ ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__
 
 def detector_input():
     return io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
-        "auto takes RetinaFace where its file is, insightface where you installed it, and otherwise the built-in "
-        "cascade (frontal faces, no key points). A connected box, mask or landmarks take its place."))
+        'What finds the face. "auto" uses RetinaFace if its file is installed, else insightface if you installed it, '
+        'else the built-in cascade (frontal faces only, no key points). "none" looks for no face.'))
 
 
 def min_score_input():
     return io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
-        "How sure the detector must be. Lower finds more faces and more that are none; the cascade has no score."))
+        "Lowest score at which a detection counts as a face; the cascade has no score. Higher drops doubtful faces; "
+        "lower finds more faces and more false ones."))
 
 
 def download_input():
     return io.Boolean.Input("download_missing", default=False, tooltip=(
-        "On, a missing face model (detector 110 MB, parser 53 MB) comes from facexlib's releases on GitHub into "
-        "models/facexlib, checked by its hash. Off, nothing is ever downloaded."))
+        "On: downloads missing face models (detector 110 MB, parser 53 MB) from facexlib's releases on GitHub into "
+        "models/facexlib and checks their hashes. Off: downloads nothing."))
 
 
 def given_face_inputs(where: str):
     return (
         # forced to be an input, or it is a widget with a box of its own
         io.Custom("BOUNDING_BOX").Input("face_box", optional=True, extra_dict={"forceInput": True}, tooltip=(
-            f"The face in {where} as a box, from any node that gives one.")),
-        io.Mask.Input("face_mask", optional=True, tooltip=f"The face in {where} as a mask; its bounds are the box."),
+            f"The face in {where} as a bounding box, from any node that outputs one. It replaces the detector.")),
+        io.Mask.Input("face_mask", optional=True, tooltip=(
+            f"The face in {where} as a mask, whose bounding box is used. It replaces the detector.")),
         io.Custom("FACE_LANDMARKS").Input("face_landmarks", optional=True, tooltip=(
-            f"The face in {where} from ComfyUI's Detect Face Landmarks (MediaPipe), with key points.")),
+            f"The face in {where} with key points, from ComfyUI's Detect Face Landmarks (MediaPipe). It replaces the "
+            "detector.")),
     )
 
 

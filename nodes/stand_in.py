@@ -22,13 +22,13 @@ class LoadStandIn(io.ComfyNode):
             node_id="LoadStandIn",
             display_name="Load Stand-In",
             category=CATEGORY,
-            description="Loads a Stand-In adapter, the low-rank weights that give a Wan model its identity branch.",
+            description="Loads a Stand-In adapter: low-rank weights that add the identity branch to a Wan model.",
             inputs=[
                 io.Combo.Input("adapter", options=folder_paths.get_filename_list(ADAPTERS), tooltip=(
-                    "A Stand-In file from models/stand_in (models/loras is searched too). Wan 2.2 has one for each "
-                    "expert: high noise and low noise. An ordinary LoRA does not belong here.")),
+                    "A Stand-In adapter file from models/stand_in or models/loras. Wan 2.2 needs one adapter for the "
+                    "high-noise expert and another for the low-noise expert. Ordinary LoRAs do not work here.")),
             ],
-            outputs=[StandIn.Output("stand_in", tooltip="The adapter, for Apply Identity Branch.")],
+            outputs=[StandIn.Output("stand_in", tooltip="The adapter. Connect it to Apply Identity Branch.")],
         )
 
     @classmethod
@@ -43,64 +43,73 @@ class ApplyIdentityBranch(io.ComfyNode):
             node_id="ApplyIdentityBranch",
             display_name="Apply Identity Branch",
             category=CATEGORY,
-            description="Gives a Wan model the identity of a reference: every video token reads the reference's keys "
-                        "and values in every block. The model works in any sampler. Applied again, it adds another "
-                        "person.",
+            description="Gives a Wan model the identity of the person in a reference image: in every transformer "
+                        "block, the video also reads (attends to) the keys and values of that image. The patched "
+                        "model works with any sampler. Chain several of these nodes to add several people.",
             inputs=[
-                io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, with its LoRAs if there are any."),
-                StandIn.Input("stand_in", tooltip="The adapter made for this model."),
-                io.Vae.Input("vae", optional=True, tooltip="Wan 2.1's VAE; not needed with a reference latent."),
+                io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model. Load LoRAs before this node."),
+                StandIn.Input("stand_in", tooltip="The adapter that was trained for this model."),
+                io.Vae.Input("vae", optional=True, tooltip=(
+                    "The Wan 2.1 VAE, which encodes the reference image. A reference latent does not need it.")),
                 io.Image.Input("reference_image", optional=True, tooltip=(
-                    "The face crop from Face Preprocess, 512x512 on white with the authors. A batch is several photos "
-                    "of one person, each read for itself: experimental, the released adapters were made with one.")),
+                    "The face crop from Face Preprocess; the Stand-In authors use 512x512 on white. A batch holds "
+                    "several photos of one person, each processed on its own. Batches are experimental: the released "
+                    "adapters were trained with one photo.")),
                 io.Latent.Input("reference_latent", optional=True, tooltip=(
-                    "The reference as a latent already, instead of an image and a VAE.")),
+                    "An already encoded reference. Connect it instead of reference_image and vae.")),
                 io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.05, tooltip=(
-                    "Weight of the identity in the attention. 1 is the paper; higher holds the likeness harder and may "
-                    "freeze the expression, lower gives the prompt more room, 0 is the base model bit for bit.")),
+                    "Weight of the identity in the attention. Higher keeps the likeness more strictly and may freeze "
+                    "the expression; lower gives the prompt more freedom. 1 is the value of the Stand-In paper, 0 is "
+                    "exactly the base model.")),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "Part of the sampling at which the identity begins. Higher leaves the composition to the prompt.")),
+                    "Point in the sampling, from 0 to 1, at which the identity starts. Higher leaves more of the "
+                    "composition to the prompt.")),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "Part of the sampling at which the identity ends. Lower leaves fine detail to the base model.")),
+                    "Point in the sampling, from 0 to 1, at which the identity ends. Lower leaves more of the fine "
+                    "detail to the base model.")),
                 io.Int.Input("time_offset", default=-1, min=-100, max=0, **ADVANCED, tooltip=(
-                    "Frame at which the reference stands before the video, which begins at 0. -1 is the paper; farther "
-                    "away (-5, -25) some users see less of the photo leak into the picture, and less likeness.")),
+                    "Frame position of the reference image; the video starts at frame 0. The Stand-In paper uses -1. "
+                    "Some users report that lower values (-5, -25) leak less of the photo into the video and also "
+                    "lower the likeness.")),
                 io.Combo.Input("attention", options=list(ATTENTION_PATHS), default="auto", **ADVANCED, tooltip=(
-                    "How the video reads the identity; the result is the same. merge computes the two attentions "
-                    "apart, by PyTorch, SageAttention 2 or FlashAttention, and copies nothing. concatenate appends "
-                    "keys for whatever attention is in use, and knows one strength for all, 1. auto merges where the "
-                    "attention in use can, or a control needs it, and otherwise concatenates.")),
+                    'How the video reads the identity; the result is the same. "merge" computes both attentions '
+                    'separately (PyTorch, SageAttention 2 or FlashAttention) and copies nothing; "concatenate" '
+                    'appends keys and values of the identity to those of the video and works only at strength 1. '
+                    '"auto" merges if the active attention allows it or a setting needs it, and concatenates '
+                    'otherwise.')),
                 # what came later is optional, so that saved prompts without it still run
                 io.Mask.Input("reference_mask", optional=True, tooltip=(
-                    "The mask of Face Preprocess: identity tokens without any of the subject are left out, which costs "
-                    "less. The adapter was made with all of them; without a mask all are read.")),
+                    "The mask from Face Preprocess. Identity tokens that show none of the subject are then left out, "
+                    "which is faster. Without a mask all tokens are read, as in the training of the adapter.")),
                 io.Mask.Input("region", optional=True, tooltip=(
-                    "Where in the video this person is: 1 reads the identity, 0 does not; one mask, or one for each "
-                    "frame. Without it everywhere.")),
+                    "A mask of where this person appears in the video: 1 reads the identity, 0 does not. Connect one "
+                    "mask, or one mask for each frame. Without a mask the whole video reads the identity.")),
                 io.String.Input("strength_schedule", default="", optional=True, **ADVANCED, tooltip=(
-                    "Factors on strength over the sampling as percent:factor, like 0:0.5, 0.3:1, linear between. "
-                    "Low at first leaves the composition to the prompt, low at the end the fine detail. Empty for "
-                    "none.")),
+                    "Multiplies strength during the sampling, as percent:factor points with straight lines between "
+                    "them, for example 0:0.5, 0.3:1. Low factors at the start leave the composition to the prompt; "
+                    "low factors at the end leave the fine detail to the base model. Leave it empty for a constant "
+                    "strength.")),
                 io.Int.Input("first_block", default=0, min=0, max=999, optional=True, **ADVANCED, tooltip=(
-                    "First of the model's blocks that reads the identity. Higher leaves out early blocks, which shape "
-                    "the layout.")),
+                    "First transformer block that reads the identity. Higher leaves out early blocks, which shape the "
+                    "layout.")),
                 io.Int.Input("last_block", default=-1, min=-1, max=999, optional=True, **ADVANCED, tooltip=(
-                    "Last block that reads it, -1 for the last there is. Lower leaves out late blocks, which shape "
-                    "detail.")),
+                    "Last transformer block that reads the identity; -1 is the last block of the model. Lower leaves "
+                    "out late blocks, which shape detail.")),
                 io.Combo.Input("guidance", options=list(GUIDANCES), optional=True, **ADVANCED, tooltip=(
-                    "Which pass reads the identity. both passes is the paper: cfg does not raise the likeness. "
-                    "positive pass raises it with cfg. own scale has a scale of its own, guidance_scale, and costs "
-                    "one more pass.")),
+                    'Which guidance pass reads the identity. With "both passes", as in the Stand-In paper, cfg does '
+                    'not raise the likeness; with "positive pass" it does. "own scale" adds guidance_scale for the '
+                    'identity alone and costs one more model pass per step.')),
                 io.Float.Input("guidance_scale", default=1.0, min=0.0, max=30.0, step=0.1, optional=True, **ADVANCED,
                                tooltip=(
-                    "For own scale: 0 is the base model, higher holds the likeness harder and may burn, as cfg does.")),
+                    'Guidance scale of the identity, used by "own scale" only. Higher keeps the likeness more '
+                    'strictly and may oversaturate the video, as a high cfg does. 0 is the base model.')),
                 io.Boolean.Input("normalize_references", default=False, optional=True, **ADVANCED, tooltip=(
-                    "On, several photos weigh together as much as one; off, each has the full weight.")),
+                    "On: several photos together weigh as much as one. Off: each photo has the full weight.")),
                 io.Combo.Input("cache", options=list(CACHE_MODES), optional=True, **ADVANCED, tooltip=(
-                    "Where the identity's keys and values live; the result is the same but for fp8. resident on the "
-                    "GPU (839 MB for 14B); fp8 takes half of that and rounds; offloaded in host memory; streaming "
-                    "computes them anew in every call (3 % slower with the model's weights on the GPU); auto is "
-                    "resident where there is room, else offloaded.")),
+                    'Where the key/value cache of the identity is kept. "resident": GPU memory (839 MB for a 14B '
+                    'model); "fp8": half of that, with rounding that changes the result; "offloaded": system memory; '
+                    '"streaming": no cache, recomputed in every model call (3 % slower with the model weights on the '
+                    'GPU). "auto": resident if it fits, else offloaded.')),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
@@ -119,46 +128,55 @@ class StandInSampler(io.ComfyNode):
             node_id="StandInSampler",
             display_name="Stand-In Sampler",
             category=CATEGORY,
-            description="Samples as the authors do, with one model or with Wan 2.2's two experts, and reports what the "
-                        "identity did.",
+            description="Samples a video as the Stand-In authors do, with one model or with the two experts of Wan "
+                        "2.2, and reports how the identity was read.",
             inputs=[
-                io.Model.Input("model", tooltip="The model, or Wan 2.2's high-noise expert."),
+                io.Model.Input("model", tooltip=(
+                    "The model from Apply Identity Branch. For Wan 2.2, connect the high-noise expert.")),
                 io.Model.Input("low_noise_model", optional=True, tooltip=(
-                    "Wan 2.2's low-noise expert, with its own Apply Identity Branch and adapter.")),
+                    "The low-noise expert of Wan 2.2. It needs its own Apply Identity Branch and its own adapter.")),
                 io.Conditioning.Input("positive", tooltip=(
-                    'The prompt. Say "a man" or "a woman" and what happens; do not describe the face.')),
-                io.Conditioning.Input("negative", tooltip="What to keep out."),
+                    'The prompt. Write "a man" or "a woman" and what happens. Do not describe the face: the photo '
+                    'does that.')),
+                io.Conditioning.Input("negative", tooltip="What the video should not show. It is not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip=(
-                    "An empty video latent, or an encoded video for a denoise below 1. A noise mask keeps the rest.")),
+                    "An empty video latent, or an encoded video for a denoise below 1. With a noise mask, only the "
+                    "masked area changes.")),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="The same seed and settings give the same video."),
+                             tooltip="The same seed and the same settings give the same video."),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip=(
-                    "Higher is finer and slower. The authors use 20; a distilled LoRA needs 4 to 8.")),
+                    "Number of sampling steps. Higher gives finer detail and takes longer. The Stand-In authors use "
+                    "20; a distilled LoRA needs 4 to 8.")),
                 io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
-                    "Higher follows the prompt harder and may burn; 1 skips the negative prompt and halves the time. "
-                    "The authors use 5; a distilled LoRA needs 1.")),
+                    "Guidance scale of the prompt. Higher follows the prompt more strictly and may oversaturate the "
+                    "video; 1 skips the negative prompt and takes half the time. The Stand-In authors use 5; a "
+                    "distilled LoRA needs 1.")),
                 io.Combo.Input("sampler_name", options=sampler_names(), default="euler",
-                               tooltip="The authors use euler."),
+                               tooltip='The sampling algorithm. The Stand-In authors use "euler".'),
                 io.Combo.Input("scheduler", options=scheduler_names(), default="flow_matching", tooltip=(
-                    "flow_matching is the authors' schedule; the others are ComfyUI's.")),
+                    'How the noise levels are spread over the steps. "flow_matching" is the schedule of the Stand-In '
+                    'authors; the others are from ComfyUI.')),
                 io.Float.Input("shift", default=5.0, min=0.01, max=100.0, step=0.01, tooltip=(
-                    "Replaces the shift of the model. Higher spends more steps on composition and motion, lower more "
-                    "on detail. The authors use 5.")),
+                    "Shift of the noise levels; it replaces the shift of the model. Higher spends more steps on "
+                    "composition and motion, lower more on detail. The Stand-In authors use 5.")),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=(
-                    "1 begins from noise; lower keeps more of the video that the latent holds.")),
+                    "Share of the noise schedule that is sampled. 1 starts from pure noise; lower keeps more of the "
+                    "video in latent_image. The Stand-In authors use 0.85 for face swap.")),
                 io.Float.Input("boundary", default=0.875, min=0.0, max=1.0, step=0.001, **ADVANCED, tooltip=(
-                    "Noise level at which the low-noise expert takes over; higher hands over earlier. The step follows "
-                    "from the schedule. Wan 2.2's text-to-video uses 0.875. Unused with one model.")),
+                    "Noise level at which the low-noise expert takes over. Higher switches earlier, lower later. Wan "
+                    "2.2 text-to-video uses 0.875; a single model ignores it.")),
                 io.Boolean.Input("attention_map", default=False, optional=True, **ADVANCED, tooltip=(
-                    "On, records in every block how much of the video's attention lies on the identity, for Identity "
-                    "Attention Map, which takes a little time. Off, nothing is recorded.")),
+                    "On: records for every block how much of the video's attention falls on the identity, for "
+                    "Identity Attention Map. This takes a little time. Off: records nothing.")),
             ],
             outputs=[
-                io.Latent.Output("latent", tooltip="The denoised latent, for VAE Decode."),
-                io.String.Output("report", tooltip="What the identity did in each run, in words."),
+                io.Latent.Output("latent", tooltip="The denoised latent. Connect it to VAE Decode."),
+                io.String.Output("report", tooltip=(
+                    "How the identity was read, in words, for each run (with Wan 2.2, one run for each expert).")),
                 AttentionMapType.Output("attention_map", tooltip=(
-                    "Where the identity was read, for Identity Attention Map; empty while attention_map is off.")),
-                io.String.Output("json", tooltip="The report as JSON, a record for each run."),
+                    "Where the video read the identity. Connect it to Identity Attention Map; it is empty while the "
+                    "input attention_map is off.")),
+                io.String.Output("json", tooltip="The report as JSON, with one record for each run."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -180,28 +198,34 @@ class IdentityAttentionMap(io.ComfyNode):
             node_id="IdentityAttentionMap",
             display_name="Identity Attention Map",
             category=CATEGORY,
-            description="Shows where in the video the identity was read: the share of the attention that lies on the "
-                        "photo, as a heat map over the frames.",
+            description="Shows where the video read the identity: the share of the attention that falls on the photo, "
+                        "as a heat map over the frames.",
             inputs=[
-                io.Image.Input("images", tooltip="The frames of the run, from VAE Decode."),
+                io.Image.Input("images", tooltip="All frames of the sampled video, from VAE Decode."),
                 AttentionMapType.Input("attention_map", tooltip=(
-                    "From Stand-In Sampler, with its attention_map switched on.")),
+                    "The output of Stand-In Sampler. Switch on the input attention_map there.")),
                 io.Int.Input("person", default=0, min=0, max=99, tooltip=(
-                    "Whose map: 0 is the first Apply Identity Branch of the chain, higher the later ones.")),
+                    "Which person to show. 0 is the first Apply Identity Branch in the chain; higher numbers are the "
+                    "later ones.")),
                 io.Int.Input("first_block", default=0, min=0, max=999, tooltip=(
-                    "First block of the mean; higher leaves out early blocks. A block that did not read counts as 0.")),
+                    "First transformer block that is averaged. Higher leaves out early blocks. A block that did not "
+                    "read the identity counts as 0.")),
                 io.Int.Input("last_block", default=-1, min=-1, max=999, tooltip=(
-                    "Last block of the mean, included; lower leaves out late blocks, -1 is the last there is.")),
+                    "Last transformer block that is averaged; -1 is the last block of the model. Lower leaves out "
+                    "late blocks.")),
                 io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip=(
-                    "Higher shows more of the map and less of the frames: 1 the map alone, 0 the frames alone.")),
+                    "Opacity of the heat map. Higher shows more of the map and less of the frames: 1 shows only the "
+                    "map, 0 only the frames.")),
                 io.Int.Input("trim_latent", default=0, min=0, max=99, **ADVANCED, tooltip=(
-                    "How many latent frames were cut off the beginning, as the trim_latent of WanVaceToVideo says: 1 "
-                    "with a reference picture of VACE, 0 otherwise.")),
+                    "Number of latent frames that were cut off the start of the video, as trim_latent of "
+                    "WanVaceToVideo says. It is 1 with a reference image for VACE and 0 otherwise.")),
             ],
             outputs=[
-                io.Image.Output("images", tooltip="The frames with the map over them, black to yellow."),
-                io.Mask.Output("mask", tooltip="The map, 1 where the most attention lies."),
-                io.String.Output("report", tooltip="The share of the attention, in all and by block."),
+                io.Image.Output("images", tooltip=(
+                    "The frames under the heat map, from black (least) to yellow (most).")),
+                io.Mask.Output("mask", tooltip="The heat map as a mask, 1 where the most attention falls."),
+                io.String.Output("report", tooltip=(
+                    "The share of the attention that falls on the photo, overall and for each block.")),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -35,47 +35,63 @@ class PrepareTrainingData(io.ComfyNode):
             node_id="PrepareTrainingData",
             display_name="Prepare Training Data",
             category=f"{CATEGORY}/training",
-            description="Cuts videos of people into clips, takes reference photos from frames outside of each clip, "
-                        "and encodes all of it once, for Train Stand-In. Run it again after an interrupt: it goes on.",
+            description="Cuts videos of people into clips, takes reference photos from frames outside each clip, and "
+                        "encodes everything once for Train Stand-In. After an interruption, run it again: it "
+                        "continues where it stopped.",
             is_input_list=True,  # the videos and captions of core's dataset node are lists
             inputs=[
-                io.Video.Input("videos", tooltip="From Load Video-Text (from Folder), many of them."),
+                io.Video.Input("videos", tooltip="Many videos of people, from Load Video-Text (from Folder)."),
                 io.String.Input("captions", force_input=True, tooltip=(
-                    "One for each video, from the same node: what happens in it, never who the person is.")),
-                io.Vae.Input("vae", tooltip="Wan 2.1's."),
+                    "One caption for each video, from the same node. A caption says what happens, never who the "
+                    "person is.")),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
                 io.Clip.Input("clip", tooltip="The text encoder of Wan, umT5-XXL."),
                 io.String.Input("name", default="my_people", tooltip=(
-                    "Of the folder below output/stand_in_training that keeps the data, and what was dropped and why.")),
+                    "Name of the folder in output/stand_in_training that keeps the data and a list of what was "
+                    "dropped and why.")),
                 io.Int.Input("width", default=832, min=16, max=2048, step=16, tooltip=(
-                    "Of the clips, which are filled up and cropped to it. The authors take 832x480; less is faster.")),
-                io.Int.Input("height", default=480, min=16, max=2048, step=16, tooltip="Of the clips."),
+                    "Width of the clips in pixels; each video is scaled to fill the frame and cropped. Lower is "
+                    "faster. The Stand-In authors use 832x480.")),
+                io.Int.Input("height", default=480, min=16, max=2048, step=16, tooltip=(
+                    "Height of the clips in pixels. Lower is faster. The Stand-In authors use 832x480.")),
                 io.Int.Input("frames", default=81, min=5, max=401, step=4, tooltip=(
-                    "Of a clip. A video needs more than that: its photos come from the rest.")),
+                    "Number of frames in a clip. Higher needs more memory and longer videos, because the photos come "
+                    "from frames outside the clip. The Stand-In authors use 81.")),
                 io.Float.Input("fps", default=25.0, min=1.0, max=120.0, step=1.0, tooltip=(
-                    "To which the videos are resampled. The authors take 25; Wan makes 16.")),
+                    "Frame rate to which the videos are resampled. Higher makes a clip cover less time, lower more. "
+                    "The Stand-In authors use 25; Wan generates 16.")),
                 io.Int.Input("references", default=5, min=1, max=16, tooltip=(
-                    "Photos for each clip, of which a step takes one at random.")),
+                    "Number of reference photos for each clip. Every training step picks one of them at random, so "
+                    "more photos give more variety. The Stand-In authors use 5.")),
                 io.Combo.Input("references_from", options=list(REFERENCES_FROM), tooltip=(
-                    "The same video is the paper. Other videos pairs clips of the same person, which teaches not to "
-                    "copy (Concat-ID), and drops clips without a partner.")),
+                    'Where the reference photos come from. "same video" is the method of the Stand-In paper. "other '
+                    'videos" pairs clips of the same person, which teaches the model not to copy (Concat-ID), and '
+                    'drops clips without a partner.')),
                 io.Float.Input("lowest_similarity", default=0.7, min=-1.0, max=1.0, step=0.01, **ADVANCED, tooltip=(
-                    "For other videos: less alike is somebody else. Figures of ArcFace; other embedders differ.")),
+                    'Used by "other videos" only: photos below this similarity count as somebody else. Higher is '
+                    'stricter and finds fewer photos. The default is for ArcFace (insightface); other embedders need '
+                    'other values.')),
                 io.Float.Input("highest_similarity", default=0.9, min=-1.0, max=1.0, step=0.01, **ADVANCED, tooltip=(
-                    "For other videos: more alike is nearly the same picture.")),
+                    'Used by "other videos" only: photos above this similarity are nearly the same picture and are '
+                    'left out. Higher finds more photos and teaches the model more copying.')),
                 io.Combo.Input("preset", options=list(PRESETS), **ADVANCED, tooltip=(
-                    "How the faces are cropped, as in Face Preprocess.")),
+                    "How the faces are cropped, with the presets of Face Preprocess.")),
                 io.Int.Input("photo_size", default=512, min=64, max=1024, step=16, **ADVANCED, tooltip=(
-                    "Side of the photos in pixels, as they will be given to the model later.")),
+                    "Side of the reference photos in pixels. Use the size that you will later give the model; the "
+                    "Stand-In authors use 512.")),
                 detector_input(),
                 download_input(),
                 io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, **ADVANCED, tooltip=(
-                    "Of the choice of photos.")),
+                    "Seed of the random choice of reference photos. Keep it to continue an interrupted run.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "For other videos, where insightface is not installed: it tells people apart less finely.")),
+                    'Used by "other videos" only, if insightface is not installed. It tells people apart less '
+                    'finely.')),
             ],
             outputs=[
-                TrainingDataType.Output("training_data", tooltip="For Train Stand-In."),
-                io.String.Output("report", tooltip="How many clips and photos, and what was dropped and why."),
+                TrainingDataType.Output("training_data", tooltip=(
+                    "The encoded clips, photos and captions. Connect them to Train Stand-In.")),
+                io.String.Output("report", tooltip=(
+                    "How many clips and photos there are, and what was dropped and why.")),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -106,44 +122,54 @@ class TrainStandIn(io.ComfyNode):
             node_id="TrainStandIn",
             display_name="Train Stand-In",
             category=f"{CATEGORY}/training",
-            description="Trains an adapter on the data of Prepare Training Data and puts it into models/stand_in. The "
-                        "model stays as it is. Run it again after an interrupt: it goes on.",
+            description="Trains a Stand-In adapter on the data from Prepare Training Data and saves it in "
+                        "models/stand_in. The model itself does not change. After an interruption, run it again: it "
+                        "continues where it stopped.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The Wan to train for, from Load Diffusion Model, without an adapter."),
-                TrainingDataType.Input("training_data", tooltip="From Prepare Training Data."),
-                io.String.Input("name", default="my_stand_in", tooltip="Of the adapter's file."),
+                io.Model.Input("model", tooltip=(
+                    "The Wan text-to-video model to train for, from Load Diffusion Model, without an adapter.")),
+                TrainingDataType.Input("training_data", tooltip="The data from Prepare Training Data."),
+                io.String.Input("name", default="my_stand_in", tooltip="File name of the adapter."),
                 io.Int.Input("steps", default=3000, min=1, max=1_000_000, tooltip=(
-                    "The authors take 3,000 steps of 48 clips. With more than before, a run goes on.")),
+                    "Number of training steps. Raise it to continue a finished run. The Stand-In authors train 3,000 "
+                    "steps of 48 clips.")),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip=(
-                    "Clips of a step, one after the other: more costs time and no memory.")),
+                    "Number of clips in a step, computed one after the other. Higher takes more time for each step "
+                    "and no more memory. The Stand-In authors use 48.")),
                 io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-6, tooltip=(
-                    "The authors do not say theirs; 1e-4 is usual for low-rank weights.")),
+                    "How far each step changes the weights. Higher learns faster and may become unstable. The "
+                    "Stand-In authors do not say theirs; 1e-4 is usual for low-rank weights.")),
                 io.Int.Input("rank", default=128, min=1, max=1024, tooltip=(
-                    "Of the low-rank weights, 128 with the authors. Less is a smaller file that learns less.")),
+                    "Rank of the low-rank weights. Lower gives a smaller file that learns less. The Stand-In authors "
+                    "use 128.")),
                 io.Combo.Input("expert", options=list(EXPERTS), tooltip=(
-                    "Wan 2.2 has two models, each with noise levels of its own, and needs an adapter for each.")),
+                    'Which expert of Wan 2.2 to train for; "single" is for models without experts. Each expert has '
+                    'its own noise levels and needs its own adapter.')),
                 io.Float.Input("shift", default=1.0, min=0.1, max=20.0, step=0.1, **ADVANCED, tooltip=(
-                    "Of the noise levels: 1 draws all alike, as the authors; more trains more on noise, where the "
-                    "layout is decided.")),
+                    "Shift of the noise levels that the training draws. Higher trains more at high noise levels, "
+                    "which decide the layout. 1 draws all noise levels equally often, as the Stand-In authors do.")),
                 io.Float.Input("ema", default=0.0, min=0.0, max=0.9999, step=0.001, **ADVANCED, tooltip=(
-                    "Decay of a moving average, which is then what is saved; 0 for none, 0.999 for long runs.")),
+                    "Decay of a moving average of the weights; the average is then what is saved. Higher averages "
+                    "over more steps, and 0 turns it off. Use 0.999 for long runs.")),
                 io.Boolean.Input("checkpointing", default=True, **ADVANCED, tooltip=(
-                    "Compute again what is inside the blocks instead of keeping it: a third more time, several times "
-                    "less memory.")),
+                    "On: recomputes the activations inside the blocks instead of keeping them, which takes a third "
+                    "more time and several times less memory. Off: keeps them.")),
                 io.Int.Input("sample_every", default=500, min=0, max=100_000, tooltip=(
-                    "Steps between two checkpoints, each with a picture of what the adapter makes if a VAE is "
-                    "connected; 0 for one at the end.")),
-                io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, tooltip="Of everything that is drawn."),
-                StandIn.Input("start_from", optional=True, tooltip="An adapter to go on from; its rank counts then."),
-                io.Vae.Input("vae", optional=True, tooltip="Wan 2.1's, for the pictures."),
+                    "Number of steps between two checkpoints; 0 saves one at the end. If a VAE is connected, each "
+                    "checkpoint also makes sample pictures with the adapter so far.")),
+                io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, tooltip=(
+                    "Seed of all random choices of the training. Keep it to continue an interrupted run.")),
+                StandIn.Input("start_from", optional=True, tooltip=(
+                    "An adapter to continue training from. Its rank replaces the input rank.")),
+                io.Vae.Input("vae", optional=True, tooltip="The Wan 2.1 VAE, which decodes the sampled pictures."),
             ],
             outputs=[
-                StandIn.Output("stand_in", tooltip="The adapter, for Apply Identity Branch."),
-                io.Image.Output("loss", tooltip="The loss of every step."),
+                StandIn.Output("stand_in", tooltip="The adapter. Connect it to Apply Identity Branch."),
+                io.Image.Output("loss", tooltip="A plot of the loss of every step."),
                 io.Image.Output("samples", tooltip=(
-                    "What the adapter made of the first examples at the last checkpoint: the photo, then frames. "
-                    "Without a VAE, the loss again.")),
+                    "Pictures sampled at the last checkpoint for the first examples of the data: the photo, then "
+                    "frames of the video. Without a VAE, the plot of the loss again.")),
             ],
             hidden=[io.Hidden.unique_id],
         )
