@@ -1,4 +1,4 @@
-"""The nodes: a schema and one call into standin_core each, a file for each method and each purpose."""
+"""The nodes, one file for each method or purpose. Each node is a schema and one call into standin_core."""
 from comfy_api.latest import ComfyExtension
 
 from ..standin_core.folders import register_adapters

@@ -1,4 +1,4 @@
-"""A finished video measured against the photo."""
+"""Measure a finished video against the photo."""
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""A photo to a face crop."""
+"""Turn a photo into a face crop."""
 from comfy_api.latest import io
 
 from ..standin_core.face import (

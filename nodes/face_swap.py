@@ -1,4 +1,4 @@
-"""A face of a video for another one."""
+"""Swap a face in a video."""
 from comfy_api.latest import io
 
 from ..standin_core.face import installed_models

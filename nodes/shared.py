@@ -1,4 +1,4 @@
-"""What several nodes have: the types between them, inputs, and how a node shows words and pictures."""
+"""What several nodes share: types, inputs, and how a node shows text and pictures."""
 import inspect
 
 from comfy_api.latest import io, ui

@@ -1,4 +1,4 @@
-"""The method Stand-In: its adapter, its branch on a model, the sampler, and where the identity was read."""
+"""The Stand-In method: load an adapter, apply it to a model, sample, and show where the identity was read."""
 import folder_paths
 from comfy_api.latest import io, ui
 

@@ -1,4 +1,4 @@
-"""An adapter of one's own: its data and its training."""
+"""Train an adapter: prepare the data, then train."""
 import functools
 
 from comfy.model_management import throw_exception_if_processing_interrupted
