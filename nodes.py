@@ -489,11 +489,13 @@ class IdentityReport(io.ComfyNode):
                     "The photo that was given to the model. More pictures in the batch are other photos of the same "
                     "person: with them comes the copy-paste measure.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "Any model of Load CLIP Vision. It tells faces apart less finely than insightface, and compares "
-                    "subjects without a face too; connected, it also gives the CLIP distance of whole pictures.")),
+                    "Any model of Load CLIP Vision. It tells faces apart less finely than a face recognition network, "
+                    "and compares subjects without a face too; connected, it also gives the CLIP distance of whole "
+                    "pictures.")),
                 io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
-                    "What compares. auto takes insightface where you installed it with a model pack, else CLIP "
-                    "vision. Figures of different embedders cannot be compared.")),
+                    "The network that compares. auto takes insightface where you installed it with a model pack, then "
+                    "facexlib's ArcFace or SFace where its file is, and otherwise CLIP vision. Figures of different "
+                    "embedders cannot be compared.")),
                 io.Combo.Input("region", options=list(REGIONS), tooltip=(
                     "face compares the largest face of each frame; whole frame all of it, for subjects without a "
                     "face, and needs CLIP vision.")),
@@ -569,7 +571,7 @@ class PrepareTrainingData(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, **ADVANCED, tooltip=(
                     "Of the choice of photos.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "For other videos, where insightface is not installed: it tells people apart less finely.")),
+                    "For other videos, where no face recognition network can run: it tells people apart less finely.")),
             ],
             outputs=[
                 TrainingDataType.Output("training_data", tooltip="For Train Stand-In."),
@@ -666,8 +668,9 @@ class TrainStandIn(io.ComfyNode):
 
 def _detector_input():
     return io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
-        "auto takes RetinaFace where its file is, insightface where you installed it, and otherwise the built-in "
-        "cascade (frontal faces, no key points). A connected box, mask or landmarks take its place."))
+        "auto takes RetinaFace where its file is, then insightface where you installed it, then YuNet where its file "
+        "is, and otherwise the built-in cascade (frontal faces, no key points). A connected box, mask or landmarks "
+        "take its place."))
 
 
 def _min_score_input():
@@ -677,8 +680,9 @@ def _min_score_input():
 
 def _download_input():
     return io.Boolean.Input("download_missing", default=False, tooltip=(
-        "On, a missing face model (detector 110 MB, parser 53 MB) comes from facexlib's releases on GitHub into "
-        "models/facexlib, checked by its hash. Off, nothing is ever downloaded."))
+        "On, a missing face model (RetinaFace 110 MB or YuNet 0.2 MB, the parser 53 MB, ArcFace 175 MB for pairs) "
+        "comes from its publisher on GitHub into models/facexlib, checked by its hash. Off, nothing is ever "
+        "downloaded."))
 
 
 def _given_face_inputs(where: str):
