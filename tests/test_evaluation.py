@@ -14,6 +14,7 @@ import torch
 import faces
 from standin_core.contracts import StandInError
 from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, load_embedder, plot
+from standin_core.evaluation.chart import Series, line_chart
 from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize
 from standin_core.face import ARCFACE, SFACE, YUNET, Detector, Face
 
@@ -139,13 +140,52 @@ def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch, mod
         compare(video(), photos, settings, clip)
 
 
+def rows_of(picture, colour):
+    """[H, W] bool, where a picture has a colour."""
+    return np.abs(np.asarray(picture, int) - colour).max(axis=-1) <= 2
+
+
+def test_a_chart_is_to_scale():
+    """Three level lines between the ends of the axis, and the columns of a value, of a gap and of a lone value."""
+    colours = {"#1f60b4": (31, 96, 180), "#d66e14": (214, 110, 20), "#208030": (32, 128, 48)}
+    levels = (1.0, -0.6, 0.2)
+    values = np.array([1, 1, 1, 1, NAN, NAN, 1, NAN, NAN, NAN, 1])
+    drawn = line_chart([Series("words", colour, level * values) for colour, level in zip(colours, levels)], "frame",
+                       lowest=-0.6, highest=1.0)
+    assert drawn.size == (960, 360)
+    rows, columns = [], []
+    for colour in colours.values():
+        found = rows_of(drawn, colour)
+        found[:50] &= np.arange(960) > 400  # the legend is above, on the left
+        ys, xs = found.nonzero()
+        rows.append(ys.mean())
+        columns.append(np.unique(xs))
+    top, bottom, between = rows
+    assert top < between < bottom and bottom - top > 200
+    assert between == pytest.approx(top + (bottom - top) * 0.5, abs=1)
+    for xs in columns[1:]:  # the legend hides nothing of these
+        first, last = xs.min() + 3, xs.max() - 3  # middles of the dots at 1 and 11, which are 6 px wide
+        at = lambda index: first + (last - first) * (index - 1) / 10  # noqa: B023, E731
+        runs = np.split(xs, np.flatnonzero(np.diff(xs) > 1) + 1)
+        assert [(run[0] + run[-1]) / 2 for run in runs] == pytest.approx([at(2.5), at(7), at(11)], abs=2)
+
+
+def test_a_chart_of_no_value():
+    """And one whose axis fits the values."""
+    assert line_chart([Series("loss", "#1f60b4", np.full(3, NAN), dots=False)], "step").size == (960, 360)
+    high, low = (rows_of(line_chart([Series("loss", "#1f60b4", np.array([0.0, highest]), dots=False)], "step"),
+                         (31, 96, 180))[60:].any(axis=1).argmax() for highest in (7.0, 700.0))
+    assert abs(high - low) <= 3
+
+
 def test_pictures():
     """The blue line lies at the top where a frame is the photo; the sheet has the photo first."""
     result = compare(torch.cat((PHOTO, PHOTO)), PHOTO, CompareSettings("clip vision"), ClipVision())
-    drawn = plot(result)[0]
-    blue = ((drawn - torch.tensor([31, 96, 180]) / 255).abs().amax(dim=-1) < 0.02).nonzero()
-    line = blue[blue[:, 1] > 400]
-    assert 40 <= line[:, 0].float().mean() <= 48
+    drawn = plot(result)[0].numpy() * 255
+    expected = line_chart([Series("similarity to the photo", "#1f60b4", np.ones(2)),
+                           Series("copied pixels (1 is the photo itself)", "#d66e14", np.ones(2))], "frame",
+                          highest=1.0)
+    assert np.abs(drawn - np.asarray(expected)).max() < 0.01
     sheet = contact_sheet(result)[0]
     assert sheet.shape == (2 * 202, 3 * 176, 3)
     assert float((sheet[3:173, 3:173] - sheet[3:173, 179:349]).abs().mean()) < 0.02

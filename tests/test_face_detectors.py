@@ -189,6 +189,8 @@ def test_yunet_sees_a_face_that_fills_the_photo(models_dir):
     assert face.box == (336 - 160, 272 - 192, 336 + 160, 272 + 192)
     (small,) = find(faces.marked(640, 480, ("red", 64, 64, 8)), "yunet")
     assert small.box == (68 - 20, 68 - 24, 68 + 20, 68 + 24)
+    (near,) = find(faces.marked(640, 480, ("red", 64, 64, 16)), "yunet")  # 96 px high on the copy of 320
+    assert near.box[3] - near.box[1] == 48
 
 
 def test_yunets_score(models_dir):

@@ -1,70 +1,60 @@
-"""A line chart, drawn with Pillow, which ComfyUI brings."""
+"""A line chart as a picture."""
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
-WIDTH, HEIGHT = 960, 360
-LEFT, RIGHT, TOP, BOTTOM = 60, 20, 44, 40
-INK, GRID, PAPER = (40, 40, 40), (222, 222, 222), (255, 255, 255)
-BLUE, ORANGE = (31, 96, 180), (214, 110, 20)
+WIDTH, HEIGHT, PX_PER_INCH = 960, 360, 100
+BLUE, ORANGE, GREY = "#1f60b4", "#d66e14", "#dedede"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """words: in the legend. values: [N], at 1 to N of the horizontal axis; NaN is a gap. dots: mark every value."""
+    """One line of a chart.
+
+    words: its name in the legend.
+    colour: a colour of matplotlib.
+    values: [N], at 1 to N of the horizontal axis; NaN leaves a gap.
+    dots: mark every value.
+    """
 
     words: str
-    colour: tuple[int, int, int]
+    colour: str
     values: np.ndarray
     dots: bool = True
 
 
-def line_chart(series: list[Series], horizontal: str, ticks: np.ndarray) -> PIL.Image.Image:
-    """960x360, with the first of the series on top. horizontal: name of that axis; ticks: of the vertical axis, from
-    its lowest to its highest value.
+def line_chart(series: list[Series], horizontal: str, lowest: float = 0.0,
+               highest: float | None = None) -> PIL.Image.Image:
+    """The chart, 960x360, with the first of the series on top of the others.
+
+    horizontal: name of the horizontal axis.
+    lowest, highest: ends of the vertical axis; None fits the values.
     """
-    image = PIL.Image.new("RGB", (WIDTH, HEIGHT), PAPER)
-    draw = PIL.ImageDraw.Draw(image)
-    length, lowest, highest = len(series[0].values), ticks[0], ticks[-1]
-    digits = max(1, int(np.ceil(-np.log10(ticks[1] - ticks[0]))))
+    # 1 s; not pyplot, whose figures are global
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    def at(index: float, value: float) -> tuple[float, float]:
-        return (LEFT + (WIDTH - LEFT - RIGHT) * index / max(length - 1, 1),
-                HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - lowest) / (highest - lowest))
-
-    for value in ticks:
-        y = at(0, value)[1]
-        draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill=GRID)
-        draw.text((LEFT - 8, y), f"{value:.{digits}f}", fill=INK, font=font(14), anchor="rm")
-    for index in sorted({0, length // 4, length // 2, 3 * length // 4, length - 1}):
-        draw.text((at(index, 0)[0], HEIGHT - BOTTOM + 8), str(index + 1), fill=INK, font=font(14), anchor="ma")
-    draw.text((WIDTH - RIGHT, HEIGHT - 4), horizontal, fill=INK, font=font(14), anchor="rs")
-    for line in reversed(series):
-        points = [None if np.isnan(value) else at(index, value) for index, value in enumerate(line.values)]
-        for first, second in itertools.pairwise(points):
-            if first is not None and second is not None:
-                draw.line([first, second], fill=line.colour, width=3)
-        for point in filter(None, points if line.dots else ()):
-            draw.ellipse([point[0] - 2, point[1] - 2, point[0] + 2, point[1] + 2], fill=line.colour)
-    x = LEFT
-    for line in series:
-        draw.rectangle([x, 16, x + 14, 30], fill=line.colour)
-        draw.text((x + 22, 23), line.words, fill=INK, font=font(16), anchor="lm")
-        x += 60 + draw.textlength(line.words, font=font(16))
-    return image
-
-
-def font(size: int):
-    return PIL.ImageFont.load_default(size)
+    figure = Figure((WIDTH / PX_PER_INCH, HEIGHT / PX_PER_INCH), dpi=PX_PER_INCH, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    length = len(series[0].values)
+    axes = figure.add_subplot(xlabel=horizontal, xlim=(1, max(length, 2)))
+    for index, line in enumerate(series):
+        axes.plot(np.arange(1, length + 1), line.values, color=line.colour, label=line.words, linewidth=2,
+                  marker="o" if line.dots else None, markersize=4, zorder=2 + len(series) - index, clip_on=False)
+    axes.set_ylim(lowest, highest)
+    axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
+    axes.grid(axis="y", color=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=len(series), frameon=False)
+    canvas.draw()
+    return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def as_image(image: PIL.Image.Image) -> torch.Tensor:
-    """[1, H, W, 3] float in 0..1, ComfyUI's IMAGE"""
+    """ComfyUI's IMAGE, [1, H, W, 3] float in 0..1."""
     return torch.from_numpy(np.asarray(image).copy())[None].float() / 255

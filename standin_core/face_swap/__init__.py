@@ -1,6 +1,7 @@
-"""The authors' face swap: paste the reference over every frame, denoise from there, composite over the source.
+"""The authors' face swap: paste the reference on every frame, denoise from there, composite over the source.
 
-WeChatCV/Stand-In, ``infer_face_swap.py`` and ``preprocessor/videomask_generator.py``; they call it experimental.
+Source: WeChatCV/Stand-In, ``infer_face_swap.py`` and ``preprocessor/videomask_generator.py``. The authors call it
+experimental.
 """
 from .composite import COLOR_REGIONS, composite_swap
 from .encode import MASK_EDGES, SWAP_BACKGROUNDS, encode_swap

@@ -11,21 +11,28 @@ from ..contracts import StandInError
 from ..face import check_finite, checked_masks
 
 COLOR_REGIONS = ("surroundings", "face")
-FEWEST_PIXELS = 64  # fewer give no statistics
-# Deviation in Lab units that is noise rather than contrast: beside a plain wall, whose deviation is near 0, the ratio
-# of two deviations would say nothing and take all contrast from the face.
+FEWEST_PIXELS = 64  # fewer pixels give no statistics
+# A standard deviation in Lab units that counts as noise. The deviation of a plain wall is near 0: a ratio of two such
+# deviations would mean nothing, and would take all contrast from the face.
 NOISE = 4.0
 
 
 def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, feather: int, color_match: float,
                    color_region: str) -> torch.Tensor:
-    """source: [>= F, >= H, >= W, 3], images: [F, H, W, 3], mask: [F or 1, H, W] -> F frames of the source's size.
+    """The swapped video over the middle of the source: F frames of the source's size.
 
-    images lie in the middle of the source, as Face Swap Prepare cut them. feather: pixels over which the mask fades on
-    either side of its edge; farther out every pixel is the source's own. color_match: 0 to 1, how far mean and
-    deviation of the images in Lab are brought to the source's (Reinhard et al. 2001), measured outside the mask
-    ("surroundings": undoes a drift of colour and leaves the new skin alone) or in it ("face"); NOISE is added to both
+    Colours are matched by mean and standard deviation in Lab (Reinhard et al. 2001), with NOISE added to both
     deviations.
+
+    source: [>= F, >= H, >= W, 3] float in 0..1.
+    images: [F, H, W, 3] float in 0..1, from the middle of the source, as Face Swap Prepare cut them.
+    mask: [F or 1, H, W].
+    feather: in pixels, over which the mask fades on either side of its edge; farther out every pixel is the source's.
+    color_match: 0 to 1, how far the colours of the images are brought to those of the source.
+    color_region: where colours are measured. "surroundings" is outside the mask, which undoes a drift of colour and
+        leaves the new skin as it is; "face" is inside it.
+
+    Raises StandInError if the video is empty or does not fit into the source, and for values that are not finite.
     """
     _check(source, images)
     count, height, width = images.shape[:3]
@@ -50,7 +57,12 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
 
 
 def _matched(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: float) -> np.ndarray:
-    """image, target: [H, W, 3] float32 in 0..1; where: [H, W] bool"""
+    """The image with the colours of the target.
+
+    image, target: [H, W, 3] float32 in 0..1.
+    where: [H, W] bool, where colours are measured.
+    amount: 0 to 1.
+    """
     if where.sum() < FEWEST_PIXELS:
         return image
     lab, wanted = cv2.cvtColor(image, cv2.COLOR_RGB2LAB), cv2.cvtColor(target, cv2.COLOR_RGB2LAB)
@@ -68,7 +80,7 @@ def _feathered(mask: np.ndarray, feather: int) -> np.ndarray:
 
 
 def _fade_to_margins(height: int, width: int, above: bool, beside: bool, feather: int) -> np.ndarray:
-    """[height, width] float32: 1, falling to 0 where the source goes on beyond the border of the swapped video."""
+    """[height, width] float32: 1, falling to 0 at those borders beyond which the source goes on."""
     fade = np.ones((height, width), np.float32)
     if feather:
         for axis, has_margin in ((0, above), (1, beside)):

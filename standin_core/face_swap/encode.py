@@ -15,11 +15,16 @@ PIXELS_PER_LATENT = 8
 
 
 def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, mask_edge: str) -> dict:
-    """images: [4k+1, H, W, 3], mask: [4k+1 or 1, H, W] -> a LATENT, samples [1, 16, k+1, H/8, W/8] in VAE space.
+    """A LATENT in VAE space, samples [1, 16, k+1, H/8, W/8].
 
+    images: [4k+1, H, W, 3] float in 0..1.
+    mask: [4k+1 or 1, H, W].
     background: "locked" adds a noise_mask, with which every sampler of ComfyUI puts the source back outside it after
-    each step, at that step's noise; "free" lets all of it change and reads no mask. Raises StandInError for another VAE
-    than Wan 2.1's, another number or size of frames, or a mask that does not fit or covers nothing.
+        each step, at the noise of that step; "free" lets everything change and reads no mask.
+    mask_edge: one of MASK_EDGES, see ``latent_mask``.
+
+    Raises StandInError for a VAE other than Wan 2.1's, for another number or size of frames, and for a mask that does
+    not fit or covers nothing.
     """
     check_wan_vae(vae)
     count = len(images)
@@ -41,11 +46,15 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
 
 
 def latent_mask(mask: torch.Tensor, size: tuple[int, int], edge: str) -> torch.Tensor:
-    """mask: [4k+1, H, W] in 0..1; size: (h, w) of the latent -> [1, 1, k+1, h, w].
+    """The mask on latent pixels, [1, 1, k+1, h, w].
 
-    The first latent frame is the first frame, each other the next four: there the largest value in time counts, since
-    a face in any of the four must be denoised. In space it is the covered share of a latent pixel; "hard" takes those
-    covered by more than half. (ComfyUI would interpolate in time as if every latent frame held as many frames.)
+    The first latent frame is the first frame, and each of the others is the next four. The largest of the four values
+    counts, because a face in any of them must be denoised. (ComfyUI would interpolate in time as if every latent frame
+    held as many frames.) The value of a latent pixel is the share of it that is covered.
+
+    mask: [4k+1, H, W] in 0..1.
+    size: height and width of the latent.
+    edge: "hard" rounds the share to 0 or 1, "soft" keeps it.
     """
     shares = torch.nn.functional.adaptive_avg_pool2d(largest_in_each(mask).float(), size)
     return ((shares > 0.5).float() if edge == "hard" else shares)[None, None]

@@ -1,4 +1,4 @@
-"""One person through a video, and steady points on the face."""
+"""Follow one person through a video, and steady the points of the face."""
 from __future__ import annotations
 
 import math
@@ -7,33 +7,35 @@ import numpy as np
 
 from ..face import Face, choose
 
-# how far a face may move between two frames, in its own size, and how much it may grow or shrink, to be the same one
+# A face in the next frame is the same one if it moved less than REACH times its size, and grew or shrank by less than
+# a factor of RESIZE.
 REACH, RESIZE = 0.5, 1.5
-# for how many frames without a face its reach grows, and the places of others are remembered
+# For so many frames, the reach of a face that is out of sight grows, and the places of other faces are remembered.
 MEMORY_FRAMES = 8
 
 
 class Follower:
-    """Picks one face of the first frame that has it, then the nearest to where it was last seen.
+    """Picks one face in the first frame that has it, and then the face nearest to where it was last seen.
 
-    A face that is nearer to where someone else was last seen is theirs, so that a neighbour is not taken for the person
-    who has just left.
+    A face that is nearer to where somebody else was last seen belongs to them, so that a neighbour is not taken for the
+    person who has just left.
     """
 
     def __init__(self, which: str, face_index: int):
+        """which: "largest" or "from left"; face_index: which face "from left" follows, 0 is the leftmost."""
         self._which, self._index = which, face_index
         self._last: Face | None = None
-        self._others: list[tuple[Face, int]] = []  # with the number of frames since they were seen
+        self._others: list[tuple[Face, int]] = []  # and how many frames ago each was seen
         self.missed = 0
 
     def pick(self, faces: list[Face]) -> Face | None:
-        """The person in this frame, or None; the longer they were not seen, the farther they may have gone."""
+        """The person's face in this frame, or None. The longer it was out of sight, the farther it may have moved."""
         found = self._first(faces) if self._last is None else self._nearest(faces)
         if found is None:
             self.missed += 1
         else:
             self._last, self.missed = found, 0
-        # a box over the person's own face is a second finding of it, not somebody else
+        # a second box over the person's own face is nobody else
         self._remember([face for face in faces if found is None
                         or _distance(face, found) > REACH * math.sqrt(found.area)])
         return found
@@ -57,7 +59,7 @@ class Follower:
 
 
 def _may_be(face: Face, last: Face, frames: int) -> bool:
-    """Whether a face can be the one that was last seen this many frames ago."""
+    """Whether a face can be the one that was last seen so many frames ago."""
     size = math.sqrt(last.area)
     return (_distance(face, last) <= REACH * frames * size
             and RESIZE**-frames <= math.sqrt(face.area) / size <= RESIZE**frames)
@@ -68,18 +70,19 @@ def _distance(face: Face, other: Face) -> float:
 
 
 class OneEuro:
-    """The one-euro filter of Casiez, Roussel and Vogel (CHI 2012) on the points of a face, a step for each frame.
+    """The one-euro filter (Casiez, Roussel and Vogel, CHI 2012) on the points of a face, with one step for each frame.
 
-    Cutoffs are in cycles per frame and speed is in eye distances per frame, so that neither resolution nor frame rate
-    changes what it does. amount: 0 leaves the points alone, 1 holds a still face hardest.
+    Cutoff frequencies are in cycles per frame and speeds in eye distances per frame, so that the result depends on
+    neither resolution nor frame rate.
     """
 
-    WEAKEST, STRONGEST = 0.5, 0.01  # cutoff of a still face at the ends of amount
-    # Measured at an eye distance of 44 px: jitter of 1 px shrinks to 0.49 at amount 0.5 and to 0.34 at 1; a face that
-    # sets off at 20 px a frame is behind by 6 px at most.
+    WEAKEST, STRONGEST = 0.5, 0.01  # cutoff of a still face where amount is nearly 0, and where it is 1
+    # Measured at an eye distance of 44 px: jitter of 1 px shrinks to 0.49 px at amount 0.5 and to 0.34 px at amount 1.
+    # The points of a face that sets off at 20 px a frame lag by 6 px at most.
     SPEED_CUTOFF, BETA = 0.1, 2.0
 
     def __init__(self, amount: float):
+        """amount: 0 leaves the points as they are, 1 holds a still face hardest."""
         self._cutoff = self.WEAKEST * (self.STRONGEST / self.WEAKEST)**amount
         self._amount = amount
         self.forget()
@@ -88,7 +91,7 @@ class OneEuro:
         self._points = self._speed = None
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """points: [5, 2] -> the same, steadied."""
+        """The points, [5, 2], steadied."""
         if self._amount == 0:
             return points
         if self._points is None:

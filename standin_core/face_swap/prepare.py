@@ -1,4 +1,4 @@
-"""Video frames in, the same with the reference's face warped on and the mask of it out."""
+"""Warp the face of the reference on the frames of a video."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,15 +13,18 @@ from ..contracts import CroppedFace, FaceCrop, StandInError, SwapFrames
 from ..face import Detector, ready_detector, to_uint8
 from .follow import Follower, OneEuro
 
-SIZE_MULTIPLE = 16  # Wan's VAE takes 8 pixels for one, its patches 2 of those
+SIZE_MULTIPLE = 16  # a latent pixel of Wan's VAE is 8 pixels, and a patch is 2 latent pixels
 
 
 @dataclass(frozen=True, slots=True)
 class SwapSettings:
-    """detector, min_score, download_missing: as in FaceSettings.
+    """Whom to follow, and how.
 
-    which_face ("largest" or "from left"), face_index: the person to follow. smoothing: 0 to 1, see OneEuro; the
-    authors have none. hold_frames: for how many frames without the face its last mask stays.
+    detector, min_score, download_missing: as in FaceSettings.
+    which_face: "largest" or "from left", in the first frame that has the face.
+    face_index: which face "from left" follows; 0 is the leftmost.
+    smoothing: 0 to 1, the amount of ``OneEuro``; the authors have none.
+    hold_frames: for how many frames without the face its last mask stays.
     """
 
     detector: str = "auto"
@@ -35,13 +38,18 @@ class SwapSettings:
 
 def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, face_box=None,
                  face_mask: torch.Tensor | None = None, face_landmarks: dict | None = None) -> SwapFrames:
-    """images: [F, H, W, 3] float in 0..1 -> the first 4k+1 frames, centre-cropped to multiples of 16.
+    """The first 4k+1 frames, cropped around their centre to multiples of 16, with the reference warped on, and masks.
 
-    The reference's five points are brought to those of the frame by rotation, scale and shift (least median of
-    squares) and its pixels are blended by its mask, as the authors do, bit for bit. Pixels without mask stay as they
-    came. Needs one frame's memory beside what it returns. face_box, face_mask, face_landmarks: of these frames, in
-    place of the detector. Raises StandInError for a reference without a face or without a cut-out, and for a video
-    that is too small or shows no face at all.
+    A rotation, scale and shift (least median of squares) brings the reference's five points to those of the frame; the
+    reference's pixels are blended by its mask. Both are the authors', bit for bit. Pixels outside the mask stay as they
+    came. The call needs the memory of one frame beside what it returns.
+
+    images: [F, H, W, 3] float in 0..1.
+    face: the reference, one face, cut out.
+    face_box, face_mask, face_landmarks: of these frames; they take the place of the detector, see ``given_detector``.
+
+    Raises StandInError for a reference without a face or without a cut-out, and for a video that is too small or shows
+    no face in any frame.
     """
     reference, person = _checked_reference(face)
     length, top, left, height, width = _trim(images)
@@ -77,9 +85,13 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
 
 def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray,
           points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """frame: [H, W, 3], reference: [S, S, 4], points: [5, 2] in each -> pasted [H, W, 3] and mask [H, W], all uint8.
+    """The frame with the reference on it, [H, W, 3] uint8, and the mask of the reference in it, [H, W] uint8.
 
-    Where the points allow no transform (all in one place) nothing is pasted. Rounding down is the authors'.
+    If the points allow no transform, because they all lie in one place, nothing is pasted. The authors round down, too.
+
+    frame: [H, W, 3] uint8.
+    reference: [S, S, 4] uint8.
+    reference_points, points: [5, 2], in pixels of the reference and of the frame.
     """
     matrix, _ = cv2.estimateAffinePartial2D(reference_points.astype(np.float32), points.astype(np.float32),
                                             method=cv2.LMEDS)
@@ -91,7 +103,7 @@ def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray
 
 
 def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
-    """-> [S, S, 4] uint8 and what is known of the face in it."""
+    """The reference, [S, S, 4] uint8, and the face in it."""
     if len(face.rgba) != 1:
         raise StandInError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
                            "FacePreprocess and give it one photo.")
@@ -107,12 +119,12 @@ def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
 
 
 def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
-    """-> length, and top, left, height, width of the centre crop."""
+    """The number of frames, and top, left, height and width of the crop around their centre."""
     if images.ndim != 4 or images.numel() == 0 or images.shape[-1] not in (3, 4):
         raise StandInError(f"the video is empty or has no colours, its shape is {list(images.shape)}: connect the "
                            "frames of a video.")
     count, full_height, full_width = images.shape[:3]
-    # the authors' (n // 4) * 4 + 1 asks for one frame too many when n is a multiple of 4
+    # the authors take n // 4 * 4 + 1, which is one frame too many where n is a multiple of 4
     length = (count - 1) // 4 * 4 + 1
     height, width = (side // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (full_height, full_width))
     if not height or not width:

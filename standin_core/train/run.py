@@ -122,9 +122,5 @@ def loss_picture(losses: list[float | None]) -> PIL.Image.Image:
     known, window = ~np.isnan(values), np.ones(width)
     counted = np.convolve(known, window, "same")
     mean = np.convolve(np.where(known, values, 0), window, "same") / np.where(counted, counted, np.nan)
-    highest = float(np.nanmax(values)) if known.any() else 1.0
-    step = 10 ** math.floor(math.log10(highest))
-    step /= next(part for part in (5, 2, 1) if highest / (step / part) <= 10)
     return line_chart([Series(f"mean of {width} steps", ORANGE, mean, dots=False),
-                       Series("loss of each step", BLUE, values, dots=False)],
-                      "step", step * np.arange(math.ceil(highest / step) + 1))
+                       Series("loss of each step", BLUE, values, dots=False)], "step")
