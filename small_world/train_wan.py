@@ -24,7 +24,7 @@ import torch
 from small_world.captions import caption_contexts
 from small_world.data import CLIPS, training_examples
 from small_world.models import WAN_FILE, WEIGHTS, new_wan, save
-from standin_core.train.cache import CachedExamples
+from standin_core.train.data.shards import CachedExamples
 from standin_core.train.objective import differentiable
 
 BATCH = 16

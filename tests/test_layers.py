@@ -7,10 +7,11 @@ import pytest
 CORE = Path(__file__).resolve().parent.parent / "standin_core"
 
 # each stage may import those before it
-ORDER = ["contracts", "folders", "latent_time", "weights", "rope", "face", "reference", "face_swap", "evaluation",
-         "wan", "identity", "kv_cache", "attention", "attention_map", "controls", "report", "run", "sampler", "train"]
-WITHOUT_COMFYUI = ["contracts", "latent_time", "weights", "rope", "kv_cache", "attention", "attention_map", "controls",
-                   "report"]
+ORDER = ["contracts", "files", "folders", "latent_time", "weights", "rope", "face", "reference", "face_swap",
+         "evaluation", "wan", "identity", "kv_cache", "attention", "attention_map", "controls", "report", "run",
+         "sampler", "train"]
+WITHOUT_COMFYUI = ["contracts", "files", "latent_time", "weights", "rope", "kv_cache", "attention", "attention_map",
+                   "controls", "report"]
 
 
 def files():

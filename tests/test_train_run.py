@@ -19,10 +19,11 @@ import torch
 import tiny
 from environment import PACK
 from standin_core.contracts import StandInError
+from standin_core.files import read_lines
 from standin_core.sampler import SamplerSettings
 from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
-from standin_core.train.cache import CachedExamples, write_shards
 from standin_core.train.config import EXPERTS, parse_config, read_config
+from standin_core.train.data.shards import CachedExamples, write_shards
 from standin_core.train.plan import (
     activation_bytes,
     adapter_parameters,
@@ -31,7 +32,6 @@ from standin_core.train.plan import (
     size_of,
     tokens,
 )
-from standin_core.train.records import read_lines
 from standin_core.train.run import CHECKPOINT, TrainingRun, loss_picture
 from standin_core.train.samples import sample_grid
 from standin_core.train.session import train_adapter, training_run
@@ -473,7 +473,8 @@ def test_the_command_line(workplace):
     assert "adapter     mine, rank 4: 0.0 M parameters, single" in dry.stdout and not (workplace / "data").exists()
     done = command(workplace, "mine.toml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 videos, 4 clips" in done.stdout and "broken.mp4 cannot be read" in done.stdout
+    assert "3 videos, 4 clips" in done.stdout
+    assert "broken.mp4: 0 clips; whole video: cannot be read: after 0.0 s" in done.stdout
     assert "step 4 of 4: loss" in done.stdout
     adapter = load_adapter(workplace / "models" / "stand_in" / "mine.safetensors")
     assert (adapter.rank, adapter.dim, len(adapter.blocks)) == (4, tiny.WAN.dim, tiny.WAN.blocks)

@@ -7,13 +7,16 @@ leaves on the disk, ``session`` puts a run on a model. ``config`` reads all sett
 they mean. The base model is frozen; what is learnt reaches the loss through the identity's keys and values, which here
 stay attached.
 """
-from .cache import Encoders
 from .config import EXPERTS, AdapterSettings, SampleSettings
-from .dataset import make_dataset
-from .loop import Example, Trainer, TrainSettings
+from .data.dataset import make_dataset
+from .data.encoders import Encoders
+from .data.manifest import summary
+from .data.pairs import REFERENCES_FROM, PairSettings
+from .data.settings import DataSettings
+from .data.shards import Example
+from .data.sources import Source, sources_in, sources_of
+from .loop import Trainer, TrainSettings
 from .objective import Batch, flow_matching_loss
-from .pairs import REFERENCES_FROM, PairSettings
-from .prepare import DataSettings, Source, sources_in, sources_of, summary
 from .run import TrainingRun, run_pictures
 from .session import train_adapter, training_run
 from .weights import new_adapter, save_adapter

@@ -12,10 +12,11 @@ import comfy.utils
 from ..contracts import StandInError
 from ..folders import ADAPTERS, find_file, new_adapter_file
 from ..weights import load_adapter
-from .cache import Encoders
 from .config import FileSettings, TrainConfig
-from .dataset import Say, make_dataset
-from .prepare import Captioner, sources_in
+from .data.dataset import Say, make_dataset
+from .data.encoders import Encoders
+from .data.prepare import Captioner
+from .data.sources import sources_in
 from .session import train_adapter
 
 

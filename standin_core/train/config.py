@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..contracts import StandInError
 from ..folders import plain_name
+from .data.pairs import PairSettings
+from .data.settings import DataSettings
 from .loop import TrainSettings
-from .pairs import PairSettings
-from .prepare import DataSettings
 
 # noise levels of Wan 2.2's experts: the boundary of its text-to-video model (Wan 2.2, wan/configs/wan_t2v_A14B.py)
 EXPERTS = {"single": (0.0, 1.0), "high noise": (0.875, 1.0), "low noise": (0.0, 0.875)}

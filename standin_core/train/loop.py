@@ -16,23 +16,13 @@ import torch
 
 from ..contracts import StandInError
 from ..wan import Wan
+from .data.shards import Example
 from .objective import Batch, flow_matching_loss
 from .weights import as_adapter, parameters
 
 SEED_STRIDE = 1_000_003  # two seeds share no step for as long as anybody trains
 MOST_BAD_STEPS = 10  # in a row, before it is no accident
 FREE = ("steps", "learning_rate", "checkpointing", "together")  # what may differ when a run goes on
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Example:
-    """A clip and what belongs to it, in model space. video: [16, T, h, w]; photos: [P, 16, 1, h, w], of the same
-    person, never of this clip's own frames; context: [N, text dim].
-    """
-
-    video: torch.Tensor
-    photos: torch.Tensor
-    context: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import torch
 
 from ..contracts import StandInError
 from ..evaluation.chart import BLUE, ORANGE, Series, as_image, line_chart
+from ..files import append_line, read_lines, write_lines
 from .loop import Trainer
-from .records import append_line, read_lines, write_lines
 from .weights import save_adapter
 
 CHECKPOINT, LOSSES, LOSS_PICTURE, SAMPLES = "checkpoint.pt", "loss.jsonl", "loss.png", "samples"

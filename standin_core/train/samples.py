@@ -9,7 +9,7 @@ import torch
 from ..contracts import Adapter
 from ..run import apply_identity_branch
 from ..sampler import SamplerSettings, sample
-from .loop import Example
+from .data.shards import Example
 
 FRAMES_SHOWN = 4
 GAP = 4  # pixels

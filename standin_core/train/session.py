@@ -12,8 +12,8 @@ from ..contracts import Adapter, StandInError
 from ..sampler import SamplerSettings
 from ..wan import WITH_GRADIENTS, Wan
 from ..weights import check_fit, load_adapter, parse_adapter
-from .cache import CachedExamples
 from .config import AdapterSettings, SampleSettings
+from .data.shards import CachedExamples
 from .loop import Trainer, TrainSettings
 from .plan import activation_bytes, adapter_bytes, adapter_parameters, size_of
 from .run import TrainingRun, check_replaceable
