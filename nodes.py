@@ -47,6 +47,7 @@ from .standin_core.folders import ADAPTERS, new_adapter_file, register_adapters,
 from .standin_core.report import as_json, as_text
 from .standin_core.run import apply_reference
 from .standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
+from .standin_core.stand_in.training import train_adapter
 from .standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -60,7 +61,6 @@ from .standin_core.train import (
     run_pictures,
     sources_of,
     summary,
-    train_adapter,
 )
 from .standin_core.weights import load_adapter
 

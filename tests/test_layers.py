@@ -9,7 +9,7 @@ CORE = Path(__file__).resolve().parent.parent / "standin_core"
 # each stage may import those before it
 ORDER = ["contracts", "files", "folders", "latent_time", "weights", "rope", "face", "reference", "face_swap",
          "evaluation", "wan", "identity", "kv_cache", "attention", "attention_map", "controls", "report", "run",
-         "sampler", "train"]
+         "sampler", "train", "stand_in"]
 WITHOUT_COMFYUI = ["contracts", "files", "latent_time", "weights", "rope", "kv_cache", "attention", "attention_map",
                    "controls", "report"]
 
