@@ -163,8 +163,11 @@ def test_a_new_adapter_changes_nothing_and_learns(wan):
 
 
 def test_the_loss_of_an_adapter_at_zero_is_the_base_models(wan):
-    """Of ComfyUI's own blocks alone: the photo goes through them, at time zero, at its place, and the video's
-    self-attention is given the keys and values that it had there."""
+    """Computed with ComfyUI's own blocks alone.
+
+    The photo goes through them at time zero and at its place, and the video's self-attention is given the keys and
+    values that the photo had there.
+    """
     model, item, kept = wan.model, batch(), []
 
     def keep(attend, q, k, v, *args, **kwargs):

@@ -70,7 +70,7 @@ def read_config(path: Path) -> TrainConfig:
 def parse_config(table: dict) -> TrainConfig:
     """The configuration of a table as TOML gives it; raises StandInError that names every key that is wrong."""
     try:
-        # pydantic's strict mode makes records of JSON's tables alone
+        # in strict mode, pydantic makes dataclasses of JSON's tables but not of dictionaries
         config = TrainConfig.model_validate_json(pydantic_core.to_json(table, inf_nan_mode="constants"))
     except pydantic.ValidationError as error:
         raise StandInError(" ".join(map(_in_words, error.errors()))) from error
