@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..standin_core.face import PRESETS, FaceSettings
 from ..standin_core.folders import new_adapter_file, training_folder
+from ..standin_core.stand_in.training import train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -20,7 +21,6 @@ from ..standin_core.train import (
     run_pictures,
     sources_of,
     summary,
-    train_adapter,
 )
 from .shared import ADVANCED, CATEGORY, StandIn, TrainingDataType, detector_input, download_input, show_text, shown
 

@@ -30,28 +30,30 @@ def main() -> int:
     options, for_comfyui = parser.parse_known_args()
     if (PACK.parent.parent / "main.py").is_file():
         os.environ.setdefault("COMFYUI_PATH", str(PACK.parent.parent))
-    processes = _processes()
+    accelerator = _accelerator()
     import_comfyui(*for_comfyui, *(["--cpu"] if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else []))
     _model_folders()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
     from standin_core.contracts import StandInError
-    from standin_core.folders import find_file, register_adapters
+    from standin_core.folders import find_file, new_adapter_file, register_adapters
+    from standin_core.stand_in.training import StandInMethod
     from standin_core.train.config import read_config
     from standin_core.train.plan import plan
 
     register_adapters()
     try:
         config = read_config(options.config)
-        is_first = processes is None or processes.is_main_process
+        method, file = StandInMethod.of(config.adapter), new_adapter_file(config.adapter.name)
+        is_first = accelerator is None or accelerator.is_main_process
         if is_first:
-            log.info(plan(config, find_file("diffusion_models", config.files.diffusion_model),
-                          1 if processes is None else processes.num_processes))
+            log.info(plan(config, method, find_file("diffusion_models", config.files.diffusion_model),
+                          1 if accelerator is None else accelerator.num_processes))
         if options.dry_run:
             return 0
         from standin_core.train.command import train
 
-        file = train(config, log.info, processes)
+        train(config, method, file, log.info, accelerator)
         if is_first:
             log.info("finished: %s", file)
     except StandInError as error:
@@ -63,8 +65,11 @@ def main() -> int:
     return 0
 
 
-def _processes():
-    """Of accelerate, where it launched several; before ComfyUI looks for its device, which is to be this process's."""
+def _accelerator():
+    """accelerate's, where it launched several processes; None for one alone.
+
+    To be called before ComfyUI looks for its device, which is to be this process's.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     import accelerate
@@ -74,7 +79,7 @@ def _processes():
 
 
 def _model_folders() -> None:
-    """Those of the user's extra_model_paths.yaml, as ComfyUI's own start reads them."""
+    """Add the folders of the user's extra_model_paths.yaml, as ComfyUI's own start does."""
     import folder_paths
     from comfy.cli_args import args
     from utils.extra_config import load_extra_path_config

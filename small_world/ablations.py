@@ -4,18 +4,18 @@ from __future__ import annotations
 import dataclasses
 
 from standin_core.stand_in.adapter import Adapter, load_adapter
-from standin_core.stand_in.method import PAPER, Method
+from standin_core.stand_in.variant import PAPER, Variant
 
 from .models import adapter_file
 
-ABLATIONS = {"shared positions": Method(positions="shared"), "ordinary attention": Method(attention="ordinary")}
+ABLATIONS = {"shared positions": Variant(positions="shared"), "ordinary attention": Variant(attention="ordinary")}
 
 
-def method_of(name: str | None) -> Method:
+def variant_of(name: str | None) -> Variant:
     """Of an ablation, or the paper's."""
     return PAPER if name is None else ABLATIONS[name]
 
 
 def ablated_adapter(name: str | None) -> Adapter:
     """The adapter that ships, with the method that it was trained with: the files of the ablations do not say it."""
-    return dataclasses.replace(load_adapter(adapter_file(name)), method=method_of(name))
+    return dataclasses.replace(load_adapter(adapter_file(name)), variant=variant_of(name))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from standin_core.train.cache import Example, write_shards
+from standin_core.train.data.shards import Example, write_shards
 
 from .captions import caption_contexts
 from .models import FRAMES, SIDE, encoder_hash, new_vae, to_model_space, to_pixels

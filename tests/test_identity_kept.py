@@ -21,9 +21,9 @@ from small_world.scenes import ACTIONS
 from standin_core.joint import JointStream
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.adapter import load_adapter
-from standin_core.stand_in.method import PAPER, Method
 from standin_core.stand_in.objective import identity_read
 from standin_core.stand_in.positions import shared_positions
+from standin_core.stand_in.variant import PAPER, Variant
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close
 
@@ -149,7 +149,7 @@ def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
 
     expected = trained(adapter)
     assert_close(tiny.velocity(world.with_identity(case, adapter), NOISY, context), expected, WHOLE_RUN)
-    whole = trained(dataclasses.replace(adapter, method=PAPER))
+    whole = trained(dataclasses.replace(adapter, variant=PAPER))
     assert (whole - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
@@ -175,8 +175,8 @@ def test_ordinary_attention_with_a_photo_that_reads_itself_is_the_restricted_one
 
     monkeypatch.setattr(JointStream, "attend", restricted)
     found = []
-    for method in (Method(attention="ordinary"), PAPER):
-        with torch.no_grad(), identity_read(wan, dataclasses.replace(adapter, method=method), NOISY.shape, reference):
+    for variant in (Variant(attention="ordinary"), PAPER):
+        with torch.no_grad(), identity_read(wan, dataclasses.replace(adapter, variant=variant), NOISY.shape, reference):
             found.append(wan.model(NOISY, torch.full((1,), 1000.0), context))
     assert_close(*found, WHOLE_RUN)
 

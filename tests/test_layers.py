@@ -9,17 +9,17 @@ PACK = Path(__file__).resolve().parent.parent
 CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
-SHARED = ["contracts", "folders", "latents", "face", "reference", "controls", "report", "guidance", "attention", "wan",
-          "joint", "sampler"]
+SHARED = ["contracts", "files", "folders", "latents", "face", "reference", "controls", "report", "guidance",
+          "attention", "wan", "joint", "sampler", "evaluation", "train"]
 # side by side: none imports another
-METHODS = ["stand_in", "face_swap", "evaluation"]
-# makes what a method loads, and is the only one to bring methods together
-ABOVE = ["train"]
+METHODS = ["stand_in", "face_swap"]
 # of a method that has more files than a reader holds at a time; each may import those before it
-WITHIN = {"stand_in": ["positions", "method", "adapter", "stream", "kv_cache", "settings", "attention_map",
-                       "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective"]}
-WITHOUT_COMFYUI = ["contracts", "latents", "attention", "controls", "report", "stand_in.adapter", "stand_in.positions",
-                   "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings", "stand_in.run_report"]
+WITHIN = {"stand_in": ["positions", "variant", "adapter", "stream", "kv_cache", "settings", "attention_map",
+                       "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
+                       "training"]}
+WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "stand_in.adapter",
+                   "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings",
+                   "stand_in.run_report"]
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 
 
@@ -53,7 +53,7 @@ def stage(name):
 
 
 def test_every_stage_has_its_place():
-    assert {stage(name) for name in CORE_FILES} == {*SHARED, *METHODS, *ABOVE}
+    assert {stage(name) for name in CORE_FILES} == {*SHARED, *METHODS}
     for method, order in WITHIN.items():
         inside = {name.split(".")[2] for name in CORE_FILES if stage(name) == method and name.count(".") > 1}
         assert inside == set(order)
@@ -62,10 +62,7 @@ def test_every_stage_has_its_place():
 @pytest.mark.parametrize("name", CORE_FILES)
 def test_a_stage_imports_only_what_stands_before_it(name):
     own = stage(name)
-    if own in SHARED:
-        allowed = SHARED[:SHARED.index(own) + 1]
-    else:
-        allowed = [*SHARED, own] if own in METHODS else [*SHARED, *METHODS, *ABOVE]
+    allowed = SHARED[:SHARED.index(own) + 1] if own in SHARED else [*SHARED, own]
     for other in imports(name):
         if other.startswith("standin_core."):
             assert stage(other) in allowed, f"{name} imports {other}"

@@ -1,29 +1,30 @@
 """The training objective: gradients where they belong, and the same numbers as the nodes give."""
+import contextlib
 import dataclasses
 import math
 
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import pytest
+import safetensors.torch
 import torch
 from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
 from standin_core.contracts import StandInError
-from standin_core.stand_in.adapter import Adapter, load_adapter, parse_adapter
+from standin_core.stand_in.adapter import load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
-from standin_core.stand_in.objective import identity_read
-from standin_core.stand_in.parameters import as_adapter, parameters
+from standin_core.stand_in.objective import differentiable, identity_read
+from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters
 from standin_core.stand_in.positions import conditional_positions
-from standin_core.train import (
-    Batch,
-    Example,
-    Trainer,
-    TrainSettings,
-    flow_matching_loss,
-    new_adapter,
-    save_adapter,
-)
-from standin_core.train.loop import MOST_BAD_STEPS
+from standin_core.stand_in.training import StandInMethod
+from standin_core.train import TrainSettings
+from standin_core.train.checkpoints import TrainingRun, resume, save_checkpoint
+from standin_core.train.data.shards import Example
+from standin_core.train.flow_matching import flow_matching_loss
+from standin_core.train.loop import MOST_BAD_STEPS, Trainer
+from standin_core.train.method import Batch
 from standin_core.wan import WITH_GRADIENTS, Wan
 from tiny_models import adapter_weights
 from tolerances import WHOLE_RUN, assert_close
@@ -50,15 +51,20 @@ def batch(seed=0):
                  context=tiny.random(2, 5, tiny.WAN.text_dim, seed=seed + 3), sigma=torch.tensor([0.3, 0.8]))
 
 
-def trained() -> Adapter:
-    """As after some steps: nothing of it is zero."""
-    return parse_adapter({key: torch.nn.Parameter(value) for key, value in adapter_weights().items()}, "trained")
+def learner(wan, weights=None):
+    """With the weights of an adapter as after some steps, of which nothing is zero, or with those given."""
+    start_from = parse_adapter(adapter_weights() if weights is None else weights, "trained")
+    return StandInMethod(RANK, start_from).begin(wan, 0, torch.device("cpu"))
+
+
+def zeros():
+    return {key: torch.zeros_like(tensor) for key, tensor in adapter_weights().items()}
 
 
 def test_every_tensor_of_the_adapter_takes_a_gradient_and_no_other(wan):
-    adapter = trained()
-    flow_matching_loss(wan, adapter, batch(), backward=torch.Tensor.backward)
-    tensors = parameters(adapter)
+    trained = learner(wan)
+    flow_matching_loss(trained, batch(), backward=torch.Tensor.backward)
+    tensors = trained.weights
     assert len(tensors) == 6 * tiny.WAN.blocks
     # of the last block only K and V are read
     unread = {key for key in tensors if key.startswith(f"blocks.{tiny.WAN.blocks - 1}.self_attn.q")}
@@ -70,9 +76,9 @@ def test_every_tensor_of_the_adapter_takes_a_gradient_and_no_other(wan):
 
 def test_gradient_against_finite_differences(wan):
     """Along a random direction in all tensors at once; fp32 leaves three digits of a difference."""
-    adapter = trained()
-    tensors = list(parameters(adapter).values())
-    flow_matching_loss(wan, adapter, batch(), backward=torch.Tensor.backward)
+    trained = learner(wan)
+    tensors = list(trained.weights.values())
+    flow_matching_loss(trained, batch(), backward=torch.Tensor.backward)
     directions = [tiny.random(*tensor.shape, seed=100 + i) for i, tensor in enumerate(tensors)]
     slope = sum(float((tensor.grad * direction).sum()) for tensor, direction in zip(tensors, directions)
                 if tensor.grad is not None)
@@ -81,7 +87,7 @@ def test_gradient_against_finite_differences(wan):
         for sign in (1, -1):
             for tensor, direction in zip(tensors, directions):
                 tensor.add_(sign * step * direction)
-            losses.append(flow_matching_loss(wan, adapter, batch()))
+            losses.append(flow_matching_loss(trained, batch()))
             for tensor, direction in zip(tensors, directions):
                 tensor.sub_(sign * step * direction)
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=0.02)
@@ -107,9 +113,9 @@ def test_gradients_of_what_is_computed_again(wan):
     """The same loss and the same gradients bit for bit, and nothing left on the model."""
     found = []
     for again in (False, True):
-        adapter = trained()
-        loss = flow_matching_loss(wan, adapter, batch(), again, torch.Tensor.backward)
-        found.append((loss, {key: tensor.grad for key, tensor in parameters(adapter).items()}))
+        trained = learner(wan)
+        loss = flow_matching_loss(trained, batch(), again, torch.Tensor.backward)
+        found.append((loss, {key: tensor.grad for key, tensor in trained.weights.items()}))
     (plain_loss, plain), (loss, gradients) = found
     assert loss == plain_loss
     for key, gradient in gradients.items():
@@ -119,48 +125,50 @@ def test_gradients_of_what_is_computed_again(wan):
 
 def test_every_video_reads_its_own_photo(wan):
     """Two at a time: the mean of their losses and gradients; with the photos exchanged it is another."""
-    adapter, both = trained(), batch()
-    loss = flow_matching_loss(wan, adapter, both, backward=torch.Tensor.backward)
-    gradients = {key: tensor.grad.clone() for key, tensor in parameters(adapter).items() if tensor.grad is not None}
-    alone = trained()
-    losses = [flow_matching_loss(wan, alone, Batch(*(getattr(both, field.name)[i:i + 1]
-                                                     for field in dataclasses.fields(Batch))),
+    trained, both = learner(wan), batch()
+    loss = flow_matching_loss(trained, both, backward=torch.Tensor.backward)
+    gradients = {key: tensor.grad.clone() for key, tensor in trained.weights.items() if tensor.grad is not None}
+    alone = learner(wan)
+    losses = [flow_matching_loss(alone, Batch(*(getattr(both, field.name)[i:i + 1]
+                                                for field in dataclasses.fields(Batch))),
                                  backward=lambda loss: (loss / 2).backward())
               for i in range(2)]
     assert loss == pytest.approx(sum(losses) / 2, rel=1e-6)
     for key, gradient in gradients.items():
-        assert_close(gradient, parameters(alone)[key].grad)
+        assert_close(gradient, alone.weights[key].grad)
     exchanged = dataclasses.replace(both, reference=both.reference.flip(0))
-    assert flow_matching_loss(wan, adapter, exchanged) != pytest.approx(loss, rel=1e-4)
+    assert flow_matching_loss(trained, exchanged) != pytest.approx(loss, rel=1e-4)
 
 
 def test_a_new_adapter_changes_nothing_and_learns(wan):
     """With up at zero the identity is that of the base weights; some steps on one batch lower the loss."""
-    adapter = as_adapter(new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK))
-    zero = parse_adapter({key: torch.zeros_like(tensor) for key, tensor in parameters(adapter).items()}, "zero")
+    new = StandInMethod(RANK).begin(wan, 0, torch.device("cpu"))
     with torch.no_grad():
-        first = flow_matching_loss(wan, adapter, batch())
-        assert first == flow_matching_loss(wan, zero, batch())
-    optimizer = torch.optim.AdamW(parameters(adapter).values(), lr=3e-3, weight_decay=0.0)
+        first = flow_matching_loss(new, batch())
+        assert first == flow_matching_loss(learner(wan, zeros()), batch())
+    optimizer = torch.optim.AdamW(new.weights.values(), lr=3e-3, weight_decay=0.0)
     for _ in range(15):
         optimizer.zero_grad()
-        loss = flow_matching_loss(wan, adapter, batch(), backward=torch.Tensor.backward)
+        loss = flow_matching_loss(new, batch(), backward=torch.Tensor.backward)
         optimizer.step()
     assert loss < first - 1e-3
 
 
-def test_the_loss_of_an_adapter_at_zero_is_the_base_models(wan, monkeypatch):
-    """Of ComfyUI's own blocks alone: the photo goes through them, at time zero, at its place, and the video's
-    self-attention is given the keys and values that it had there."""
+def test_the_loss_of_an_adapter_at_zero_is_the_base_models(wan):
+    """Computed with ComfyUI's own blocks alone.
+
+    The photo goes through them at time zero and at its place, and the video's self-attention is given the keys and
+    values that the photo had there.
+    """
     model, item, kept = wan.model, batch(), []
-    zero = parse_adapter({key: torch.zeros_like(tensor) for key, tensor in adapter_weights().items()}, "zero")
 
     def keep(attend, q, k, v, *args, **kwargs):
-        kept.append((k, v))
+        if q.shape[1] == k.shape[1]:  # not the text's
+            kept.append((k, v))
         return attend(q, k, v, *args, **kwargs)
 
     def append(attend, q, k, v, *args, **kwargs):
-        if q.shape[1] == k.shape[1]:  # not the text's
+        if q.shape[1] == k.shape[1]:
             k, v = (torch.cat(both, dim=1) for both in zip((k, v), kept.pop(0)))
         return attend(q, k, v, *args, **kwargs)
 
@@ -168,18 +176,19 @@ def test_the_loss_of_an_adapter_at_zero_is_the_base_models(wan, monkeypatch):
         tokens = model.patch_embedding(item.reference).flatten(2).transpose(1, 2)
         time = model.time_embedding(sinusoidal_embedding_1d(model.freq_dim, torch.zeros(1)))
         positions = conditional_positions(wan.grid(item.video.shape)[1:], wan.grid(item.reference.shape)[1:], -1)
-        with monkeypatch.context() as patched:
+        with contextlib.ExitStack() as without_text:
             for block in model.blocks:
-                # the photo reads no text
-                patched.setattr(block.cross_attn, "forward", lambda x, *args, **kwargs: torch.zeros_like(x))
+                without_text.enter_context(block.cross_attn.register_forward_hook(
+                    lambda module, given, out: torch.zeros_like(out)))
                 tokens = block(tokens, e=model.time_projection(time).unflatten(1, (6, model.dim)).unsqueeze(1),
-                               freqs=wan.rotation(positions), context=None,
+                               freqs=wan.rotation(positions), context=model.text_embedding(item.context),
                                transformer_options={"optimized_attention_override": keep})
         sigma = item.sigma.reshape(-1, 1, 1, 1, 1)
         predicted = model((1 - sigma) * item.video + sigma * item.noise, 1000 * item.sigma, item.context,
                           transformer_options={"optimized_attention_override": append})
         expected = torch.nn.functional.mse_loss(predicted, item.noise - item.video)
-        assert not kept and flow_matching_loss(wan, zero, item) == pytest.approx(float(expected), rel=1e-5)
+        assert not kept
+        assert flow_matching_loss(learner(wan, zeros()), item) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_new_adapter_begins_as_the_authors():
@@ -199,48 +208,58 @@ def test_a_new_adapter_begins_as_the_authors():
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path, wan):
-    adapter, path = trained(), tmp_path / "mine.safetensors"
-    save_adapter(parameters(adapter), path, {"base_model": "tiny", "steps": "15"})
-    loaded = load_adapter(str(path))
-    for key, tensor in parameters(loaded).items():
-        assert torch.equal(tensor, parameters(adapter)[key])
+    trained, path = learner(wan), tmp_path / "mine.safetensors"
+    trained.save(trained.weights, path, {"base_model": "tiny", "steps": "15"})
+    loaded = parameters(load_adapter(path))
+    assert loaded.keys() == trained.weights.keys()
+    for key, tensor in loaded.items():
+        assert torch.equal(tensor, trained.weights[key])
     with torch.no_grad():
-        assert flow_matching_loss(wan, loaded, batch()) == flow_matching_loss(wan, adapter, batch())
+        assert flow_matching_loss(learner(wan, loaded), batch()) == flow_matching_loss(trained, batch())
     assert [each.name for each in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
-def examples(count=3):
-    return [Example(video=tiny.random(16, 3, 8, 12, seed=10 * i), photos=tiny.random(2, 16, 1, 8, 16, seed=10 * i + 1),
-                    context=tiny.random(5, tiny.WAN.text_dim, seed=10 * i + 2)) for i in range(count)]
-
-
+EXAMPLES = [Example(video=tiny.random(16, 3, 8, 12, seed=10 * i), photos=tiny.random(2, 16, 1, 8, 16, seed=10 * i + 1),
+                    context=tiny.random(5, tiny.WAN.text_dim, seed=10 * i + 2)) for i in range(3)]
 SETTINGS = TrainSettings(steps=8, batch_size=2, learning_rate=1e-3, warmup=2, ema=0.5, seed=3)
 
 
-def trainer(wan, settings=SETTINGS):
-    return Trainer(wan, new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), examples(), settings)
+def trainer(wan, settings=SETTINGS, examples=EXAMPLES):
+    return Trainer(StandInMethod(RANK).begin(wan, 0, torch.device("cpu")), examples, settings)
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(wan, tmp_path):
-    """Bit for bit: losses, weights and their average."""
-    whole = trainer(wan)
+    """Bit for bit: losses, weights and their average, with learning rates that change from step to step."""
+    settings = dataclasses.replace(SETTINGS, cosine=True, warmup=5, loraplus_ratio=3.0)
+    whole = trainer(wan, settings)
     expected = [whole.train_step() for _ in range(6)]
-    first = trainer(wan)
+    first = trainer(wan, settings)
     found = [first.train_step() for _ in range(3)]
-    first.save(tmp_path / "checkpoint.pt")
-    second = trainer(wan)
-    second.resume(tmp_path / "checkpoint.pt")
+    save_checkpoint(first, tmp_path / "checkpoint.pt")
+    second = trainer(wan, settings)
+    resume(second, tmp_path / "checkpoint.pt")
     found += [second.train_step() for _ in range(3)]
     assert found == expected and second.step == 6
     assert all(torch.equal(second.weights[key], tensor) for key, tensor in whole.weights.items())
     assert all(torch.equal(second.average[key], tensor) for key, tensor in whole.average.items())
 
 
+def test_a_run_goes_on_with_another_learning_rate(wan, tmp_path):
+    """The one that is set now, and not the checkpoint's."""
+    first = trainer(wan)
+    first.train_step()
+    save_checkpoint(first, tmp_path / "checkpoint.pt")
+    for settings in (SETTINGS, dataclasses.replace(SETTINGS, learning_rate=5e-4, steps=9)):
+        second = trainer(wan, settings)
+        resume(second, tmp_path / "checkpoint.pt")
+        assert second.optimizer.param_groups[0]["lr"] == settings.learning_rate * settings.rate_share(1)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(wan, tmp_path):
-    trainer(wan).save(tmp_path / "checkpoint.pt")
+    save_checkpoint(trainer(wan), tmp_path / "checkpoint.pt")
     other = trainer(wan, dataclasses.replace(SETTINGS, warmup=5, seed=4))
     with pytest.raises(StandInError, match=r"trained otherwise \(warmup, seed\)"):
-        other.resume(tmp_path / "checkpoint.pt")
+        resume(other, tmp_path / "checkpoint.pt")
 
 
 def test_steps_draw_from_the_seed_and_their_number(wan):
@@ -291,21 +310,22 @@ def test_the_up_weights_learn_faster_where_that_is_wanted(wan):
     rates = {id(tensor): group["lr"] for group in run.optimizer.param_groups for tensor in group["params"]}
     assert len(rates) == len(run.weights)
     for key, tensor in run.weights.items():
-        assert rates[id(tensor)] == pytest.approx(SETTINGS.rate(0) * (8 if "up" in key else 1))
+        share = SETTINGS.rate_share(1) * (8 if "up" in key else 1)
+        assert rates[id(tensor)] == pytest.approx(SETTINGS.learning_rate * share)
     assert all(group["weight_decay"] == 0.1 for group in run.optimizer.param_groups if group["params"])
 
 
 def test_learning_rate():
     settings = dataclasses.replace(SETTINGS, steps=101, warmup=10)
-    assert [settings.rate(step) / settings.learning_rate for step in (0, 4, 9, 100)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [settings.rate_share(step) for step in (0, 4, 9, 100)] == pytest.approx([0.1, 0.5, 1, 1])
     falling = dataclasses.replace(settings, cosine=True)
-    assert [falling.rate(step) / falling.learning_rate for step in (50, 100)] == pytest.approx([0.55, 0.1])
+    assert [falling.rate_share(step) for step in (50, 100)] == pytest.approx([0.55, 0.1])
 
 
 def test_a_loss_that_is_no_number_changes_nothing(wan):
     """One bad clip is passed over; nothing but bad ones stops the run."""
-    bad = [dataclasses.replace(example, video=torch.full_like(example.video, torch.nan)) for example in examples()]
-    run = Trainer(wan, new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), bad, SETTINGS)
+    bad = [dataclasses.replace(example, video=torch.full_like(example.video, torch.nan)) for example in EXAMPLES]
+    run = trainer(wan, examples=bad)
     before = {key: tensor.detach().clone() for key, tensor in run.weights.items()}
     for _ in range(MOST_BAD_STEPS - 1):
         assert math.isnan(run.train_step())
@@ -355,10 +375,9 @@ def test_an_attention_without_gradients_is_not_taken(monkeypatch):
             return attention_pytorch(q, k, v, *args, **kwargs)
 
     monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", wrap_attn(without_gradients))
-    adapter = trained()
-    model = tiny.load()
-    flow_matching_loss(Wan(model.model, WITH_GRADIENTS), adapter, batch(), backward=torch.Tensor.backward)
-    assert float(adapter.blocks[0].v.up.grad.norm()) > 0
+    trained = learner(Wan(tiny.load().model, WITH_GRADIENTS))
+    flow_matching_loss(trained, batch(), backward=torch.Tensor.backward)
+    assert float(trained.weights["blocks.0.self_attn.v_loras.up.weight"].grad.norm()) > 0
 
 
 def test_it_learns(wan):
@@ -379,4 +398,48 @@ def test_settings_that_make_no_sense(change, words):
 
 def test_no_examples(wan):
     with pytest.raises(StandInError, match="no examples to train on"):
-        Trainer(wan, new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), [], SETTINGS)
+        trainer(wan, examples=[])
+
+
+class HeadLearner:
+    """Another method, which trains a part of the model itself and reads no photo."""
+
+    def __init__(self, wan):
+        self.wan, head = wan, wan.model.head.head
+        self.weights = {f"head.head.{name}": parameter.requires_grad_(True) for name, parameter in
+                        head.named_parameters()}
+
+    def optimizer(self, settings):
+        return torch.optim.AdamW(self.weights.values(), lr=settings.learning_rate)
+
+    @contextlib.contextmanager
+    def velocity(self, noisy, batch, checkpointing):
+        with differentiable():
+            yield self.wan(noisy, 1000 * batch.sigma, batch.context)
+
+    def save(self, weights, file, metadata):
+        safetensors.torch.save_file(weights, file, metadata)
+
+
+def test_another_method_trains_with_the_same_loop(tmp_path):
+    """Parameters of the model itself: they learn, go on after a stop, and are what is saved."""
+    def trainer():
+        own = Wan(tiny.load().model, WITH_GRADIENTS)
+        own.model.requires_grad_(False)
+        return Trainer(HeadLearner(own), EXAMPLES, dataclasses.replace(SETTINGS, learning_rate=1e-2, warmup=0))
+
+    run, before = TrainingRun(trainer(), tmp_path / "whole", "head"), trainer().weights
+    expected = [loss for _, loss in run.steps()]
+    first = TrainingRun(trainer(), tmp_path / "stopped", "head")
+    with contextlib.closing(first.steps()) as steps:
+        found = [next(steps)[1] for _ in range(3)]
+    second = TrainingRun(trainer(), tmp_path / "stopped", "head")
+    assert found + [loss for _, loss in second.steps()] == expected
+    second.finish(tmp_path / "head.safetensors")
+    for key, tensor in safetensors.torch.load_file(tmp_path / "head.safetensors").items():
+        assert torch.equal(tensor, run.trainer.average[key]) and not torch.equal(tensor, before[key])
+    batches = run.trainer.draw(0)
+    with torch.no_grad():
+        losses = [sum(flow_matching_loss(each.learner, batch) for batch in batches)
+                  for each in (trainer(), run.trainer)]
+    assert losses[1] < 0.99 * losses[0]

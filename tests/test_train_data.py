@@ -17,14 +17,20 @@ import torch
 
 import moving_photo
 from standin_core.contracts import StandInError
-from standin_core.evaluation import CompareSettings, embedders, load_embedder
-from standin_core.face import ARCFACE, FaceSettings
-from standin_core.train import DataSettings, Example, PairSettings, Source, make_dataset, sources_in, sources_of
-from standin_core.train.cache import CachedExamples, Encoders, data_hash, encode_clips, write_shards
-from standin_core.train.pairs import embed, pair
-from standin_core.train.prepare import Clip, prepare, prepared, prepared_settings, read_reference, summary
-from standin_core.train.records import append_line, read_lines
-from standin_core.train.video import clips, decoded, pixels
+from standin_core.evaluation import CompareSettings, load_embedder
+from standin_core.face import FaceSettings
+from standin_core.files import append_line, read_lines
+from standin_core.train.data.dataset import make_dataset
+from standin_core.train.data.dropped import Drop, Reason
+from standin_core.train.data.encoders import Encoders, data_hash, encode_clips
+from standin_core.train.data.manifest import Clip, manifest_clips, summary
+from standin_core.train.data.pairs import PairSettings, embed, pair
+from standin_core.train.data.photos import read_photo
+from standin_core.train.data.prepare import prepare
+from standin_core.train.data.settings import DataSettings, kept_settings
+from standin_core.train.data.shards import CachedExamples, Example, write_shards
+from standin_core.train.data.sources import Source, sources_in, sources_of
+from standin_core.train.data.video import clips, decoded, pixels
 from tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
 
 pytestmark = pytest.mark.usefixtures("models_dir")
@@ -144,30 +150,34 @@ def test_clips_are_read_in_one_pass(tmp_path):
 def test_what_is_kept_and_what_is_dropped(prepared_once):
     folder, lines = prepared_once
     by_video = {}
-    for clip in prepared(folder):
+    for clip in manifest_clips(folder):
         by_video.setdefault(clip.video, []).append(clip.start)
     # 62 or 63 frames: three clips of 17 and a rest; of the one in which the face comes late, the first has none
     assert by_video == {"face.mp4": [0, 17, 34], "more/face.mp4": [0, 17, 34], "late.mp4": [17, 34]}
     dropped = {line["video"]: line["dropped"] for line in read_lines(folder / "manifest.jsonl")}
-    assert dropped["nobody.mp4"][0] == ["frames 0 to 16", "no face in the clip"]
-    assert dropped["late.mp4"][0] == ["frames 0 to 16", "no face in the clip"]
-    assert "too short" in dropped["face.mp4"][-1][1] and "too short: 1" in dropped["short.mp4"][0][1]
-    assert "damaged.mp4 cannot be read" in dropped["damaged.mp4"][0][1]
-    assert "has no video in it" in dropped["sound.mp4"][0][1]
-    assert "no caption" in dropped["silent.mp4"][0][1]
-    assert len(lines) == 8 and any(line.startswith("face.mp4: 3 clips") for line in lines)
+    assert dropped["nobody.mp4"][0] == ["frames 0 to 16", "no face in the clip", ""]
+    assert dropped["late.mp4"][0] == ["frames 0 to 16", "no face in the clip", ""]
+    assert dropped["face.mp4"][-1][0].startswith("frames 51 to 6")
+    assert dropped["face.mp4"][-1][1:] == ["too short", "the rest, less than a clip"]
+    (short,), (damaged,) = dropped["short.mp4"], dropped["damaged.mp4"]
+    assert short[:2] == ["whole video", "too short"] and short[2].startswith("1")
+    assert damaged[:2] == ["whole video", "cannot be read"] and damaged[2].startswith("after ")
+    assert dropped["sound.mp4"] == [["whole video", "has no video in it", "only sound or pictures"]]
+    assert dropped["silent.mp4"] == [["whole video", "no caption", "there is no captioner to ask"]]
+    assert len(lines) == 8 and any(line.startswith("face.mp4: 3 clips; frames 51 to 6") for line in lines)
+    assert "sound.mp4: 0 clips; whole video: has no video in it: only sound or pictures" in lines
     words = summary(folder)
     assert words.startswith("8 videos, 8 clips, ") and "dropped 4: no face in the clip" in words
 
 
 def test_reference_photos_are_faces_from_outside_the_clip(prepared_once):
     folder, _ = prepared_once
-    for clip in prepared(folder):
+    for clip in manifest_clips(folder):
         assert clip.caption == f"a person, {clip.video.removesuffix('.mp4')}" and 1 <= len(clip.references) <= 2
         for file in clip.references:
             number = int(file.rpartition("_")[2].removesuffix(".png"))
             assert not clip.start <= number < clip.start + SETTINGS.frames
-            photo = read_reference(folder / file)
+            photo = read_photo(folder / file)
             assert photo.shape == (64, 64, 3)
             # skin: the face fills the middle of its crop
             assert (photo[24:40, 24:40].mean(axis=(0, 1)) @ (1, 0, -1)) > 20
@@ -182,7 +192,7 @@ def test_it_goes_on_behind_the_last_video(videos, prepared_once, tmp_path):
     lines = manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join(lines[:4]) + lines[4][:30])
     assert len(list(prepare(sources_in(videos), again, SETTINGS))) == 4
-    assert prepared(again) == prepared(folder)
+    assert manifest_clips(again) == manifest_clips(folder)
     assert list(prepare(sources_in(videos), again, SETTINGS)) == []
 
 
@@ -207,7 +217,7 @@ def test_another_caption_counts(videos, tmp_path):
     (tmp_path / "videos" / "silent.txt").write_text("a person nods", encoding="utf-8")
     (line,) = prepare(sources_in(tmp_path / "videos"), tmp_path / "data", SETTINGS)
     assert line.startswith("silent.mp4: 3 clips")
-    assert {clip.caption for clip in prepared(tmp_path / "data")} == {"a person, face", "a person nods"}
+    assert {clip.caption for clip in manifest_clips(tmp_path / "data")} == {"a person, face", "a person nods"}
 
 
 def test_a_caption_that_is_not_utf8(videos, tmp_path):
@@ -234,7 +244,7 @@ def test_a_face_outside_of_the_picture_does_not_count(tmp_path):
         moving_photo.write_video(tmp_path / f"{name}.mp4", frames)
         (tmp_path / f"{name}.txt").write_text("a person", encoding="utf-8")
     list(prepare(sources_in(tmp_path), tmp_path / "data", SETTINGS))
-    assert {clip.video for clip in prepared(tmp_path / "data")} == {"middle.mp4"}
+    assert {clip.video for clip in manifest_clips(tmp_path / "data")} == {"middle.mp4"}
 
 
 def test_photos_of_another_file_have_other_names(videos, tmp_path):
@@ -243,7 +253,7 @@ def test_photos_of_another_file_have_other_names(videos, tmp_path):
         shutil.copy(videos / f"{name}.mp4", tmp_path / "person.mp4")
         (tmp_path / "person.txt").write_text("a person", encoding="utf-8")
         list(prepare(sources_in(tmp_path), tmp_path / "data", SETTINGS))
-    files = {file for clip in prepared(tmp_path / "data") for file in clip.references}
+    files = {file for clip in manifest_clips(tmp_path / "data") for file in clip.references}
     lines = read_lines(tmp_path / "data" / "manifest.jsonl")
     assert len(lines) == 2 and files.isdisjoint(file for clip in lines[0]["clips"] for file in clip["references"])
 
@@ -288,7 +298,7 @@ def test_a_captioner_is_asked_where_there_is_no_caption(videos, tmp_path):
     source = Source(videos / "silent.mp4", "silent.mp4", None)
     list(prepare([source], tmp_path, SETTINGS, captioner))
     assert seen == [(8, 240, 320, 3)] * 3 and len(read_lines(tmp_path / "manifest.jsonl")) == 1
-    assert [clip.caption for clip in prepared(tmp_path)] == ["clip 1", "clip 3"]
+    assert [clip.caption for clip in manifest_clips(tmp_path)] == ["clip 1", "clip 3"]
     assert "dropped 1: no caption" in summary(tmp_path)
 
 
@@ -300,7 +310,7 @@ def test_a_folder_without_videos(tmp_path):
 def test_shards_hold_what_the_encoders_gave(videos, prepared_once, encoders, tmp_path):
     """Against the encoders called by hand; fp16 keeps 11 bits."""
     folder, _ = prepared_once
-    some = prepared(folder)[:4]
+    some = manifest_clips(folder)[:4]
     lines = list(encode_clips(tmp_path, some, {s.name: s.path for s in sources_in(videos)}, folder, SETTINGS, encoders))
     examples = CachedExamples(tmp_path)
     assert lines == ["shard_00000.safetensors: 4 clips"] and examples.names == sorted(clip.name for clip in some)
@@ -311,7 +321,7 @@ def test_shards_hold_what_the_encoders_gave(videos, prepared_once, encoders, tmp
         expected = process_in(encoders.vae.encode(torch.from_numpy(frames).float() / 255))[0]
         assert example.video.shape == (16, 5, 8, 12)
         torch.testing.assert_close(example.video, expected, rtol=1e-3, atol=1e-3)
-        photo = torch.from_numpy(read_reference(folder / clip.references[0]))[None].float() / 255
+        photo = torch.from_numpy(read_photo(folder / clip.references[0]))[None].float() / 255
         torch.testing.assert_close(example.photos[:1], process_in(encoders.vae.encode(photo)), rtol=1e-3, atol=1e-3)
         tokens = encoders.clip.tokenize(clip.caption)
         context = encoders.clip.encode_from_tokens_scheduled(tokens)[0][0][0]
@@ -328,16 +338,17 @@ def test_a_cache_goes_on_with_the_next_shard(tmp_path):
             if name in missing:
                 asked.append(name)
                 number = float(name.split()[1])
-                yield name, "it is bad" if number == 17 else Example(
+                yield name, Drop(Reason.NOW_SHORTER) if number == 17 else Example(
                     torch.full((16, 1, 2, 2), number), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))
 
     whole = write_shards(tmp_path, names, encode)
     assert next(whole) == "shard_00000.safetensors: 16 clips"
     whole.close()
-    (tmp_path / "shard_00001.part").write_bytes(b"half")
+    (tmp_path / "shard_00001.safetensors.part").write_bytes(b"half")
     asked.clear()
     assert list(write_shards(tmp_path, names, encode)) == [
-        "shard_00001.safetensors: 15 clips; clip 17 dropped: it is bad", "shard_00002.safetensors: 8 clips"]
+        "shard_00001.safetensors: 15 clips; clip 17 dropped: the video is shorter than it was",
+        "shard_00002.safetensors: 8 clips"]
     assert asked == names[16:]
     examples = CachedExamples(tmp_path)
     assert len(examples) == 39
@@ -384,9 +395,10 @@ def test_what_failed_is_tried_again(tmp_path):
         for name in names:
             if name in missing:
                 fails = not working and name == "clip 3"
-                yield name, "not readable" if fails else Example(*(torch.ones(1, 16, 1, 2, 2),) * 2, torch.ones(3, 4))
+                example = Example(*(torch.ones(1, 16, 1, 2, 2),) * 2, torch.ones(3, 4))
+                yield name, Drop(Reason.UNREADABLE, "gone") if fails else example
 
-    assert "clip 3 dropped: not readable" in next(write_shards(tmp_path, names, encode))
+    assert "clip 3 dropped: cannot be read: gone" in next(write_shards(tmp_path, names, encode))
     working = True
     assert list(write_shards(tmp_path, names, encode)) == ["shard_00000.safetensors: 16 clips",
                                                            "shard_00001.safetensors: 4 clips"]
@@ -396,12 +408,12 @@ def test_what_failed_is_tried_again(tmp_path):
 
 def test_a_missing_photo_costs_its_clip_alone(videos, prepared_once, encoders, tmp_path):
     folder, _ = prepared_once
-    some = [clip for clip in prepared(folder) if clip.video == "face.mp4"]
+    some = [clip for clip in manifest_clips(folder) if clip.video == "face.mp4"]
     some[0] = dataclasses.replace(some[0], references=("references/gone.png",))
     paths = {source.name: source.path for source in sources_in(videos)}
     (line,) = encode_clips(tmp_path, some, paths, folder, SETTINGS, encoders)
-    assert line == "shard_00000.safetensors: 2 clips; face.mp4#0 dropped: the reference photo gone.png is not there " \
-        "or is damaged"
+    assert line == "shard_00000.safetensors: 2 clips; face.mp4#0 dropped: a reference photo is missing or damaged: " \
+        "gone.png"
 
 
 def test_the_hash_of_the_data():
@@ -442,7 +454,7 @@ def test_pairs_are_of_other_videos_and_within_the_window():
 def test_pairs_of_real_crops(prepared_once):
     """The same person in two videos, through ComfyUI's CLIP vision; the crops of one video alone find no partner."""
     folder, _ = prepared_once
-    made = [clip for clip in prepared(folder) if clip.video != "late.mp4"]
+    made = [clip for clip in manifest_clips(folder) if clip.video != "late.mp4"]
     clip_vision = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())
     embedder = load_embedder(CompareSettings("clip vision", "whole frame"), clip_vision)
     vectors = embed(made, folder, embedder)
@@ -452,28 +464,16 @@ def test_pairs_of_real_crops(prepared_once):
     assert pair(made[:3], vectors, PairSettings(-1.0, 1.0), photos=3) == ([], [clip.name for clip in made[:3]])
 
 
-def test_the_embedder_of_pairs_is_downloaded_where_asked(videos, prepared_once, encoders, monkeypatch, models_dir):
-    folder, _ = prepared_once
-    monkeypatch.setattr(embedders, "ARCFACE", dataclasses.replace(ARCFACE, url="http://127.0.0.1:9/arcface"))
-    asking = dataclasses.replace(SETTINGS, face=dataclasses.replace(SETTINGS.face, download_missing=True))
-    for settings, words in ((asking, "could not be downloaded"), (SETTINGS, "arcface cannot run: there is no")):
-        with pytest.raises(StandInError, match=words):
-            make_dataset(sources_in(videos), folder, settings, encoders, lambda line: None,
-                         PairSettings(embedder="arcface"))
-
-
-def test_records_hold_any_line_break(tmp_path):
-    append_line(tmp_path / "r.jsonl", {"caption": "one\u2028two\u0085three\nfour"})
-    assert read_lines(tmp_path / "r.jsonl") == [{"caption": "one\u2028two\u0085three\nfour"}]
-
-
-def test_records_survive_an_unfinished_line(tmp_path):
-    file = tmp_path / "r.jsonl"
-    append_line(file, {"a": 1})
-    with file.open("ab") as out:
-        out.write(b'{"a": 2')
-    append_line(file, {"a": 3})
-    assert read_lines(file) == [{"a": 1}, {"a": 3}]
+def test_a_manifest_of_an_earlier_version(tmp_path):
+    """It has a sentence in place of a reason and a detail."""
+    for name, why in (("a", "too short: the rest, less than a clip"), ("b", "no caption, and no captioner to ask"),
+                      ("c", "c.mp4 cannot be read after 0.5 s (broken)"), ("d", "too short: 8 frames")):
+        append_line(tmp_path / "manifest.jsonl", {"video": f"{name}.mp4", "bytes": 1, "caption": "", "captioned": False,
+                                                  "dropped": [["whole video", why]], "clips": [
+            {"video": f"{name}.mp4", "start": 0, "caption": "x", "references": [f"{name}.png"]}]})
+    assert summary(tmp_path).splitlines() == ["4 videos, 4 clips, 4 reference photos", "dropped 2: too short",
+                                              "dropped 1: no caption", "dropped 1: cannot be read"]
+    assert manifest_clips(tmp_path)[0] == Clip("a.mp4", 0, "x", ("a.png",))
 
 
 def test_settings_are_kept_beside_the_data(prepared_once):
@@ -481,4 +481,4 @@ def test_settings_are_kept_beside_the_data(prepared_once):
     folder, _ = prepared_once
     kept = dataclasses.asdict(SETTINGS)
     del kept["face"]["download_missing"]
-    assert prepared_settings(folder) == kept
+    assert kept_settings(folder) == kept

@@ -1,5 +1,7 @@
 """A training run on the disk: its files, its plan, its configuration, and going on wherever it was stopped."""
 import dataclasses
+import datetime
+import functools
 import json
 import math
 import os
@@ -19,23 +21,21 @@ import torch
 import tiny
 from environment import PACK
 from standin_core.contracts import StandInError
+from standin_core.files import read_lines
 from standin_core.sampler import SamplerSettings
-from standin_core.stand_in.adapter import load_adapter
-from standin_core.train import AdapterSettings, Example, SampleSettings, Trainer, TrainSettings, new_adapter
-from standin_core.train.cache import CachedExamples, write_shards
+from standin_core.stand_in.adapter import load_adapter, parse_adapter
+from standin_core.stand_in.apply import apply_identity_branch
+from standin_core.stand_in.training import StandInMethod, train_adapter
+from standin_core.train import AdapterSettings, SampleSettings, TrainSettings
+from standin_core.train.checkpoints import CHECKPOINT, TrainingRun
 from standin_core.train.config import parse_config, read_config
-from standin_core.train.plan import (
-    activation_bytes,
-    adapter_parameters,
-    model_size,
-    plan,
-    size_of,
-    tokens,
-)
-from standin_core.train.records import read_lines
-from standin_core.train.run import CHECKPOINT, TrainingRun, loss_picture
+from standin_core.train.data.shards import CachedExamples, Example, write_shards
+from standin_core.train.loop import Trainer
+from standin_core.train.memory import activation_bytes, model_size, size_of, tokens
+from standin_core.train.pictures import loss_picture
+from standin_core.train.plan import plan
 from standin_core.train.samples import sample_grid
-from standin_core.train.session import train_adapter, training_run
+from standin_core.train.session import training_run
 from standin_core.wan import Wan
 from tiny_models import TinyWan, vae_weights
 
@@ -64,8 +64,8 @@ def shards(tmp_path_factory):
     return folder
 
 
-def started(model, shards, folder, settings=SETTINGS, **others):
-    return training_run(model, shards, folder, AdapterSettings("mine", RANK), settings,
+def started(model, shards, folder, settings=SETTINGS, start_from=None, **others):
+    return training_run(model, StandInMethod(RANK, start_from), shards, folder, AdapterSettings("mine", RANK), settings,
                         **{"samples": SampleSettings(every=2), "base_model": "tiny", **others})
 
 
@@ -109,7 +109,7 @@ def test_it_goes_on_after_a_kill(model, shards, whole, tmp_path):
     kept = (tmp_path / CHECKPOINT).read_bytes()  # of step 4
     steps.close()
     (tmp_path / CHECKPOINT).write_bytes(kept)
-    (tmp_path / "checkpoint.part").write_bytes(kept[:100])
+    (tmp_path / "checkpoint.pt.part").write_bytes(kept[:100])
     second = started(model, shards, tmp_path)
     assert [step for step, _ in second.steps()] == [5, 6]
     _, expected = whole
@@ -157,20 +157,19 @@ def test_pictures_of_what_it_makes_by_now(model, shards, tmp_path):
     assert (before[:64, 64:] != after[:64, 64:]).any()
 
 
-def test_pictures_show_what_is_saved(model, shards, tmp_path, monkeypatch):
+def test_pictures_show_what_is_saved(model, shards, tmp_path):
     """The moving average, not the weights of the moment."""
     import comfy.sd
 
-    from standin_core.train import session
-
-    seen = []
-    monkeypatch.setattr(session, "sample_grid", lambda model, adapter, *others: seen.append(adapter) or np.zeros(
-        (8, 8, 3), np.uint8))
-    run = started(model, shards, tmp_path, dataclasses.replace(SETTINGS, steps=2), vae=comfy.sd.VAE(sd=vae_weights()))
+    vae, example = comfy.sd.VAE(sd=vae_weights()), CachedExamples(shards)[0]
+    run = started(model, shards, tmp_path, dataclasses.replace(SETTINGS, steps=2, learning_rate=0.5),
+                  samples=SampleSettings(count=1, steps=2, shift=4.0), vae=vae)
     list(run.steps())
-    (adapter,) = seen
-    assert torch.equal(adapter.blocks[0].v.up, run.trainer.average["blocks.0.self_attn.v_loras.up.weight"])
-    assert not torch.equal(adapter.blocks[0].v.up, run.trainer.weights["blocks.0.self_attn.v_loras.up.weight"])
+    of_average, of_weights = (
+        sample_grid(model, functools.partial(apply_identity_branch, model, parse_adapter(weights, "trained")), vae,
+                    [example], SamplerSettings(SETTINGS.seed, 2, 5.0, shift=4.0))
+        for weights in (run.trainer.average, run.trainer.weights))
+    assert np.array_equal(run.draw(), of_average) and not np.array_equal(of_average, of_weights)
 
 
 def test_pictures_of_the_low_noise_expert_begin_with_the_clip(model, shards):
@@ -178,8 +177,8 @@ def test_pictures_of_the_low_noise_expert_begin_with_the_clip(model, shards):
     import comfy.sd
 
     vae, examples = comfy.sd.VAE(sd=vae_weights()), CachedExamples(shards)
-    adapter = tiny.adapter()
-    grids = [sample_grid(model, adapter, vae, [examples[0]], SamplerSettings(1, 2, 1.0, shift=5.0), noise_to)
+    applied = functools.partial(apply_identity_branch, model, tiny.adapter())
+    grids = [sample_grid(model, applied, vae, [examples[0]], SamplerSettings(1, 2, 1.0, shift=5.0), noise_to)
              for noise_to in (1.0, 0.875, 0.001)]
     with torch.no_grad():
         clip = vae.decode(model.model.process_latent_out(examples[0].video[None]))[0]
@@ -221,7 +220,7 @@ def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_pa
 def test_a_bad_clip_is_passed_over_and_counted(model, tmp_path):
     good = Example(tiny.random(16, 3, 8, 12), tiny.random(1, 16, 1, 8, 16), tiny.random(5, tiny.WAN.text_dim))
     bad = dataclasses.replace(good, video=torch.full_like(good.video, torch.nan))
-    trainer = Trainer(Wan(model.model), new_adapter(tiny.WAN.blocks, tiny.WAN.dim, RANK), [good, bad, good, good],
+    trainer = Trainer(StandInMethod(RANK).begin(Wan(model.model), 0, torch.device("cpu")), [good, bad, good, good],
                       dataclasses.replace(SETTINGS, steps=8, batch_size=1))
     run = TrainingRun(trainer, tmp_path, "mine")
     losses = [loss for _, loss in run.steps()]
@@ -312,6 +311,8 @@ def test_a_configuration(tmp_path):
         16.0, 832, "none", 0.6, 0.9)
     assert (config.train.steps, config.train.noise_from, config.train.noise_to) == (100, 0.875, 1.0)
     assert config.adapter.rank == 128 and config.samples.every == 500
+    low = parse_config(table(adapter={"name": "mine", "expert": "low noise"}, train={"ema": 0})).train
+    assert (low.noise_from, low.noise_to, low.ema) == (0.0, 0.875, 0.0) and type(low.ema) is float
 
 
 def table(**changes):
@@ -323,9 +324,16 @@ def table(**changes):
 @pytest.mark.parametrize("changes, words", [
     ({"trian": {}}, "the file has 'trian', which nothing reads; it may have files, adapter, data"),
     ({"train": {"step": 1}}, r"\[train\] has 'step'"), ({"train": {"steps": "many"}}, r"\[train\] steps is 'many'"),
-    ({"train": {"steps": 1.5}}, "needed is of type int"), ({"train": {"cosine": 1}}, "needed is of type bool"),
-    ({"train": 5}, r"\[train\] is 5, needed is a table"), ({"files": {}}, r"\[files\] lacks 'videos'"),
-    ({"data": {"face": {"crop": 1}}}, r"\[data\] face has 'crop'"),
+    ({"train": {"steps": 1.5}}, r"\[train\] steps is 1.5, needed is a valid integer"),
+    ({"train": {"steps": "3"}}, r"\[train\] steps is '3', needed is a valid integer"),
+    ({"train": {"cosine": 1}}, r"\[train\] cosine is 1, needed is a valid boolean"),
+    ({"train": {"learning_rate": True}}, r"\[train\] learning_rate is True, needed is a valid number"),
+    ({"train": {"seed": datetime.date(2026, 1, 1)}}, r"\[train\] seed is '2026-01-01', needed is a valid integer"),
+    ({"train": {"learning_rate": -math.inf}}, "learning_rate is -inf, needed is more than 0"),
+    ({"train": 5}, r"^\[train\] is 5, needed is a table\.$"), ({"files": {}}, r"\[files\] lacks 'videos'"),
+    ({"files": {}}, r"\[files\] lacks 'vae'"),
+    ({"data": {"face": {"crop": 1}}}, r"\[data.face\] has 'crop', which nothing reads; it may have preset, detector"),
+    ({"data": {"face": {"detector": "dlib"}}}, "detector is dlib, needed is one of auto, "),
     ({"adapter": {"name": "../mine"}}, "needed is one for a file"), ({"adapter": {"name": ""}}, "the name is ''"),
     ({"adapter": {"name": "mine", "rank": 0}}, "rank is 0"),
     ({"adapter": {"name": "mine", "expert": "both"}}, "expert is both"),
@@ -355,7 +363,6 @@ def test_the_experts_are_trained_where_the_sampler_uses_them():
 @pytest.mark.parametrize("blocks, dim, ffn, millions", [(30, 1536, 8960, "35.4"), (40, 5120, 13824, "157.3")])
 def test_the_plan_of_the_published_models(blocks, dim, ffn, millions, tmp_path):
     """From a header alone: its tensors are not there."""
-    assert f"{adapter_parameters(blocks, dim, 128) / 1e6:.1f}" == millions
     assert tokens(81, 480, 832) == 32760
     header = {f"blocks.{i}.ffn.0.weight": {"dtype": "F8_E4M3", "shape": [ffn, dim],
                                            "data_offsets": [i * ffn * dim, (i + 1) * ffn * dim]} for i in range(blocks)}
@@ -365,7 +372,7 @@ def test_the_plan_of_the_published_models(blocks, dim, ffn, millions, tmp_path):
     with file.open("wb") as out:
         out.write(len(content).to_bytes(8, "little") + content)
         out.truncate(8 + len(content) + blocks * ffn * dim)  # a sparse file
-    words = plan(parse_config(table()), file)
+    words = plan(parse_config(table()), StandInMethod(128), file)
     assert f"rank 128: {millions} M parameters" in words and f"{blocks} blocks of {dim}" in words
     assert "81 frames at 25 fps, 832x480: 32,760 tokens" in words and "512x512: 1,024 tokens" in words
     assert "with checkpointing" in words and "3,000 steps of 1 on 1 device," in words
@@ -391,11 +398,12 @@ def test_the_memory_of_a_step_is_what_was_planned(checkpointing, tmp_path):
                                                       metadata=sizes.metadata())
     wan = Wan(loaded.model)
     example = Example(tiny.random(16, 3, 40, 40), tiny.random(1, 16, 1, 20, 20), tiny.random(8, 64))
-    trainer = Trainer(wan, new_adapter(8, 192, 8), [example], TrainSettings(checkpointing=checkpointing))
+    method, settings = StandInMethod(8), TrainSettings(checkpointing=checkpointing)
+    trainer = Trainer(method.begin(wan, 0, torch.device("cpu")), [example], settings)
     trainer.train_step()
     trainer.optimizer.zero_grad(set_to_none=True)
     measured = peak_bytes(trainer.train_step, tmp_path)
-    planned = activation_bytes(size_of(wan), 1200, 100, checkpointing, 4) + 4 * adapter_parameters(8, 192, 8)
+    planned = activation_bytes(method, size_of(wan), settings, 1200, 100, 4) + 4 * method.parameters(size_of(wan))
     assert planned == pytest.approx(measured, rel=0.15)
 
 
@@ -477,7 +485,8 @@ def test_the_command_line(workplace):
     assert "adapter     mine, rank 4: 0.0 M parameters, single" in dry.stdout and not (workplace / "data").exists()
     done = command(workplace, "mine.toml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 videos, 4 clips" in done.stdout and "broken.mp4 cannot be read" in done.stdout
+    assert "3 videos, 4 clips" in done.stdout
+    assert "broken.mp4: 0 clips; whole video: cannot be read: after 0.0 s" in done.stdout
     assert "step 4 of 4: loss" in done.stdout
     adapter = load_adapter(workplace / "models" / "stand_in" / "mine.safetensors")
     assert (adapter.rank, adapter.dim, len(adapter.blocks)) == (4, tiny.WAN.dim, tiny.WAN.blocks)

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from ..contracts import StandInError
-from .method import PAPER, Method
+from .variant import PAPER, Variant
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
@@ -57,7 +57,7 @@ class BlockAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A Stand-In adapter: the low-rank weights of every main block, the file they came from, and the method that they
+    """A Stand-In adapter: the low-rank weights of every main block, the file they came from, and the variant that they
     were trained with.
     """
 
@@ -66,7 +66,7 @@ class Adapter:
     rank: int
     dim: int
     blocks: tuple[BlockAdapter, ...]
-    method: Method = PAPER
+    variant: Variant = PAPER
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -89,10 +89,10 @@ def load_adapter(path: str | Path) -> Adapter:
         ) from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return parse_adapter(weights, path.name, sha256, Method.of(metadata))
+    return parse_adapter(weights, path.name, sha256, Variant.of(metadata))
 
 
-def parse_adapter(weights: dict, name: str, sha256: str = "", method: Method = PAPER) -> Adapter:
+def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
     """weights: key -> tensor, as in the file. Raises StandInError with what came, what is needed and what to do."""
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
@@ -131,7 +131,7 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", method: Method = P
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)
     )
-    return Adapter(name, sha256, rank, dim, blocks, method)
+    return Adapter(name, sha256, rank, dim, blocks, variant)
 
 
 def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:

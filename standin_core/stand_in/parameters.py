@@ -7,15 +7,15 @@ import safetensors.torch
 import torch
 
 from .adapter import Adapter, official_key, parse_adapter
-from .method import PAPER, Method
+from .variant import PAPER, Variant
 
 
 def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.device | str = "cpu",
-                method: Method = PAPER) -> torch.nn.Module:
+                variant: Variant = PAPER) -> torch.nn.Module:
     """PEFT's modules of an adapter that changes nothing yet, in fp32: down from N(0, 1/rank), up zero, which PEFT calls
     gaussian and is how the authors' modules begin (``LoRALinearLayer`` in WeChatCV/Stand-In's
     models/wan_video_dit.py). They are kept beside the model, not in it: the video's own tokens do not pass them.
-    method: that it is trained with.
+    variant: that it is trained with.
     """
     from peft import LoraConfig, inject_adapter_in_model  # 6 s
 
@@ -23,7 +23,7 @@ def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.d
     module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(
         torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({which: torch.nn.Linear(**linear) for which in "qkv"})})
         for _ in range(blocks))})
-    module.method = method
+    module.variant = variant
     for layer in module.modules():
         if isinstance(layer, torch.nn.Linear):  # PEFT looks at device and sizes: one number serves for all of them
             layer.weight = torch.nn.Parameter(torch.zeros(1, device=device).expand(dim, dim), requires_grad=False)
@@ -36,7 +36,7 @@ def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.d
 def as_adapter(module: torch.nn.Module, name: str = "in training") -> Adapter:
     """The parameters themselves of ``new_adapter``, as the identity stream takes them."""
     return parse_adapter({key: parameter for key, parameter in module.named_parameters() if "lora_" in key}, name,
-                         method=module.method)
+                         variant=module.variant)
 
 
 def parameters(adapter: Adapter) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from ..controls import Controls
 from ..guidance import GUIDANCES, OWN_SCALE
 from .adapter import Adapter
 from .kv_cache import CACHE_MODES
-from .method import ORDINARY
+from .variant import ORDINARY
 
 MOST_REFERENCES = 16  # each costs as many tokens as the first; more is a video connected by mistake
 
@@ -118,7 +118,7 @@ class Applied:
         if differing:
             raise StandInError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
                                "it alike in every Apply Identity Branch.")
-        if ORDINARY in {each.adapter.method.attention for each in (*self.identities, identity)}:
+        if ORDINARY in {each.adapter.variant.attention for each in (*self.identities, identity)}:
             settings = self._for_ordinary_attention(identity, settings)
         return Applied((*self.identities, identity), settings)
 
@@ -134,7 +134,7 @@ class Applied:
     @property
     def is_ordinary(self) -> bool:
         """Whether the one identity reads the video too."""
-        return any(identity.adapter.method.attention == ORDINARY for identity in self.identities)
+        return any(identity.adapter.variant.attention == ORDINARY for identity in self.identities)
 
     @property
     def needs(self) -> tuple[Reason, ...]:

@@ -148,7 +148,7 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
 
 def _rotation(identity: Identity, wan: Wan, grid: tuple[int, int, int], options: dict,
               device: torch.device) -> torch.Tensor:
-    place = POSITIONS[identity.adapter.method.positions]
+    place = POSITIONS[identity.adapter.variant.positions]
     positions = place(grid[1:], wan.grid(identity.reference_latent.shape)[1:], identity.time_offset,
                       options.get("rope_options"), device)
     if identity.kept_tokens is not None:

@@ -1,24 +1,20 @@
-"""Training a Stand-In adapter: the engine of inference, with gradients.
+"""Training: the engine of inference, with gradients, for whatever method is given.
 
-``prepare`` cuts videos into clips with captions and reference photos, ``pairs`` may take the photos from other videos,
-``cache`` encodes all that once, ``dataset`` does the three in turn. ``weights`` makes the adapter's parameters and
-saves them under the official names, ``objective`` is the loss, ``loop`` takes the steps, ``run`` keeps what a run
-leaves on the disk, ``session`` puts a run on a model. ``config`` reads all settings from one file, ``plan`` tells what
-they mean. The base model is frozen; what is learnt reaches the loss through the identity's keys and values, which here
-stay attached.
+``data`` makes encoded examples of videos. ``method`` says what a method must give: the tensors that are trained, the
+context in which the model computes with them, and their file. ``loop`` takes the steps, with the loss of
+``flow_matching``; ``checkpoints`` keep what a run leaves on the disk, with ``pictures`` of its losses and ``samples``
+of what the method makes by now; ``session`` puts a run on a model that ComfyUI has loaded. ``config`` reads all
+``settings`` from one file, ``plan`` tells what they mean and how much ``memory`` they need, ``command`` does everything
+in one call.
 """
-from ..stand_in.objective import Batch, flow_matching_loss
-from ..stand_in.parameters import new_adapter, save_adapter
-from .cache import Encoders
-from .config import EXPERTS, AdapterSettings, SampleSettings
-from .dataset import make_dataset
-from .loop import Example, Trainer, TrainSettings
-from .pairs import REFERENCES_FROM, PairSettings
-from .prepare import DataSettings, Source, sources_in, sources_of, summary
-from .run import TrainingRun, run_pictures
-from .session import train_adapter, training_run
+from .data.dataset import make_dataset
+from .data.encoders import Encoders
+from .data.manifest import summary
+from .data.pairs import REFERENCES_FROM, PairSettings
+from .data.settings import DataSettings
+from .data.sources import sources_of
+from .pictures import run_pictures
+from .settings import EXPERTS, AdapterSettings, SampleSettings, TrainSettings
 
-__all__ = ["EXPERTS", "REFERENCES_FROM", "AdapterSettings", "Batch", "DataSettings", "Encoders", "Example",
-           "PairSettings", "SampleSettings", "Source", "TrainSettings", "Trainer", "TrainingRun", "flow_matching_loss",
-           "make_dataset", "new_adapter", "run_pictures", "save_adapter", "sources_in", "sources_of", "summary",
-           "train_adapter", "training_run"]
+__all__ = ["EXPERTS", "REFERENCES_FROM", "AdapterSettings", "DataSettings", "Encoders", "PairSettings",
+           "SampleSettings", "TrainSettings", "make_dataset", "run_pictures", "sources_of", "summary"]

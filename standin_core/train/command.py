@@ -10,27 +10,28 @@ import comfy.sd
 import comfy.utils
 
 from ..contracts import StandInError
-from ..folders import ADAPTERS, find_file, new_adapter_file
-from ..stand_in.adapter import load_adapter
-from .cache import Encoders
+from ..folders import find_file
+from . import session
 from .config import FileSettings, TrainConfig
-from .dataset import Say, make_dataset
-from .prepare import Captioner, sources_in
-from .session import train_adapter
+from .data.dataset import Say, make_dataset
+from .data.encoders import Encoders
+from .data.prepare import Captioner
+from .data.sources import sources_in
+from .method import Method
 
 
-def train(config: TrainConfig, say: Say, processes=None) -> Path:
-    """Make the data, train, and write the adapter to ComfyUI's folder of adapters; returns its file.
+def train(config: TrainConfig, method: Method, file: Path, say: Say, accelerator=None) -> None:
+    """Make the data, train, and write what was trained to a file; calling again goes on where it was interrupted.
 
-    say: takes a line for the user. processes: see Trainer; the first of them makes the data. Calling again goes on
-    where it was interrupted. Raises StandInError that says what to mend.
+    say: takes a line for the user.
+    accelerator: see ``Trainer``; its first process makes the data.
+
+    Raises StandInError that says what to mend.
     """
-    is_first = processes is None or processes.is_main_process
+    is_first = accelerator is None or accelerator.is_main_process
     model_file = find_file("diffusion_models", config.files.diffusion_model)
-    start_from = load_adapter(find_file(ADAPTERS, config.adapter.start_from)) if config.adapter.start_from else None
-    file = new_adapter_file(config.adapter.name)
     shards = _dataset(config, say) if is_first else None
-    if processes is not None:
+    if accelerator is not None:
         from accelerate.utils import broadcast_object_list
 
         (shards,) = broadcast_object_list([shards])
@@ -40,13 +41,12 @@ def train(config: TrainConfig, say: Say, processes=None) -> Path:
         if is_first:
             say(f"step {step:,} of {config.train.steps:,}: loss {loss:.4f}")
 
-    train_adapter(comfy.sd.load_diffusion_model(str(model_file)), shards, file, config.adapter, config.train, on_step,
-                  samples=config.samples, vae=load_vae(config.files) if is_first else None, start_from=start_from,
-                  base_model=model_file.name, processes=processes)
-    return file
+    session.train(comfy.sd.load_diffusion_model(str(model_file)), method, shards, file, config.adapter, config.train,
+                  on_step, accelerator, samples=config.samples, vae=_load_vae(config.files) if is_first else None,
+                  base_model=model_file.name)
 
 
-def load_vae(files: FileSettings):
+def _load_vae(files: FileSettings):
     weights, metadata = comfy.utils.load_torch_file(str(find_file("vae", files.vae)), return_metadata=True)
     return comfy.sd.VAE(sd=weights, metadata=metadata)
 
@@ -58,7 +58,7 @@ def _dataset(config: TrainConfig, say: Say) -> Path:
     clip_vision = None
     if config.pairs is not None and files.clip_vision:
         clip_vision = comfy.clip_vision.load(str(find_file("clip_vision", files.clip_vision)))
-    return make_dataset(sources_in(Path(files.videos)), Path(files.data), config.data, Encoders(load_vae(files), clip),
+    return make_dataset(sources_in(Path(files.videos)), Path(files.data), config.data, Encoders(_load_vae(files), clip),
                         say, config.pairs, clip_vision, _captioner(files.captioner))
 
 

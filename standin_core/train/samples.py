@@ -1,26 +1,30 @@
-"""A picture of what the adapter makes by now: for some examples the photo, and frames of a video sampled with it."""
+"""A picture of what a method makes by now: for some examples the photo, and frames of a video sampled with it."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from ..sampler import SamplerSettings, sample
-from ..stand_in.adapter import Adapter
-from ..stand_in.apply import apply_identity_branch
-from .loop import Example
+from .data.shards import Example
 
 FRAMES_SHOWN = 4
 GAP = 4  # pixels
 
 
-def sample_grid(model, adapter: Adapter, vae, examples: list[Example], settings: SamplerSettings,
+def sample_grid(model, applied: Callable, vae, examples: list[Example], settings: SamplerSettings,
                 noise_to: float = 1.0) -> np.ndarray:
-    """[H, W, 3] uint8: a row for each example, its first photo, then frames spread over the video of its prompt.
+    """A row for each example: its first photo, then frames spread over the video of its prompt.
 
-    model: a ComfyUI ModelPatcher. The noise is the same every time, so that pictures of different steps compare.
-    noise_to: where less than 1, the model knows no more noise than that, and begins with the example's own clip.
+    The noise is the same every time, so that pictures of different steps compare.
+
+    model: a ComfyUI ModelPatcher.
+    applied: gives a clone of it that samples with the person of a photo [1, 16, 1, h, w], VAE space.
+    noise_to: the highest noise level that the model knows; below 1, sampling begins with the example's own clip.
+
+    Returns [H, W, 3] uint8.
     """
     rows = []
     denoise = noise_to / (settings.shift - (settings.shift - 1) * noise_to)
@@ -30,8 +34,8 @@ def sample_grid(model, adapter: Adapter, vae, examples: list[Example], settings:
         begun = model.model.process_latent_out(example.video[None]) if denoise < 1 else torch.zeros_like(
             example.video[None])
         with torch.no_grad():  # not inference mode: what is moved there could not be trained through
-            latent, _ = sample(apply_identity_branch(model, adapter, reference), None, condition, nothing,
-                               {"samples": begun}, dataclasses.replace(settings, denoise=denoise))
+            latent, _ = sample(applied(reference), None, condition, nothing, {"samples": begun},
+                               dataclasses.replace(settings, denoise=denoise))
             frames = vae.decode(latent["samples"])[0]
             (photo,) = vae.decode(reference)[0]
         height = frames.shape[1]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,80 +11,80 @@ import torch
 
 from ..contracts import StandInError
 from ..sampler import SamplerSettings
-from ..stand_in.adapter import Adapter, check_fit, load_adapter, parse_adapter
-from ..stand_in.method import PAPER, Method
-from ..stand_in.parameters import as_adapter, new_adapter, parameters
 from ..wan import WITH_GRADIENTS, Wan
-from .cache import CachedExamples
-from .config import AdapterSettings, SampleSettings
-from .loop import Trainer, TrainSettings
-from .plan import activation_bytes, adapter_bytes, adapter_parameters, size_of
-from .run import TrainingRun, check_replaceable
+from .checkpoints import TrainingRun, check_replaceable
+from .data.shards import CachedExamples
+from .loop import Trainer
+from .memory import activation_bytes, parameter_bytes, size_of
+from .method import Method
 from .samples import sample_grid
+from .settings import AdapterSettings, SampleSettings, TrainSettings
 
 RUNS = "runs"  # below the folder of the data
 
 
-def training_run(model, shards: Path, folder: Path, adapter: AdapterSettings, settings: TrainSettings,
-                 samples: SampleSettings | None = None, vae=None, start_from: Adapter | None = None,
-                 base_model: str = "", processes=None, method: Method = PAPER) -> TrainingRun:
-    """model: a ModelPatcher of a Wan, which is brought to its device. shards: of ``make_dataset``; folder: of the run.
-    samples, vae: to draw what the adapter makes, None for no pictures. start_from: an adapter to go on from, whose rank
-    and method count then. base_model: its name, for the file. processes: see Trainer. method: to train with.
+def training_run(model, method: Method, shards: Path, folder: Path, adapter: AdapterSettings, settings: TrainSettings,
+                 samples: SampleSettings | None = None, vae=None, base_model: str = "",
+                 accelerator=None) -> TrainingRun:
+    """Bring a model to its device and begin, or go on with, a training on it.
 
-    Raises StandInError for a model that is not a Wan from text alone, and an adapter that does not fit it.
+    model: a ModelPatcher of a Wan.
+    method: what is trained.
+    shards: of ``make_dataset``.
+    folder: of the run.
+    samples, vae: to draw what the method makes; None for no pictures.
+    base_model: the model's name, for the file that is made.
+    accelerator: see ``Trainer``.
+
+    Raises StandInError for a model that is not a Wan from text alone, and where the method cannot train it.
     """
     model = trainable(model)
     wan, examples = Wan(model.model, WITH_GRADIENTS), CachedExamples(shards)
     if not wan.from_text_alone:
         raise StandInError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
                            "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
-    if start_from is not None:
-        check_fit(start_from, len(wan.blocks), wan.dim)
-    rank = adapter.rank if start_from is None else start_from.rank
-    method = method if start_from is None else start_from.method
-    video, photo = (wan.count(latent.shape) for latent in (examples[0].video, examples[0].photos))
-    needed = adapter_bytes(adapter_parameters(len(wan.blocks), wan.dim, rank), settings) + settings.together * (
-        activation_bytes(size_of(wan), video, photo, settings.checkpointing, wan.dtype.itemsize))
+    method.check(wan)
+    size, (video, photo) = size_of(wan), (wan.count(latent.shape) for latent in (examples[0].video, examples[0].photos))
+    needed = parameter_bytes(method, size, settings) + activation_bytes(method, size, settings, video, photo,
+                                                                        wan.dtype.itemsize)
 
     def load() -> None:
         # weights that are fetched while a block runs are gone when its backward pass comes
         comfy.model_management.load_models_gpu([model], memory_required=needed, force_full_load=True)
 
     load()
-    module = new_adapter(len(wan.blocks), wan.dim, rank, settings.seed, model.load_device, method)
-    if start_from is not None:
-        with torch.no_grad():
-            for key, tensor in parameters(as_adapter(module)).items():
-                tensor.copy_(parameters(start_from)[key])
-    origin = {"base_model": base_model or _file_of(model), "rank": str(rank), "expert": adapter.expert,
-              "data": shards.name, "start_from": start_from.sha256[:16] if start_from else "", **method.metadata}
-    trainer = Trainer(wan, module, examples, settings, origin, processes)
+    learner = method.begin(wan, settings.seed, model.load_device)
+    origin = {"base_model": base_model or _file_of(model), "expert": adapter.expert, "data": shards.name,
+              **method.origin}
+    trainer = Trainer(learner, examples, settings, origin, accelerator)
     draw = None
     if samples is not None and vae is not None:
         sampler = SamplerSettings(settings.seed, samples.steps, samples.cfg, shift=samples.shift)
         shown = [examples[index] for index in range(min(samples.count, len(examples)))]
 
         def draw():
-            drawn = sample_grid(model, parse_adapter(trainer.trained, adapter.name, method=method), vae, shown, sampler,
+            drawn = sample_grid(model, functools.partial(learner.applied, model, trainer.trained), vae, shown, sampler,
                                 settings.noise_to)
             load()  # the VAE may have taken its place
             return drawn
 
     return TrainingRun(trainer, folder, adapter.name, 0 if samples is None else samples.every, draw,
-                       processes is None or processes.is_main_process)
+                       accelerator is None or accelerator.is_main_process)
 
 
-def train_adapter(model, shards: Path, file: Path, adapter: AdapterSettings, settings: TrainSettings,
-                  on_step: Callable[[int, float], None], **others) -> tuple[Adapter, Path]:
-    """Train to the end, and write the adapter to file; returns it, and the run's folder. on_step: takes steps done and
-    loss, and may raise to interrupt: the next time goes on; others: as in ``training_run``.
+def train(model, method: Method, shards: Path, file: Path, adapter: AdapterSettings, settings: TrainSettings,
+          on_step: Callable[[int, float], None], accelerator=None, **others) -> Path:
+    """Train to the end and write what was trained; returns the folder of the run.
 
-    Raises StandInError, too, where file is there already and not of this training, and where memory does not suffice.
+    file: to write; it may be there already if this training made it.
+    on_step: takes steps done and loss, and may raise to interrupt: the next call goes on.
+    others: as in ``training_run``.
+
+    Raises StandInError, too, where the file is there and is not of this training, and where memory does not suffice.
     """
     folder = shards.parent / RUNS / adapter.name
     with torch.inference_mode(False), torch.enable_grad():
-        run = training_run(model, shards, folder, adapter, settings, **others)
+        run = training_run(model, method, shards, folder, adapter, settings, accelerator=accelerator, **others)
         check_replaceable(file, run.trainer.origin)
         try:
             with contextlib.closing(run.steps()) as steps:
@@ -94,15 +95,16 @@ def train_adapter(model, shards: Path, file: Path, adapter: AdapterSettings, set
                                "checkpointing, together 1, or weights in fp8; scripts/train.py --dry-run says how much "
                                "each needs.") from error
         run.finish(file)
-    if others.get("processes") is not None:
-        others["processes"].wait_for_everyone()
-    return load_adapter(file), folder
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return folder
 
 
 def trainable(model):
-    """The model itself, or where a node loaded it, another of the same file: ComfyUI runs nodes in inference mode, and
-    through tensors that were made there no gradient passes. Its weights stay where they are loaded to. To be called
-    outside of that mode.
+    """A ModelPatcher whose weights gradients can pass through; to be called outside of inference mode.
+
+    That is the model itself, or where a node loaded it, another of the same file: ComfyUI runs nodes in inference mode,
+    and through tensors that were made there no gradient passes. The weights stay where they are loaded to.
     """
     inference = any(parameter.is_inference() for parameter in model.model.parameters())
     dynamic = hasattr(model, "is_dynamic") and model.is_dynamic()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +14,54 @@ import safetensors
 import torch
 
 from ..contracts import StandInError
-from ..evaluation.chart import BLUE, ORANGE, Series, as_image, line_chart
-from ..stand_in.parameters import save_adapter
+from ..files import append_line, read_lines, replacing, write_lines
 from .loop import Trainer
-from .records import append_line, read_lines, write_lines
+from .pictures import LOSS_PICTURE, LOSSES, SAMPLES, loss_picture
 
-CHECKPOINT, LOSSES, LOSS_PICTURE, SAMPLES = "checkpoint.pt", "loss.jsonl", "loss.png", "samples"
-SMOOTHED = 0.05  # of the steps so far, the width of the mean that is drawn over the losses
+CHECKPOINT = "checkpoint.pt"
+FREE = ("steps", "learning_rate", "checkpointing", "together")  # what may differ when a run goes on
+
+
+def save_checkpoint(trainer: Trainer, file: Path) -> None:
+    """Write all that ``resume`` needs."""
+    with replacing(file) as part:
+        torch.save({**trainer.state(), "settings": _told(trainer)}, part)
+
+
+def resume(trainer: Trainer, file: Path) -> None:
+    """Go on from a checkpoint; raises StandInError for one of another training."""
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    differing = [name for name, value in _told(trainer).items()
+                 if name not in FREE and saved["settings"].get(name) != value]
+    if differing:
+        raise StandInError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
+                           "another name to begin anew.")
+    trainer.restore(saved)
+
+
+def _told(trainer: Trainer) -> dict:
+    """What tells a training from others."""
+    return {**dataclasses.asdict(trainer.settings), **trainer.origin}
+
+
+def check_replaceable(file: Path, origin: dict[str, str]) -> None:
+    """Raise StandInError where the file is there already and was not made by a training of this origin."""
+    if not file.exists():
+        return
+    with safetensors.safe_open(file, "pt") as weights:
+        said = weights.metadata() or {}
+    if any(said.get(key, "") != value for key, value in origin.items()):
+        raise StandInError(f"{file} is there already, and not of this training: take another name.")
 
 
 class TrainingRun:
-    """folder: of this run. name: of the adapter's files. every: steps between two checkpoints, 0 for one at the end
-    alone; draw: makes the picture of a checkpoint, [H, W, 3] uint8. is_main: whether this process writes the files.
+    """A training, and what it leaves in its folder.
+
+    folder: of this run.
+    name: of the method's files.
+    every: steps between two checkpoints; 0 for one at the end alone.
+    draw: makes the picture of a checkpoint, [H, W, 3] uint8; None for no pictures.
+    is_main: whether this process writes the files.
     """
 
     def __init__(self, trainer: Trainer, folder: Path, name: str, every: int = 0,
@@ -41,7 +78,7 @@ class TrainingRun:
         trainer = self.trainer
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).exists():
-            trainer.resume(self.folder / CHECKPOINT)
+            resume(trainer, self.folder / CHECKPOINT)
         if self.is_main:  # a killed run has losses of steps that it has to take again
             write_lines(self.folder / LOSSES, [line for line in read_lines(self.folder / LOSSES)
                                                if line["step"] <= trainer.step])
@@ -54,7 +91,7 @@ class TrainingRun:
                     with self._writing():
                         append_line(self.folder / LOSSES, {
                             "step": trainer.step, "loss": loss if math.isfinite(loss) else None,
-                            "rate": trainer.settings.rate(trainer.step - 1),
+                            "rate": trainer.settings.learning_rate * trainer.settings.rate_share(trainer.step - 1),
                             "seconds": round(time.monotonic() - began, 3)})
                 if trainer.step == trainer.settings.steps or (self.every and trainer.step % self.every == 0):
                     self._checkpoint()
@@ -65,11 +102,11 @@ class TrainingRun:
                 self._checkpoint(pictures=False)
 
     def finish(self, file: Path) -> None:
-        """Write the adapter to where Load Stand-In finds it."""
+        """Write what was trained to where the method's nodes find it."""
         if self.is_main:
             with self._writing():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                save_adapter(self.trainer.trained, file, self._metadata())
+                self.trainer.learner.save(self.trainer.trained, file, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         lines = read_lines(self.folder / LOSSES)
@@ -79,11 +116,12 @@ class TrainingRun:
     def _checkpoint(self, pictures: bool = True) -> None:
         if not self.is_main:
             return
-        step = self.trainer.step
+        step, trainer = self.trainer.step, self.trainer
         drawn = self.draw() if pictures and self.draw is not None else None
         with self._writing():
-            self.trainer.save(self.folder / CHECKPOINT)
-            save_adapter(self.trainer.trained, self.folder / f"{self.name}_{step:06d}.safetensors", self._metadata())
+            save_checkpoint(trainer, self.folder / CHECKPOINT)
+            trainer.learner.save(trainer.trained, self.folder / f"{self.name}_{step:06d}.safetensors",
+                                 self._metadata())
             loss_picture([line["loss"] for line in read_lines(self.folder / LOSSES)]).save(self.folder / LOSS_PICTURE)
             if drawn is not None:
                 (self.folder / SAMPLES).mkdir(exist_ok=True)
@@ -96,31 +134,3 @@ class TrainingRun:
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # in turn Python's, torch's, safetensors'
             raise StandInError(f"step {self.trainer.step} could not be written to {self.folder} ({error}): make room "
                                "there and start again; it goes on from the last checkpoint.") from error
-
-
-def check_replaceable(file: Path, origin: dict[str, str]) -> None:
-    """Raises StandInError where file is there and was not made by a training of this origin."""
-    if not file.exists():
-        return
-    with safetensors.safe_open(file, "pt") as weights:
-        said = weights.metadata() or {}
-    if any(said.get(key, "") != value for key, value in origin.items()):
-        raise StandInError(f"{file} is there already, and not of this training: take another name.")
-
-
-def run_pictures(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """The picture of the losses and the last one of samples, or where there is none the losses again; [1, H, W, 3]."""
-    loss = loss_picture([line["loss"] for line in read_lines(folder / LOSSES)])
-    samples = sorted((folder / SAMPLES).glob("step_*.png"))
-    return as_image(loss), as_image(PIL.Image.open(samples[-1]) if samples else loss)
-
-
-def loss_picture(losses: list[float | None]) -> PIL.Image.Image:
-    """Every loss, and their mean over the steps around; what was no number is a gap."""
-    values = np.array([math.nan if loss is None else loss for loss in losses], float)
-    width = max(1, round(SMOOTHED * len(values)))
-    known, window = ~np.isnan(values), np.ones(width)
-    counted = np.convolve(known, window, "same")
-    mean = np.convolve(np.where(known, values, 0), window, "same") / np.where(counted, counted, np.nan)
-    return line_chart([Series(f"mean of {width} steps", ORANGE, mean, dots=False),
-                       Series("loss of each step", BLUE, values, dots=False)], "step")

@@ -7,28 +7,26 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..contracts import StandInError
+from .dropped import Reason, Unusable
 
-SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # as core's dataset nodes
-# of a frame that is to be turned counter-clockwise by so many quarters
+# quarters counter-clockwise -> FFmpeg's filters that turn a frame by them
 TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
 
 
-def find_videos(folder: Path) -> list[Path]:
-    """Every video below the folder, in the order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
 def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iterator[av.VideoFrame]:
-    """The frames at fps, upright, and if a size (width, height) is given, filled up to it and cropped to its middle.
+    """The frames of a video, upright.
 
-    Raises StandInError where the file is no video or is damaged.
+    fps: to which the video is resampled.
+    size: (width, height) that a frame is scaled up or down to fill and then cropped to, about its middle; None for the
+        video's own size.
+
+    Raises Unusable where the file is no video or is damaged.
     """
     number = 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise StandInError(f"{path.name} has no video in it, only sound or pictures.")
+                raise Unusable(Reason.NOT_VIDEO, "only sound or pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             graph = None
@@ -41,8 +39,10 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
             if graph is not None:
                 graph.vpush(None)
                 yield from _ready(graph)
-    except (av.FFmpegError, ValueError) as error:  # ValueError: of PyAV, for what it does not expect
-        raise StandInError(f"{path.name} cannot be read after {number / fps:.1f} s ({error})") from error
+    except Unusable:  # which is a ValueError too
+        raise
+    except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not expect
+        raise Unusable(Reason.UNREADABLE, f"after {number / fps:.1f} s, {error}") from error
 
 
 def pixels(frame: av.VideoFrame) -> np.ndarray:
@@ -52,7 +52,13 @@ def pixels(frame: av.VideoFrame) -> np.ndarray:
 
 def clips(path: Path, fps: float, size: tuple[int, int], starts: list[int],
           length: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, [length, H, W, 3] uint8) for each of the starts, which rise and do not overlap; the file is read once."""
+    """Read parts of a video in one pass.
+
+    starts: numbers of the first frames, rising, so far apart that no two parts overlap.
+    length: frames of a part.
+
+    Yields (start, frames [length, H, W, 3] uint8); parts beyond the end of the video are left out.
+    """
     waiting, frames = list(starts), []
     for number, frame in enumerate(decoded(path, fps, size)):
         if not waiting:

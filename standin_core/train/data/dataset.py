@@ -7,21 +7,30 @@ from pathlib import Path
 import safetensors
 import torch
 
-from ..contracts import StandInError
-from ..evaluation import CompareSettings, load_embedder
-from .cache import Encoders, data_hash, encode_clips
+from ...contracts import StandInError
+from ...evaluation import CompareSettings, load_embedder
+from .encoders import Encoders, data_hash, encode_clips
+from .manifest import manifest_clips, summary
 from .pairs import PairSettings, embed, pair
-from .prepare import Captioner, DataSettings, Source, prepare, prepared, prepared_settings, summary
+from .prepare import Captioner, prepare
+from .settings import DataSettings, kept_settings
+from .sources import Source
 
 Say = Callable[[str], None]
 
 
 def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, encoders: Encoders, say: Say,
                  pairs: PairSettings | None = None, clip_vision=None, captioner: Captioner | None = None) -> Path:
-    """The folder of shards, below ``folder``. say: takes a line on what was done, and dropped and why. pairs: take the
-    photos of a clip from other videos of the person; clip_vision: to find them where no face embedder can run.
+    """Make what is missing of the data and its shards.
 
-    Raises StandInError where nothing is left to train on, or the disk is full.
+    folder: of the data.
+    say: takes a line on what was done, and on what was dropped and why.
+    pairs: take the photos of a clip from other videos of the person; None for photos of its own video.
+    clip_vision: ComfyUI's CLIP vision model, which finds the pairs where no face recognition network can run.
+    captioner: is asked for the captions that are missing.
+
+    Returns the folder of the shards, which is named by a hash of all that they follow from. Raises StandInError where
+    nothing is left to train on, and where the disk is full.
     """
     try:
         # encoders and detectors would keep what a backward pass needs
@@ -37,7 +46,7 @@ def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, 
         say(line)
     say(summary(folder))
     videos = {source.name: source.path for source in sources}
-    clips = [clip for clip in prepared(folder) if clip.video in videos]
+    clips = [clip for clip in manifest_clips(folder) if clip.video in videos]
     if pairs is not None:
         embedder = load_embedder(CompareSettings(pairs.embedder), clip_vision, settings.face.download_missing)
         clips, alone = pair(clips, embed(clips, folder, embedder), pairs, settings.references)
@@ -45,7 +54,7 @@ def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, 
             f"of similarity {pairs.lowest:g} to {pairs.highest:g} and are dropped: {', '.join(alone) or 'none'}")
     if not clips:
         raise StandInError(f"there is nothing to train on: {summary(folder)}; see {folder} for each video.")
-    shards = folder / f"shards_{data_hash(clips, prepared_settings(folder), encoders.fingerprint())}"
+    shards = folder / f"shards_{data_hash(clips, kept_settings(folder), encoders.fingerprint())}"
     for line in encode_clips(shards, clips, videos, folder, settings, encoders):
         say(line)
     return shards

@@ -16,7 +16,7 @@ RESTRICTED, ORDINARY = ATTENTIONS = ("restricted", "ordinary")
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Variant:
     """positions: one of POSITIONS; attention: one of ATTENTIONS. Raises StandInError for another name."""
 
     positions: str = "conditional"
@@ -33,9 +33,9 @@ class Method:
         return {} if self == PAPER else dataclasses.asdict(self)
 
     @classmethod
-    def of(cls, metadata: dict[str, str]) -> Method:
+    def of(cls, metadata: dict[str, str]) -> Variant:
         """From what the adapter's file says."""
         return cls(**{field.name: metadata[field.name] for field in dataclasses.fields(cls) if field.name in metadata})
 
 
-PAPER = Method()
+PAPER = Variant()

@@ -13,18 +13,25 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from ..contracts import StandInError
-from ..evaluation.embedders import Embedder
-from ..evaluation.measures import cosine
-from .prepare import Clip, read_reference
+from ...contracts import StandInError
+from ...evaluation.embedders import Embedder
+from ...evaluation.measures import cosine
+from ...files import replacing
+from .manifest import Clip
+from .photos import read_photo
 
 REFERENCES_FROM = ("same video", "other videos")
 
 
 @dataclass(frozen=True, slots=True)
 class PairSettings:
-    """lowest, highest: cosine between the photo and the clip's own photos; the paper takes 0.7 to 0.9 first and 0.9 to
-    0.99 to end with, of ArcFace's vectors. embedder: one of ``evaluation.EMBEDDERS``.
+    """Which photos of other videos are taken.
+
+    lowest, highest: cosine between the photo and the clip's own photos. The paper takes 0.7 to 0.9 first and 0.9 to
+        0.99 to end with, measured on ArcFace's vectors.
+    embedder: one of ``evaluation.EMBEDDERS``.
+
+    Raises StandInError for a range that is empty or lies outside of -1 to 1.
     """
 
     lowest: float = 0.7
@@ -39,11 +46,13 @@ class PairSettings:
 
 def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettings,
          photos: int) -> tuple[list[Clip], list[str]]:
-    """The clips that have a partner, with up to so many photos of other videos in place of their own, and the names of
-    those that have none.
+    """Give every clip photos of other videos in place of its own.
 
-    vectors: file -> [D], of every reference photo that shows a face. How alike a photo is to a clip is its cosine to
-    the mean vector of the clip's own photos; of the photos within the range, the least alike come first.
+    vectors: file of a photo -> [D], for every photo that shows a face.
+    photos: the most that a clip gets. A photo's similarity to a clip is its cosine to the mean vector of the clip's own
+        photos; among the photos within the range, the least similar come first.
+
+    Returns the clips that got some, and the names of those that got none.
     """
     owners = {file: clip.video for clip in clips for file in clip.references if file in vectors}
     files = list(owners)
@@ -62,15 +71,19 @@ def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettin
 
 
 def embed(clips: list[Clip], folder: Path, embedder: Embedder) -> dict[str, np.ndarray]:
-    """file -> vector, of every reference photo in which the embedder sees a face; each is kept in folder."""
+    """File of a photo -> vector [D], for every photo of the clips in which the embedder sees a face.
+
+    folder: of the data, where the vectors are kept for the next time.
+    """
     name = hashlib.sha256(embedder.name.encode()).hexdigest()[:8]
     kept = folder / f"vectors_{name}.safetensors"
     vectors = safetensors.numpy.load_file(kept) if kept.exists() else {}
     missing = [file for file in dict.fromkeys(file for clip in clips for file in clip.references)
                if file not in vectors]
     for file in missing:
-        seen = embedder.see(read_reference(folder / file), 0)
+        seen = embedder.see(read_photo(folder / file), 0)
         vectors[file] = np.empty(0, np.float32) if seen is None else np.asarray(seen.vector, np.float32)
     if missing:
-        safetensors.numpy.save_file(vectors, kept)
+        with replacing(kept) as part:
+            safetensors.numpy.save_file(vectors, part)
     return {file: vector for file, vector in vectors.items() if vector.size}

@@ -1,0 +1,58 @@
+"""Files that are whole or not there, and files of JSON lines, of which a kill spoils the last line at most."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a path beside the file to write to; when the block ends, what lies there takes the file's place at once.
+
+    After an error in the block, a full disk say, the file is what it was before and the other path is removed.
+    """
+    part = file.with_name(f"{file.name}.part")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def append_line(file: Path, value: dict) -> None:
+    """Add a line that is on the disk when this returns; after an unfinished line, begin a new one."""
+    with file.open("ab+") as out:
+        if out.tell() and not _ends_a_line(out):
+            out.write(b"\n")
+        out.write(_line(value).encode())
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_lines(file: Path, values: Iterable[dict]) -> None:
+    """Replace the file by one of these lines."""
+    with replacing(file) as part:
+        part.write_text("".join(map(_line, values)), encoding="utf-8")
+
+
+def read_lines(file: Path) -> list[dict]:
+    """Every line but those that were not finished; no lines where there is no file."""
+    values = []
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return values
+
+
+def _line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _ends_a_line(out) -> bool:
+    out.seek(-1, os.SEEK_END)
+    return out.read(1) == b"\n"

@@ -1,0 +1,113 @@
+"""Clips, photos and captions as the model reads them: encoded once, by ComfyUI's VAE and text encoder."""
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_management
+import numpy as np
+import torch
+
+from ...reference import encode_reference
+from .dropped import Drop, Reason, Unusable
+from .manifest import Clip
+from .photos import read_photo
+from .settings import DataSettings
+from .shards import Example, write_shards
+from .video import clips as read_clips
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """ComfyUI's models that pixels and words go through.
+
+    vae: Wan 2.1's.
+    clip: Wan's text encoder.
+    """
+
+    vae: object
+    clip: object
+
+    def latent(self, frames: torch.Tensor) -> torch.Tensor:
+        """[4k+1, H, W, 3] in 0..1 -> [16, k+1, h, w], model space."""
+        return _to_model_space(self.vae.encode(frames))[0]
+
+    def photos(self, pictures: torch.Tensor) -> torch.Tensor:
+        """[P, S, S, 3] in 0..1 -> [P, 16, 1, S/8, S/8], model space."""
+        return _to_model_space(encode_reference(self.vae, pictures))
+
+    def context(self, caption: str) -> torch.Tensor:
+        """The caption -> [N, text dim]."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))[0][0][0]
+
+    def fingerprint(self) -> list[str]:
+        """A hash for each of the two, from its small tensors, which differ between any two checkpoints."""
+        return [_fingerprint(self.vae.first_stage_model), _fingerprint(self.clip.cond_stage_model)]
+
+
+def data_hash(clips: list[Clip], settings: dict, encoders: list[str]) -> str:
+    """Hash of all that the encoded clips follow from, 16 hexadecimal digits.
+
+    settings: of ``kept_settings``.
+    encoders: their ``fingerprint``.
+    """
+    rows = [[clip.name, clip.caption, clip.references] for clip in clips]
+    return hashlib.sha256(json.dumps([rows, settings, encoders], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def encode_clips(folder: Path, clips: list[Clip], videos: dict[str, Path], data: Path, settings: DataSettings,
+                 encoders: Encoders) -> Iterator[str]:
+    """Write the shards that are missing; yields a line for each.
+
+    folder: of the shards.
+    clips: all that the shards shall hold.
+    videos: name of a source -> its file.
+    data: the folder below which the clips' photos lie.
+    """
+    return write_shards(folder, [clip.name for clip in clips],
+                        lambda missing: _encoded([clip for clip in clips if clip.name in missing], videos, data,
+                                                 settings, encoders))
+
+
+def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: DataSettings,
+             encoders: Encoders) -> Iterator[tuple[str, Example | Drop]]:
+    for video, group in itertools.groupby(clips, key=lambda clip: clip.video):
+        waiting = list(group)
+        try:
+            read = read_clips(videos[video], settings.fps, (settings.width, settings.height),
+                              [clip.start for clip in waiting], settings.frames)
+            for _, frames in read:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                clip = waiting.pop(0)
+                yield clip.name, _example(clip, frames, data, encoders)
+            drop = Drop(Reason.NOW_SHORTER)
+        except Unusable as error:
+            drop = error.drop
+        for clip in waiting:
+            yield clip.name, drop
+
+
+def _example(clip: Clip, frames: np.ndarray, data: Path, encoders: Encoders) -> Example | Drop:
+    try:
+        photos = np.stack([read_photo(data / file) for file in clip.references])
+    except Unusable as error:
+        return error.drop
+    return Example(encoders.latent(torch.from_numpy(frames).float() / 255),
+                   encoders.photos(torch.from_numpy(photos).float() / 255), encoders.context(clip.caption))
+
+
+def _to_model_space(latent: torch.Tensor) -> torch.Tensor:
+    return comfy.latent_formats.Wan21().process_in(latent)
+
+
+def _fingerprint(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        if tensor.ndim == 1:  # of norms and biases
+            digest.update(key.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

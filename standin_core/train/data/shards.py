@@ -1,0 +1,106 @@
+"""What training reads: encoded clips, many in a safetensors file.
+
+A shard that is there is whole, so a run that was interrupted goes on with the next.
+"""
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ...contracts import StandInError
+from ...files import replacing
+from .dropped import Drop
+
+CLIPS_IN_SHARD = 16  # of 832x480, 81 frames, with 5 photos and a caption: about 6 MB each
+STORED = torch.float16
+VIDEO = "video/"  # before the name of an example, the key of its latent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A clip and what belongs to it, in model space.
+
+    video: [16, T, h, w]
+    photos: [P, 16, 1, h, w], of the same person and never a frame of this clip.
+    context: [N, text dim], the encoded caption.
+    """
+
+    video: torch.Tensor
+    photos: torch.Tensor
+    context: torch.Tensor
+
+
+def write_shards(folder: Path, names: list[str],
+                 encode: Callable[[set[str]], Iterator[tuple[str, Example | Drop]]]) -> Iterator[str]:
+    """Write the shards that are not there, or that lack some of their examples; yields a line for each.
+
+    names: of all examples, in their order.
+    encode: gives the examples of a set of names in the order of ``names``, or why there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = (names[first:first + CLIPS_IN_SHARD] for first in range(0, len(names), CLIPS_IN_SHARD))
+    missing = {file: shard for number, shard in enumerate(shards)
+               if not _is_complete(file := folder / f"shard_{number:05d}.safetensors")}
+    examples = encode({name for shard in missing.values() for name in shard})
+    for file, shard in missing.items():
+        tensors, dropped = {}, {}
+        for name, example in itertools.islice(examples, len(shard)):
+            if isinstance(example, Drop):
+                dropped[name] = str(example)
+            else:
+                tensors |= {f"{part}/{name}": tensor for part, tensor in _stored(example).items()}
+        with replacing(file) as part:
+            safetensors.torch.save_file(tensors, part, metadata={"dropped": json.dumps(dropped)})
+        yield f"{file.name}: {len(shard) - len(dropped)} clips" + "".join(
+            f"; {name} dropped: {why}" for name, why in dropped.items())
+
+
+class CachedExamples(Sequence[Example]):
+    """The examples of a folder of shards, read from the disk as they are asked for.
+
+    Raises StandInError where there are none.
+    """
+
+    def __init__(self, folder: Path):
+        self._files = {}
+        for file in sorted(folder.glob("shard_*.safetensors")):
+            with safetensors.safe_open(file, "pt") as shard:
+                self._files |= {key.removeprefix(VIDEO): file for key in shard.offset_keys() if key.startswith(VIDEO)}
+        self.names = list(self._files)
+        if not self.names:
+            raise StandInError(f"there is nothing to train on in {folder}: see what was dropped while it was made.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.names[index]
+        with safetensors.safe_open(self._files[name], "pt") as shard:
+            video, photos, context = (shard.get_tensor(f"{part}/{name}").float()
+                                      for part in ("video", "photos", "context"))
+            padding = int(shard.get_tensor(f"padding/{name}"))
+        return Example(video, photos, torch.nn.functional.pad(context, (0, 0, 0, padding)))
+
+
+def _is_complete(file: Path) -> bool:
+    """Whether a shard is there and holds all it should: what failed is tried again the next time."""
+    if not file.exists():
+        return False
+    with safetensors.safe_open(file, "pt") as shard:
+        return not json.loads(shard.metadata()["dropped"])
+
+
+def _stored(example: Example) -> dict[str, torch.Tensor]:
+    """The tensors to write. Text encoders pad with zeros, 512 tokens of 4,096 numbers: those are only counted."""
+    used = int(example.context.abs().sum(dim=1).count_nonzero())
+    return {"video": example.video.to(STORED).cpu().contiguous(),
+            "photos": example.photos.to(STORED).cpu().contiguous(),
+            "context": example.context[:used].to(STORED).cpu().clone(),
+            "padding": torch.tensor(len(example.context) - used)}

@@ -1,0 +1,119 @@
+"""How to train, for which of a model's noise levels, and what to show on the way."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..contracts import StandInError
+from ..folders import plain_name
+
+# noise levels of Wan 2.2's experts: the boundary of its text-to-video model (Wan 2.2, wan/configs/wan_t2v_A14B.py)
+EXPERTS = {"single": (0.0, 1.0), "high noise": (0.875, 1.0), "low noise": (0.0, 0.875)}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """The steps.
+
+    steps: how many.
+    batch_size: examples of a step, over all devices.
+    together: how many of them are computed at a time, which costs memory and saves time where a GPU is not busy with
+        one.
+    learning_rate: of the steps after the warm-up.
+    loraplus_ratio: learning rate of a low-rank pair's up weights over that of its down weights (LoRA+,
+        arXiv 2402.12354); 1 is plain LoRA.
+    warmup: steps over which the learning rate rises.
+    cosine: let the learning rate fall as a cosine, to a tenth at the last step.
+    weight_decay: of AdamW.
+    max_grad_norm: to which gradients are scaled down.
+    ema: decay of a moving average of the weights, which is then what is saved; 0 for none.
+    noise_from, noise_to: the noise levels of this model, within 0 to 1.
+    shift: of the noise levels; 1 draws them evenly, as the authors do, and more draws high ones more often.
+    checkpointing: keep no activations inside the model's blocks but compute them again in the backward pass.
+    seed: decides all that is drawn.
+
+    Raises StandInError for values that cannot be.
+    """
+
+    steps: int = 3000
+    batch_size: int = 1
+    together: int = 1
+    learning_rate: float = 1e-4
+    loraplus_ratio: float = 1.0
+    warmup: int = 100
+    cosine: bool = False
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema: float = 0.0
+    noise_from: float = 0.0
+    noise_to: float = 1.0
+    shift: float = 1.0
+    checkpointing: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "together", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
+            if getattr(self, name) <= 0:
+                raise StandInError(f"{name} is {getattr(self, name)}, needed is more than 0.")
+        if not 0 <= self.ema < 1:
+            raise StandInError(f"ema is {self.ema}, needed is at least 0 and less than 1, like 0.999.")
+        if not 0 <= self.noise_from < self.noise_to <= 1:
+            raise StandInError(f"the noise levels are {self.noise_from} to {self.noise_to}, needed is a range within 0 "
+                               "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
+
+    def sigma(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Noise levels of numbers evenly spread over 0 to 1: ``shift s / (1 + (shift - 1) s)``, as a sampler's."""
+        first, last = (level / (self.shift - (self.shift - 1) * level) for level in (self.noise_from, self.noise_to))
+        s = first + (last - first) * uniform
+        return self.shift * s / (1 + (self.shift - 1) * s)
+
+    def rate_share(self, step: int) -> float:
+        """What share of its learning rate a step takes, 0 to 1; steps count from 0."""
+        risen = min(1.0, (step + 1) / max(self.warmup, 1))
+        if not self.cosine:
+            return risen
+        done = min(1.0, step / max(self.steps - 1, 1))
+        return risen * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """What is trained.
+
+    name: of the file.
+    rank: of the low-rank weights; the authors take 128.
+    expert: one of EXPERTS, which sets the noise levels.
+    start_from: a file to go on from, by its path or its name in ComfyUI's folder; its rank then counts.
+
+    Raises StandInError for values that cannot be.
+    """
+
+    name: str
+    rank: int = 128
+    expert: str = "single"
+    start_from: str = ""
+
+    def __post_init__(self):
+        if self.expert not in EXPERTS:
+            raise StandInError(f"expert is {self.expert}, needed is one of {', '.join(EXPERTS)}.")
+        if self.rank < 1:
+            raise StandInError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
+        plain_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """The checkpoints, and the picture that is drawn for each of them.
+
+    every: steps between two checkpoints; 0 for one at the end alone.
+    count: examples in a picture.
+    steps, cfg, shift: of the sampler.
+    """
+
+    every: int = 500
+    count: int = 4
+    steps: int = 20
+    cfg: float = 5.0
+    shift: float = 5.0

@@ -1,0 +1,54 @@
+"""Files that are replaced at once, and lines that survive a kill."""
+import pytest
+
+from standin_core.files import append_line, read_lines, replacing, write_lines
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path):
+    file = tmp_path / "a.json"
+    for text in ("first", "second"):
+        with replacing(file) as part:
+            part.write_text(text)
+            assert not file.exists() or file.read_text() == "first"
+        assert file.read_text() == text
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_error_leaves_the_file_as_it_was(tmp_path, begun):
+    file = tmp_path / "a.json"
+    file.write_text("before")
+    with pytest.raises(OSError, match="no space left"), replacing(file) as part:
+        if begun:
+            part.write_text("half")
+        raise OSError("no space left")
+    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+
+
+def test_files_of_one_stem_do_not_meet(tmp_path):
+    with replacing(tmp_path / "a.json") as first, replacing(tmp_path / "a.png") as second:
+        first.write_text("json")
+        second.write_text("png")
+    assert (tmp_path / "a.json").read_text() == "json" and (tmp_path / "a.png").read_text() == "png"
+
+
+def test_lines_hold_any_line_break(tmp_path):
+    append_line(tmp_path / "r.jsonl", {"caption": "one\u2028two\u0085three\nfour"})
+    assert read_lines(tmp_path / "r.jsonl") == [{"caption": "one\u2028two\u0085three\nfour"}]
+
+
+def test_an_unfinished_line_is_left_out(tmp_path):
+    file = tmp_path / "r.jsonl"
+    append_line(file, {"a": 1})
+    with file.open("ab") as out:
+        out.write(b'{"a": 2')
+    append_line(file, {"a": 3})
+    assert read_lines(file) == [{"a": 1}, {"a": 3}]
+
+
+def test_lines_are_replaced(tmp_path):
+    file = tmp_path / "r.jsonl"
+    assert read_lines(file) == []
+    append_line(file, {"a": 1})
+    write_lines(file, [{"b": 2}, {"b": 3}])
+    assert read_lines(file) == [{"b": 2}, {"b": 3}]
