@@ -1,4 +1,5 @@
 """What is said in one place must hold in the other: ruff's rules, packages, versions, what the registry is given."""
+import asyncio
 import itertools
 import os
 import re
@@ -7,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 
+import nodes
 import pytest
 
 import pack
@@ -58,7 +60,7 @@ def test_the_registry_takes_the_pack(tmp_path):
         env={**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "DO_NOT_TRACK": "1"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All validation checks passed" in done.stdout
+    assert "All validation checks passed" in done.stdout + done.stderr
 
 
 def test_what_the_registry_gives_to_users_is_the_pack(tmp_path, monkeypatch):
@@ -74,16 +76,7 @@ def test_what_the_registry_gives_to_users_is_the_pack(tmp_path, monkeypatch):
     assert {"README.md", "LICENSE", "requirements.txt", "scripts/train.py", "workflows/two_people.json",
             "web/docs/LoadStandIn.md", "locales/zh/nodeDefs.json"} <= set(names)
     assert size < 6e6
-    program = (
-        "import asyncio, sys\n"
-        "from environment import import_comfyui\n"
-        "import_comfyui('--cpu')\n"
-        "import nodes\n"
-        f"sys.path.remove({str(PACK)!r})\n"
-        "before = set(nodes.NODE_CLASS_MAPPINGS)\n"
-        f"assert asyncio.run(nodes.load_custom_node({str(tmp_path / 'pack')!r}))\n"
-        "sys.stdout.write(' '.join(sorted(nodes.NODE_CLASS_MAPPINGS.keys() - before)))\n")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(PACK / "scripts")})
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == sorted(pack.node_classes())
+    expected = set(pack.node_classes())
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {})
+    assert asyncio.run(nodes.load_custom_node(str(tmp_path / "pack"), module_parent="custom_nodes"))
+    assert set(nodes.NODE_CLASS_MAPPINGS) == expected
