@@ -1,9 +1,32 @@
-"""What is said in one place must hold in the other: ruff's rules, and the packages the pack needs."""
+"""What is said in one place must hold in the other: ruff's rules, packages, versions, what the registry is given."""
+import asyncio
+import itertools
+import os
+import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 
+import nodes
+import pytest
+
+import pack
 from environment import PACK
+
+PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+VERSIONS = re.findall(r"^## (\S+)$", (PACK / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def git(*arguments):
+    """The lines that git says of the checkout; skips the test where there is none."""
+    try:
+        done = subprocess.run(["git", "-C", str(PACK), *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if done.returncode:
+        pytest.skip("this is no checkout of the repository")
+    return done.stdout.splitlines()
 
 
 def test_ruff():
@@ -15,4 +38,45 @@ def test_ruff():
 def test_the_packages_are_the_same_in_both_lists():
     """requirements.txt is what users install, pyproject.toml what the registry reads."""
     listed = [line for line in (PACK / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert tomllib.loads((PACK / "pyproject.toml").read_text())["project"]["dependencies"] == listed
+    assert PROJECT["dependencies"] == listed
+
+
+def test_the_version_is_the_newest_of_the_changelog():
+    assert VERSIONS[0] == PROJECT["version"]
+    numbers = [tuple(map(int, version.split("."))) for version in VERSIONS]
+    assert all(newer > older for newer, older in itertools.pairwise(numbers))
+
+
+def test_the_tags_are_versions_of_the_changelog():
+    assert set(git("tag", "--list", "v*")) <= {f"v{version}" for version in VERSIONS}
+    assert set(git("tag", "--list", "v*", "--points-at", "HEAD")) <= {f"v{PROJECT['version']}"}
+
+
+def test_the_registry_takes_the_pack(tmp_path):
+    """By its own checks, without a network and without a word to anybody."""
+    pytest.importorskip("comfy_cli")
+    done = subprocess.run(
+        [sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "validate"], cwd=PACK,
+        env={**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "DO_NOT_TRACK": "1"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All validation checks passed" in done.stdout + done.stderr
+
+
+def test_what_the_registry_gives_to_users_is_the_pack(tmp_path, monkeypatch):
+    """The archive without what .comfyignore leaves out: ComfyUI loads it with every node, and it is small."""
+    file_utils = pytest.importorskip("comfy_cli.file_utils")
+    git("rev-parse")
+    monkeypatch.chdir(PACK)
+    file_utils.zip_files(tmp_path / "node.zip")
+    with zipfile.ZipFile(tmp_path / "node.zip") as archive:
+        archive.extractall(tmp_path / "pack")
+        names, size = archive.namelist(), sum(item.file_size for item in archive.infolist())
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "small_world/", "."))]
+    assert {"README.md", "LICENSE", "requirements.txt", "scripts/train.py", "workflows/two_people.json",
+            "web/docs/LoadStandIn.md", "locales/zh/nodeDefs.json"} <= set(names)
+    assert size < 6e6
+    expected = set(pack.node_classes())
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {})
+    assert asyncio.run(nodes.load_custom_node(str(tmp_path / "pack"), module_parent="custom_nodes"))
+    assert set(nodes.NODE_CLASS_MAPPINGS) == expected
