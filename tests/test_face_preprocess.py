@@ -27,7 +27,8 @@ def test_a_photograph():
     assert crop.preview.shape == (1, 512, 512, 3)
     verdict, *notes = crop.verdict.splitlines()
     assert "% of the photo's height" in verdict and "by cascade: cropped 1.5x, background kept" in verdict
-    assert [note.partition(" not used")[0] for note in notes] == ["retinaface", "insightface", "bisenet"]
+    assert [note.partition(" not used")[0] for note in notes] == [
+        "retinaface", "insightface", "yunet", "bisenet"]
     (face,) = crop.faces
     assert not face.measured and not face.cut_out
     left, top, right, bottom = faces.FACE_BOX
