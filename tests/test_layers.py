@@ -16,8 +16,9 @@ METHODS = ["stand_in", "face_swap", "evaluation"]
 # makes what a method loads, and is the only one to bring methods together
 ABOVE = ["train"]
 # of a method that has more files than a reader holds at a time; each may import those before it
-WITHIN = {"stand_in": ["positions", "method", "adapter", "stream", "kv_cache", "settings", "attention_map",
-                       "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective"]}
+WITHIN = {"stand_in": ["positions", "method", "adapter", "managed", "stream", "kv_cache", "settings",
+                       "attention_map", "run_report", "choices", "budget", "run", "wrappers", "apply",
+                       "parameters", "objective"]}
 WITHOUT_COMFYUI = ["contracts", "latents", "attention", "controls", "report", "stand_in.adapter", "stand_in.positions",
                    "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings", "stand_in.run_report"]
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
