@@ -3,8 +3,6 @@ import dataclasses
 import subprocess
 import sys
 
-import comfy.sample
-import comfy.samplers
 import folder_paths
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 
 import pack
 from environment import PACK
+from golden_cases import velocities
 from small_world.ablations import ABLATIONS, ablated_adapter
 from small_world.measure import World, calibrate, cases, kept, real, score, still
 from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS
@@ -139,16 +138,8 @@ def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
 
 def velocity(model, context):
     """Of NOISY, by ComfyUI's own sampling, at the first step."""
-    found = []
-
-    def probe(model_k, x, sigmas, extra_args, callback, disable):
-        found.append((x - model_k(x, sigmas[:1], **extra_args)) / sigmas[0])
-        return x
-
-    condition = [[context, {}]]
-    comfy.sample.sample_custom(model, NOISY, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), condition,
-                               condition, torch.zeros_like(NOISY), disable_pbar=True)
-    return found[0]
+    (found,) = velocities(model, NOISY, torch.tensor([1000.0]), [[context, {}]])
+    return found
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -239,6 +230,7 @@ def test_the_trainings_run(what, tmp_path_factory):
     assert all(made[key].shape == tensor.shape and made[key].dtype == tensor.dtype for key, tensor in shipped.items())
     if program == "train_adapter.py":  # begins anew, with up at zero
         assert all(tensor.any() for key, tensor in made.items() if "up" in key and "q_loras" not in key)
+        assert load_adapter(file).method == ABLATIONS.get(what, PAPER)
     else:
         changed = {key for key, tensor in made.items() if not torch.equal(tensor, shipped[key])}
         assert changed

@@ -3,13 +3,12 @@ import dataclasses
 import math
 
 import comfy.model_management
-import comfy.sample
-import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
+from golden_cases import velocities
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import Adapter, load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
@@ -93,24 +92,15 @@ def test_the_velocity_is_that_of_the_nodes():
     """One step of ComfyUI's sampler with Apply Identity Branch, from the same weights."""
     model = tiny.load()
     adapter, item = parse_adapter(adapter_weights(), "trained"), batch()
-    noisy, found = item.video[:1], []
-
-    def probe(model_k, x, sigmas, extra_args, callback, disable):
-        denoised = model_k(x, sigmas[:1], **extra_args)
-        found.append((x - denoised) / sigmas[0])
-        return x
-
-    reference = model.model.process_latent_out(item.reference[:1])
-    patched = apply_identity_branch(model, adapter, reference)
+    noisy = item.video[:1]
+    patched = apply_identity_branch(model, adapter, model.model.process_latent_out(item.reference[:1]))
     with torch.inference_mode():
-        condition = [[item.context[:1], {}]]
-        comfy.sample.sample_custom(patched, noisy, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]),
-                                   condition, condition, torch.zeros_like(noisy), disable_pbar=True)
+        (found,) = velocities(patched, noisy, torch.tensor([1000.0]), [[item.context[:1], {}]])
     with torch.no_grad():
         own = Wan(model.model)
         with identity_read(own, adapter, noisy.shape, item.reference[:1]):
             expected = own(noisy, torch.full((1,), 1000.0), item.context[:1])
-    assert_close(found[0], expected, WHOLE_RUN)
+    assert_close(found, expected, WHOLE_RUN)
 
 
 def test_gradients_of_what_is_computed_again(wan):
