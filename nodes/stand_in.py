@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import ADAPTERS
+from ..standin_core.folders import ADAPTERS, fingerprint
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -30,6 +30,10 @@ class LoadStandIn(io.ComfyNode):
             ],
             outputs=[StandIn.Output("stand_in", tooltip="The adapter. Connect it to Apply Identity Branch.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter):
+        return fingerprint(ADAPTERS, adapter)
 
     @classmethod
     def execute(cls, adapter):

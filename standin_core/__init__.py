@@ -1,7 +1,8 @@
-"""The engine. One file or folder for each stage, and data flows one way::
+"""The engine. Methods stand side by side, and import nothing of one another; what they share lies above them::
 
-    photo -> face -> reference -> identity -> kv_cache -> attention -> run, sampler -> report
+    photo -> face -> reference -> [a method's folder] -> sampler -> report
 
-``contracts`` are the records handed on, ``weights`` reads adapter files, ``rope`` places the identity tokens, ``wan``
-is the one file that touches ComfyUI's model. A stage imports only what stands to its left.
+``contracts`` and ``folders`` are for all. ``latents``, ``controls``, ``guidance``, ``attention`` and ``joint`` are what
+methods are made of, ``wan`` is the one file that knows the parts of ComfyUI's Wan. ``stand_in`` is a method;
+``face_swap``, ``evaluation`` and ``train`` are ways beside the main one. docs/architecture.md has the whole.
 """

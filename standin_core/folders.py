@@ -42,6 +42,17 @@ def find_file(folder: str, name: str) -> Path:
     return Path(found)
 
 
+def fingerprint(folder: str, name: str) -> tuple[str, int, int] | None:
+    """What is another where a file of one of ComfyUI's model folders is another: its path, the time of its last change
+    in nanoseconds and its bytes. None where it is not there.
+    """
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        return None
+    status = os.stat(path)
+    return path, status.st_mtime_ns, status.st_size
+
+
 def plain_name(name: str) -> str:
     """The name; raises StandInError where it would lead into another folder."""
     if not name or Path(name).name != name or name in (".", "..") or "\\" in name:

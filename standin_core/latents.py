@@ -1,14 +1,25 @@
-"""How the frames of a video lie in the frames of its latent: the first alone, then four in each (Wan's VAE)."""
+"""How a video lies in its latent (Wan's VAE) and in its tokens: sizes, frames and masks.
+
+The first frame is a latent frame alone, then four make one; 8x8 pixels make a latent pixel, and 2x2 of those a token.
+"""
 from __future__ import annotations
 
 import torch
 
 FRAMES_PER_LATENT = 4
+PIXELS_PER_LATENT = 8
+PIXELS_PER_TOKEN = 16
+CHANNELS = 16
 
 
 def frames_of(latent_frames: int) -> int:
     """How many frames so many latent frames hold."""
     return FRAMES_PER_LATENT * (latent_frames - 1) + 1
+
+
+def latent_frames_of(frames: int) -> int:
+    """How many latent frames so many frames fill; what is left over is fewer than four."""
+    return (frames - 1) // FRAMES_PER_LATENT + 1
 
 
 def largest_in_each(mask: torch.Tensor) -> torch.Tensor:

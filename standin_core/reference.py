@@ -5,6 +5,7 @@ import comfy.ldm.wan.vae
 import torch
 
 from .contracts import StandInError
+from .latents import PIXELS_PER_TOKEN
 
 
 def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torch.Tensor:
@@ -33,9 +34,10 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     check_wan_vae(vae)
     if image.shape[0] == 0:
         raise StandInError("the reference image is an empty batch: connect the face crop of Face Preprocess.")
-    if min(image.shape[1:3]) < 16:
-        raise StandInError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least 16x16 is needed: check "
-                           "what feeds it, or put FacePreprocess before it.")
+    if min(image.shape[1:3]) < PIXELS_PER_TOKEN:
+        raise StandInError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least "
+                           f"{PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} is needed: check what feeds it, or put "
+                           "FacePreprocess before it.")
     # one by one: to Wan's VAE a batch is a video
     return torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
 

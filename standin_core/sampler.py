@@ -51,7 +51,7 @@ class SamplerSettings:
 def flow_matching_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
     """[steps + 1] float32 from shift * denoise / (1 + (shift - 1) * denoise) down to 0."""
     s = torch.linspace(denoise, 0.0, steps + 1, dtype=torch.float64)
-    return (shift * s / (1 + (shift - 1) * s)).float()
+    return comfy.model_sampling.time_snr_shift(shift, s).float()
 
 
 def switch_step(sigmas: torch.Tensor, boundary: float) -> int:

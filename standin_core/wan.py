@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import FLASH_ATTN, PYTORCH, SAGE, AttentionInUse, Host
 from .contracts import StandInError
+from .latents import CHANNELS
 
 # calls a function and keeps its arguments alone for the backward pass
 RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 OVERRIDE = "optimized_attention_override"
-LATENT_CHANNELS = 16
 MODULE = "stand_in_module"
 
 
@@ -126,7 +126,7 @@ class Wan:
     @property
     def from_text_alone(self) -> bool:
         """Whether the model takes nothing but noise and text, unlike VACE's and the image-to-video models."""
-        return type(self.model) is comfy.ldm.wan.model.WanModel and self.model.in_dim == LATENT_CHANNELS
+        return type(self.model) is comfy.ldm.wan.model.WanModel and self.model.in_dim == CHANNELS
 
     def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t, h, w) in tokens of a latent [B, 16, T, h, w]; sizes that the patch does not divide are padded up."""

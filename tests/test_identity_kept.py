@@ -226,6 +226,7 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
     assert all(made[key].shape == tensor.shape and made[key].dtype == tensor.dtype for key, tensor in shipped.items())
     if program == "train_adapter.py":  # begins anew, with up at zero
         assert all(tensor.any() for key, tensor in made.items() if "up" in key and "q_loras" not in key)
+        assert load_adapter(file).variant == ABLATIONS.get(what, PAPER)
     else:
         changed = {key for key, tensor in made.items() if not torch.equal(tensor, shipped[key])}
         assert changed

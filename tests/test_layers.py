@@ -14,7 +14,7 @@ SHARED = ["contracts", "files", "folders", "latents", "face", "reference", "cont
 # side by side: none imports another
 METHODS = ["stand_in", "face_swap"]
 # of a method that has more files than a reader holds at a time; each may import those before it
-WITHIN = {"stand_in": ["positions", "variant", "adapter", "stream", "kv_cache", "settings", "attention_map",
+WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "kv_cache", "settings", "attention_map",
                        "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
                        "training"]}
 WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "stand_in.adapter",

@@ -12,8 +12,10 @@ from comfy.patcher_extension import WrappersMP
 import tiny
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import StandInError
+from standin_core.stand_in.adapter import LowRank
 from standin_core.stand_in.apply import remove_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
+from standin_core.stand_in.managed import ManagedAdapter
 from standin_core.stand_in.run import Run
 from standin_core.stand_in.settings import Applied, Identity
 from standin_core.stand_in.wrappers import KEY, apply_model
@@ -151,6 +153,54 @@ def test_the_users_interrupt_during_the_build(model, plain, monkeypatch):
     monkeypatch.undo()
     assert len(calls) < 3 * tiny.WAN.blocks
     assert torch.equal(tiny.sample(model)[0], plain)
+
+
+def managed_adapters():
+    """What ComfyUI's memory manager has of ours."""
+    return [each for each in comfy.model_management.loaded_models() if isinstance(each.model, ManagedAdapter)]
+
+
+@pytest.fixture
+def no_copies(monkeypatch):
+    """The adapter's own tensors must not be read, which copies them to the device."""
+    def read(self, x):
+        raise AssertionError("a matrix of the adapter was copied")
+
+    monkeypatch.setattr(LowRank, "__call__", read)
+
+
+def test_a_streamed_adapter_is_loaded_once_a_run_and_let_go(model, request):
+    """By ComfyUI, beside the model: two people of one adapter share it, and every call reads the same tensors."""
+    twice = tiny.with_identity(tiny.with_identity(model, cache="resident"), seed=5, cache="resident")
+    expected = tiny.sample(twice)[0]
+    request.getfixturevalue("no_copies")
+    patched, loaded = tiny.with_identity(tiny.with_identity(model, cache="streaming"), seed=5, cache="streaming"), []
+
+    def look(*_):
+        (managed,) = managed_adapters()
+        loaded.append((weakref.ref(managed.model), [weight.data_ptr() for weight in managed.model.parameters()]))
+
+    assert torch.equal(tiny.sample(patched, callback=look)[0], expected)
+    assert len(loaded) == tiny.STEPS and len({tuple(places) for _, places in loaded}) == 1
+    gc.collect()
+    assert not managed_adapters() and loaded[0][0]() is None
+
+
+def test_a_streamed_adapter_is_let_go_while_an_exception_is_held(model, no_copies):
+    def fail(*_):
+        assert managed_adapters()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        tiny.sample(tiny.with_identity(model, cache="streaming"), callback=fail)
+    assert not managed_adapters() and held.value is not None
+
+
+@pytest.mark.parametrize("cache", ["resident", "offloaded", "fp8"])
+def test_an_adapter_that_is_read_once_a_run_is_not_kept_loaded(model, cache):
+    found = []
+    tiny.sample(tiny.with_identity(model, cache=cache), callback=lambda *_: found.extend(managed_adapters()))
+    assert not found
 
 
 def test_the_bytes_are_announced_while_the_model_loads(model):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import tiny
-from standin_core.stand_in.positions import conditional_positions
+from standin_core.stand_in.positions import conditional_positions, shared_positions
 from standin_core.wan import Wan
 from tolerances import assert_close
 
@@ -36,6 +36,15 @@ SCALED = {
 def test_rope_options_of_comfyui(name):
     options, first = SCALED[name]
     assert tuple(conditional_positions((5, 7), (2, 3), -1, options)[0, 0].tolist()) == first
+
+
+@pytest.mark.parametrize("options, first", [({}, (0, 0, 0)), ({"shift_t": 2.0, "shift_y": 3.0, "scale_x": 9.0},
+                                                              (2, 3, 0))])
+def test_shared_positions_begin_where_the_video_does(options, first):
+    positions = shared_positions((5, 7), (2, 3), -1, options)
+    assert tuple(positions[0, 0].tolist()) == first
+    paper = conditional_positions((5, 7), (2, 3), -1)
+    assert torch.equal(positions - positions[:, :1], paper - paper[:, :1])
 
 
 def complex_rotation(x, positions, heads):

@@ -1,16 +1,18 @@
 """End to end: a real ComfyUI server with the pack in custom_nodes, the bundled workflow and a photo, over the web."""
 import copy
+import hashlib
 import json
 
 import av
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.torch
 import skimage.data
 
 from comfyui_server import PromptFailed, node_id
 from environment import PACK
-from tiny_models import ADAPTER, DIFFUSION_MODEL, on_tiny_models, with_record
+from tiny_models import ADAPTER, DIFFUSION_MODEL, adapter_weights, on_tiny_models, with_record
 
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
@@ -95,6 +97,18 @@ def test_another_photo_gives_another_video(server, prompt, tmp_path):
     PIL.Image.fromarray(np.ascontiguousarray(skimage.data.astronaut()[:, ::-1, ::-1])).save(path)
     other = server.run(change(prompt, "LoadImage", image=server.upload(path)))
     assert not np.array_equal(frames(server, other), frames(server, server.run(prompt)))
+
+
+def test_an_adapter_that_is_written_anew_is_read_anew(server, prompt):
+    """As Train Stand-In does, in the same server: the same name and size, other weights."""
+    file, found = server.base / "models" / "stand_in" / "written_anew.safetensors", []
+    for seed in (1, 2):
+        safetensors.torch.save_file(adapter_weights(seed=seed), file)
+        result = server.run(change(prompt, "LoadStandIn", adapter=file.name))
+        (report,) = json.loads(result.outputs["record"]["text"][0])
+        assert report["identities"][0]["adapter_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        found.append(frames(server, result))
+    assert not np.array_equal(*found)
 
 
 def test_two_experts(server, prompt):

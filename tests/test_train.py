@@ -4,8 +4,6 @@ import dataclasses
 import math
 
 import comfy.model_management
-import comfy.sample
-import comfy.samplers
 import pytest
 import safetensors.torch
 import torch

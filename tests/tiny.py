@@ -6,6 +6,7 @@ import comfy.samplers
 import comfy.sd
 import torch
 
+from golden_cases import velocities
 from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
@@ -40,17 +41,9 @@ def prompt(length=5, seed=2):
 
 
 def velocity(model, x, context):
-    """What ComfyUI's sampling has a model predict for x at the first step: (x - denoised) / sigma at sigma 1."""
-    found = []
-
-    def probe(model_k, x, sigmas, extra_args, callback, disable):
-        found.append((x - model_k(x, sigmas[:1], **extra_args)) / sigmas[0])
-        return x
-
-    condition = [[context, {}]]
-    comfy.sample.sample_custom(model, x, 1.0, comfy.samplers.KSAMPLER(probe), torch.tensor([1.0, 0.0]), condition,
-                               condition, torch.zeros_like(x), disable_pbar=True)
-    return found[0]
+    """What the model predicts for x [B, 16, T, h, w], model space, at the first step of ComfyUI's sampling."""
+    (found,) = velocities(model, x, torch.tensor([1000.0]), [[context, {}]])
+    return found
 
 
 def sample(model, latent=None, positive=None, negative=None, cfg=4.0, steps=STEPS, callback=None, seed=7, noise=None):

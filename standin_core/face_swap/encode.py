@@ -5,13 +5,11 @@ import torch
 
 from ..contracts import StandInError
 from ..face import checked_masks
-from ..latents import FRAMES_PER_LATENT, largest_in_each
+from ..latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, largest_in_each
 from ..reference import check_wan_vae
-from .prepare import SIZE_MULTIPLE
 
 SWAP_BACKGROUNDS = ("locked", "free")
 MASK_EDGES = ("hard", "soft")
-PIXELS_PER_LATENT = 8
 
 
 def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, mask_edge: str) -> dict:
@@ -32,8 +30,8 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
         raise StandInError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
                            "node, it trims them.")
     height, width = images.shape[1:3]
-    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
-        raise StandInError(f"the video is {width}x{height}, multiples of {SIZE_MULTIPLE} are needed: put Face Swap "
+    if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
+        raise StandInError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "
                            "Prepare before this node, it crops them.")
     if background == "free":
         return {"samples": vae.encode(images[..., :3])}

@@ -11,9 +11,8 @@ import torch
 
 from ..contracts import CroppedFace, FaceCrop, StandInError, SwapFrames
 from ..face import Detector, ready_detector, to_uint8
+from ..latents import PIXELS_PER_TOKEN, frames_of, latent_frames_of
 from .follow import Follower, OneEuro
-
-SIZE_MULTIPLE = 16  # a latent pixel of Wan's VAE is 8 pixels, and a patch is 2 latent pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +124,11 @@ def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
                            "frames of a video.")
     count, full_height, full_width = images.shape[:3]
     # the authors take n // 4 * 4 + 1, which is one frame too many where n is a multiple of 4
-    length = (count - 1) // 4 * 4 + 1
-    height, width = (side // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (full_height, full_width))
+    length = frames_of(latent_frames_of(count))
+    height, width = (side // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for side in (full_height, full_width))
     if not height or not width:
-        raise StandInError(f"the video is {full_width}x{full_height}, at least {SIZE_MULTIPLE}x{SIZE_MULTIPLE} is "
-                           "needed: resize it first.")
+        raise StandInError(f"the video is {full_width}x{full_height}, at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} "
+                           "is needed: resize it first.")
     return length, (full_height - height) // 2, (full_width - width) // 2, height, width
 
 

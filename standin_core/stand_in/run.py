@@ -7,6 +7,7 @@ import threading
 import time
 
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ..attention import AttentionChoice
 from ..contracts import StandInError
@@ -15,10 +16,12 @@ from ..guidance import Passes
 from ..joint import JointStream
 from ..report import ReportSink, as_text
 from ..wan import Wan
+from .adapter import Adapter
 from .attention_map import AttentionRecorder
 from .budget import cache_spec, token_count
 from .choices import chosen_attention, chosen_cache
 from .kv_cache import IdentityCache, hold
+from .managed import ManagedAdapter, let_go, manage
 from .run_report import StandInReport, ToldIdentity
 from .settings import Applied, Identity
 from .stream import identity_layers, joint_stream
@@ -47,6 +50,7 @@ class Run:
         self.caches = [IdentityCache(entries=hook_groups) for _ in applied.identities]
         self.modes: dict[torch.device, str] = {}
         self.choices: dict[torch.device, AttentionChoice] = {}
+        self.managed: dict[tuple, ModelPatcher] = {}  # by ``_key``
         self.started: float | None = None
         self.lock = threading.Lock()
         self.maps_attention = maps_attention
@@ -96,6 +100,19 @@ class Run:
                 self.report.cache = "; ".join(dict.fromkeys(self.modes.values()))
             return self.modes[device]
 
+    def models_to_load(self, devices: list[torch.device]) -> list[ModelPatcher]:
+        """What ComfyUI is to load beside the sampled model: adapters whose weights are read in every call."""
+        if self.applied.settings.cache == "streaming":
+            for device in devices:
+                for adapter in {id(each.adapter): each.adapter for each in self.applied.identities}.values():
+                    self.managed[_key(device, adapter)] = manage(adapter, device)
+        return list(self.managed.values())
+
+    def adapter(self, identity: Identity, device: torch.device) -> Adapter | ManagedAdapter:
+        """The adapter where ComfyUI has loaded it to, else its tensors, which are copied as they are read."""
+        managed = self.managed.get(_key(device, identity.adapter))
+        return identity.adapter if managed is None else managed.model
+
     def layers(self, index: int, base, wan: Wan, device: torch.device):
         """K (before rotation) and V of every block for one identity, from the cache or built now."""
         hooks = getattr(base.current_patcher, "current_hooks", None)
@@ -105,8 +122,8 @@ class Run:
         def build():
             latent = identity.reference_latent.to(device=device, dtype=wan.dtype)
             blocks = identity.blocks(len(wan.blocks))
-            return itertools.islice(identity_layers(wan, latent, identity.adapter, identity.kept_tokens), blocks.start,
-                                    blocks.stop)
+            layers = identity_layers(wan, latent, self.adapter(identity, device), identity.kept_tokens)
+            return itertools.islice(layers, blocks.start, blocks.stop)
 
         def synchronize():
             if device.type == "cuda":
@@ -119,7 +136,8 @@ class Run:
         """For one call of the model with so many videos. rotation: of the identity tokens."""
         self.cache_mode(wan, rotation.device)
         latent = identity.reference_latent.to(device=rotation.device, dtype=wan.dtype).expand(batch, -1, -1, -1, -1)
-        return joint_stream(wan, latent, identity.adapter, rotation, identity.kept_tokens)
+        adapter = self.adapter(identity, rotation.device)
+        return joint_stream(wan, latent, adapter, rotation, identity.kept_tokens)
 
     def region(self, index: int, grid: tuple[int, int, int], device: torch.device,
                window=None) -> torch.Tensor | None:
@@ -163,6 +181,9 @@ class Run:
         for cache in self.caches:
             cache.clear()
         self.regions.clear()
+        for managed in self.managed.values():
+            let_go(managed)
+        self.managed.clear()
         if not finished:
             return
         if self.started is not None and report.steps:
@@ -175,6 +196,11 @@ class Run:
         recorded = None if self.recorder is None else self.recorder.map()
         if recorded is not None:
             sink.maps.append(recorded)
+
+
+def _key(device: torch.device, adapter: Adapter) -> tuple:
+    """Of an adapter on a device; a tensor says mps:0 where ComfyUI says mps."""
+    return device.type, device.index or 0, id(adapter)
 
 
 def _told(identity: Identity, applied: Applied, wan: Wan) -> ToldIdentity:

@@ -109,6 +109,8 @@ class Applied:
 
     def with_identity(self, identity: Identity, settings: RunSettings) -> Applied:
         """Raises StandInError where settings are not those of the identities before, or cannot serve this one."""
+        if ORDINARY in {each.adapter.variant.attention for each in (*self.identities, identity)}:
+            return Applied((identity,), self._for_ordinary_attention(identity, settings))
         needs = (*identity.needs, *settings.needs)
         if settings.attention == "concatenate" and needs:
             words = " and ".join(map(str, needs))
@@ -118,8 +120,6 @@ class Applied:
         if differing:
             raise StandInError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
                                "it alike in every Apply Identity Branch.")
-        if ORDINARY in {each.adapter.variant.attention for each in (*self.identities, identity)}:
-            settings = self._for_ordinary_attention(identity, settings)
         return Applied((*self.identities, identity), settings)
 
     def _for_ordinary_attention(self, identity: Identity, settings: RunSettings) -> RunSettings:

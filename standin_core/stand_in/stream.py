@@ -35,7 +35,7 @@ class AdaptedBlock(Block):
 
 
 def adapted(wan: Wan, adapter: Adapter) -> list[AdaptedBlock]:
-    """The main blocks of the model."""
+    """The main blocks of the model. adapter: or a ManagedAdapter."""
     return [AdaptedBlock(block, low_rank) for block, low_rank in zip(wan.blocks, adapter.blocks, strict=True)]
 
 

@@ -83,12 +83,18 @@ class _Wrappers:
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         options = (model_options or {}).get("transformer_options", {})
+        run: Run | None = options.get(KEY)
+        own = [] if run is None else run.models_to_load([
+            each.load_device for each in (model, *model.get_additional_models_with_key("multigpu"))])
         extra = extra_bytes(model, self.applied, noise_shape, _hook_groups(conds), options)
         comfy.model_management.EXTRA_RESERVED_VRAM += extra
         try:
-            return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
+            base, _, loaded = executor(model, noise_shape, _bringing(conds, own), *args, model_options=model_options,
+                                       **kwargs)
         finally:
             comfy.model_management.EXTRA_RESERVED_VRAM -= extra
+        # the run owns what is its own: the sampler would hold on to it after an exception
+        return base, conds, [each for each in loaded if each not in own]
 
 
 def sampler_sample(executor, guider, *args, **kwargs):
@@ -154,6 +160,15 @@ def _rotation(identity: Identity, wan: Wan, grid: tuple[int, int, int], options:
     if identity.kept_tokens is not None:
         positions = positions[:, identity.kept_tokens.to(device)]
     return wan.rotation(positions)
+
+
+def _bringing(conds: dict[str, list[dict]], models: list) -> dict[str, list[dict]]:
+    """The conditions, of which the first brings models for ComfyUI to load, as those of core's nodes may."""
+    name = next((name for name, each in conds.items() if each), None)
+    if not models or name is None:
+        return conds
+    first, *others = conds[name]
+    return {**conds, name: [{**first, "additional_models": [*first.get("additional_models", ()), *models]}, *others]}
 
 
 def guide_identity(args: dict) -> list[torch.Tensor]:
