@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-from environment import PACK, import_comfyui
+from support.environment import PACK, import_comfyui
 
 import_comfyui("--cpu")
 
@@ -24,9 +24,9 @@ import cv2
 import skimage.data
 import torch
 
-import moving_photo
+from support import moving_photo
 from machine import machine
-from memory import peak_bytes
+from support.memory import peak_bytes
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import SwapSettings, prepare_swap
 

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-from environment import PACK, import_comfyui
+from support.environment import PACK, import_comfyui
 
 import_comfyui("--use-pytorch-cross-attention", *([] if "--cuda" in sys.argv else ["--cpu"]))
 
@@ -40,7 +40,7 @@ from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.adapter import parse_adapter
-from tiny_models import TinyWan, adapter_weights
+from small_world.tiny_models import TinyWan, adapter_weights
 
 DIM, FFN_DIM, HEADS, RANK = 5120, 13824, 40, 128  # Wan 14B
 HEAD_DIM = DIM // HEADS

@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "scripts")]
-from environment import import_comfyui
+from support.environment import import_comfyui
 
 import_comfyui("--cpu", "--use-pytorch-cross-attention")
 

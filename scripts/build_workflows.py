@@ -19,12 +19,12 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 import skimage.data
-from browser import ComfyPage, comfy_page
-from workflow_graphs import IDENTITY, SOURCES, SUBJECT, WORKFLOWS, Workflow
 
-import moving_photo
-from comfyui_server import running_server
-from environment import COMFYUI, PACK
+from support import moving_photo
+from support.browser import ComfyPage, comfy_page
+from support.comfyui_server import running_server
+from support.environment import COMFYUI, PACK
+from support.workflow_graphs import IDENTITY, SOURCES, SUBJECT, WORKFLOWS, Workflow
 
 TITLE, GAP, COLUMN_GAP, NOTE_WIDTH = 40, 50, 60, 620
 THUMBNAIL, NIGHT, PALE = (640, 360), (22, 32, 48), (224, 232, 240)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 PACK = Path(__file__).absolute().parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "scripts")]
-from environment import import_comfyui
+from support.environment import import_comfyui
 
 log = logging.getLogger("stand_in.train")
 

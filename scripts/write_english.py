@@ -5,7 +5,7 @@
 import json
 import sys
 
-from environment import PACK, import_comfyui
+from support.environment import PACK, import_comfyui
 
 import_comfyui("--cpu")
 sys.path.append(str(PACK / "tests"))

@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import comfy.sd
-import tiny_encoders  # lets ComfyUI load the tiny encoder  # noqa: F401
 import torch
 
-from tiny_models import text_encoder_weights
-
+from . import tiny_encoders  # lets ComfyUI load the tiny encoder  # noqa: F401
 from .scenes import captions
+from .tiny_models import text_encoder_weights
 
 
 def caption_contexts() -> dict[str, torch.Tensor]:

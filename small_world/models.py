@@ -11,7 +11,7 @@ import comfy.sd
 import safetensors.torch
 import torch
 
-from tiny_models import TinyWan, random_weights
+from .tiny_models import TinyWan, random_weights
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 VAE_FILE, WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("vae", "wan", "stand_in"))

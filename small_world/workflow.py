@@ -6,10 +6,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from tiny_models import TEXT_ENCODER, on_tiny_models, text_encoder_weights
-
 from .measure import CFG, SHIFT, STEPS
 from .models import ADAPTER_FILE, FRAMES, SIDE, VAE_FILE, WAN_FILE
+from .tiny_models import TEXT_ENCODER, on_tiny_models, text_encoder_weights
 
 FILES = {"diffusion_models": WAN_FILE, "vae": VAE_FILE, "stand_in": ADAPTER_FILE}
 

@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined, also in Triton's own library
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-import environment
+from support import environment
 
 environment.import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
@@ -61,8 +61,8 @@ def server(tmp_path_factory):
     import safetensors.torch
 
     import pack
-    from comfyui_server import running_server
-    from tiny_models import adapter_weights, write_tiny_models
+    from support.comfyui_server import running_server
+    from small_world.tiny_models import adapter_weights, write_tiny_models
 
     base = tmp_path_factory.mktemp("comfyui")
     write_tiny_models(base / "models")
@@ -76,7 +76,7 @@ def photo(server, tmp_path_factory):
     """The name under which the server has a photo of a face, cut out as a face swap needs it."""
     import PIL.Image
 
-    import moving_photo
+    from support import moving_photo
 
     path = tmp_path_factory.mktemp("photo") / "cut_out.png"
     PIL.Image.fromarray(moving_photo.cut_out()).save(path)
@@ -86,7 +86,7 @@ def photo(server, tmp_path_factory):
 @pytest.fixture(scope="session")
 def people(server):
     """A subfolder of ComfyUI's input folder with two captioned videos of a face, as the training template names it."""
-    import moving_photo
+    from support import moving_photo
 
     folder = server.base / "input" / "people"
     folder.mkdir(parents=True, exist_ok=True)

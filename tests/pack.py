@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nodes
 
-from environment import PACK
+from support.environment import PACK
 
 COMFYUI = Path(nodes.__file__).parent
 

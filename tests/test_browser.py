@@ -3,12 +3,12 @@ import json
 import re
 
 import pytest
-from browser import CHROMIUM, PACK_NAME, comfy_page
 from build_workflows import empty_models
-from workflow_graphs import WORKFLOWS
 
-from environment import HOME, PACK
-from tiny_models import ADAPTER, on_tiny_models
+from small_world.tiny_models import ADAPTER, on_tiny_models
+from support.browser import CHROMIUM, PACK_NAME, comfy_page
+from support.environment import HOME, PACK
+from support.workflow_graphs import WORKFLOWS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 SCREENSHOTS = HOME / "screenshots"

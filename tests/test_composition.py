@@ -21,11 +21,11 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 import standin_core.attention.choice
 import standin_core.wan
 import tiny
+from small_world.tiny_models import TinyWan, adapter_weights, lora_weights
 from standin_core.attention.states import TILED
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
-from tiny_models import TinyWan, adapter_weights, lora_weights
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
 

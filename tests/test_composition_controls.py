@@ -8,11 +8,11 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 import tiny
+from small_world.tiny_models import lora_weights
 from standin_core.contracts import StandInError
 from standin_core.report import ReportSink
 from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.stand_in.run import Run
-from tiny_models import lora_weights
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 HALF = torch.cat((torch.ones(1, 64, 48), torch.zeros(1, 64, 48)), dim=2)  # the left half of a 96x64 video

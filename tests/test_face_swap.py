@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import faces
-import moving_photo
-import tiny_models
-from memory import peak_bytes
+from small_world import tiny_models
 from standin_core.contracts import CroppedFace, FaceCrop, StandInError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face.detectors import Face
@@ -21,6 +19,8 @@ from standin_core.face_swap import SwapSettings, composite_swap, encode_swap, pr
 from standin_core.face_swap.encode import latent_mask
 from standin_core.face_swap.follow import Follower, OneEuro
 from standin_core.face_swap.prepare import paste
+from support import moving_photo
+from support.memory import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 

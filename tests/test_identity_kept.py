@@ -11,7 +11,6 @@ import torch
 
 import pack
 import tiny
-from environment import PACK
 from small_world.ablations import ABLATIONS, ablated_adapter
 from small_world.measure import World, calibrate, cases, kept, real, score, still
 from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS
@@ -25,6 +24,7 @@ from standin_core.stand_in.objective import identity_read
 from standin_core.stand_in.positions import shared_positions
 from standin_core.stand_in.variant import PAPER, Variant
 from standin_core.wan import Wan
+from support.environment import PACK
 from tolerances import WHOLE_RUN, assert_close
 
 PEOPLE = 16

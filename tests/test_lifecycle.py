@@ -10,6 +10,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
+from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import LowRank
@@ -19,7 +20,6 @@ from standin_core.stand_in.managed import ManagedAdapter
 from standin_core.stand_in.run import Run
 from standin_core.stand_in.settings import Applied, Identity
 from standin_core.stand_in.wrappers import KEY, apply_model
-from tiny_models import TinyWan
 
 
 @pytest.fixture

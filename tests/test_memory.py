@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tiny
+from small_world.tiny_models import TinyWan, adapter_weights
 from standin_core.attention import restricted_attention
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.states import FUSED, TILED
@@ -15,7 +16,6 @@ from standin_core.stand_in.budget import extra_bytes
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCacheSpec
 from standin_core.stand_in.settings import Applied, Identity, RunSettings
 from standin_core.stand_in.wrappers import installed
-from tiny_models import TinyWan, adapter_weights
 
 
 @pytest.fixture(autouse=True, scope="module")

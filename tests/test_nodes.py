@@ -7,7 +7,7 @@ import torch
 
 import pack
 import tiny
-from environment import PACK
+from support.environment import PACK
 
 # node -> inputs and outputs, in the order that saved workflows rely on
 INTERFACE = {
@@ -124,7 +124,7 @@ def test_adapters_are_found_beside_loras(tmp_path, monkeypatch):
     import folder_paths
     import safetensors.torch
 
-    from tiny_models import ADAPTER, adapter_weights
+    from small_world.tiny_models import ADAPTER, adapter_weights
 
     pack.node_classes()
     safetensors.torch.save_file(adapter_weights(), tmp_path / ADAPTER)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import tiny
+from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.contracts import StandInError
 from standin_core.reference import reference_from
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference
-from tiny_models import TinyWan, vae_weights
 
 
 @pytest.fixture(scope="module")

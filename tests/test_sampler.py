@@ -10,6 +10,7 @@ import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 import tiny
+from small_world.tiny_models import TinyWan
 from standin_core.contracts import StandInError
 from standin_core.report import as_json, as_text
 from standin_core.sampler import (
@@ -22,7 +23,6 @@ from standin_core.sampler import (
     scheduler_names,
     switch_step,
 )
-from tiny_models import TinyWan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 STEPS = 6

@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import skimage.data
 
-from comfyui_server import PromptFailed, node_id
-from environment import PACK
-from tiny_models import ADAPTER, DIFFUSION_MODEL, adapter_weights, on_tiny_models, with_record
+from small_world.tiny_models import ADAPTER, DIFFUSION_MODEL, adapter_weights, on_tiny_models, with_record
+from support.comfyui_server import PromptFailed, node_id
+from support.environment import PACK
 
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3

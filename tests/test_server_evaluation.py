@@ -5,9 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from comfyui_server import PromptFailed, node_id
-from environment import PACK
-from tiny_models import CLIP_VISION, on_tiny_models
+from small_world.tiny_models import CLIP_VISION, on_tiny_models
+from support.comfyui_server import PromptFailed, node_id
+from support.environment import PACK
 
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
 

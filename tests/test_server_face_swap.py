@@ -8,10 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import moving_photo
-from comfyui_server import PromptFailed, node_id
-from environment import PACK
-from tiny_models import DIFFUSION_MODEL, on_tiny_models, with_record
+from small_world.tiny_models import DIFFUSION_MODEL, on_tiny_models, with_record
+from support import moving_photo
+from support.comfyui_server import PromptFailed, node_id
+from support.environment import PACK
 
 WORKFLOW = PACK / "workflows" / "api" / "face_swap.json"
 WIDTH, HEIGHT, LENGTH, STEPS = 170, 130, 10, 3

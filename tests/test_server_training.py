@@ -3,9 +3,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from comfyui_server import PromptFailed
+from small_world.tiny_models import ADAPTER, DIFFUSION_MODEL, TEXT_ENCODER, VAE
 from standin_core.stand_in.adapter import load_adapter
-from tiny_models import ADAPTER, DIFFUSION_MODEL, TEXT_ENCODER, VAE
+from support.comfyui_server import PromptFailed
 
 STEPS = 3
 

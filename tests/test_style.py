@@ -12,7 +12,7 @@ import nodes
 import pytest
 
 import pack
-from environment import PACK
+from support.environment import PACK
 
 PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSIONS = re.findall(r"^## (\S+)$", (PACK / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -73,7 +73,8 @@ def test_what_the_registry_gives_to_users_is_the_pack(tmp_path, monkeypatch):
         archive.extractall(tmp_path / "pack")
         names, size = archive.namelist(), sum(item.file_size for item in archive.infolist())
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "small_world/", "."))]
-    assert {"README.md", "LICENSE", "requirements.txt", "scripts/train.py", "workflows/two_people.json",
+    assert {"README.md", "LICENSE", "requirements.txt", "scripts/train.py",
+            "scripts/support/environment.py", "workflows/two_people.json",
             "web/docs/LoadStandIn.md", "locales/zh/nodeDefs.json"} <= set(names)
     assert size < 6e6
     expected = set(pack.node_classes())

@@ -10,6 +10,7 @@ import torch
 from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
+from small_world.tiny_models import adapter_weights
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
@@ -24,7 +25,6 @@ from standin_core.train.flow_matching import flow_matching_loss
 from standin_core.train.loop import MOST_BAD_STEPS, Trainer
 from standin_core.train.method import Batch
 from standin_core.wan import WITH_GRADIENTS, Wan
-from tiny_models import adapter_weights
 from tolerances import WHOLE_RUN, assert_close
 
 RANK = 16

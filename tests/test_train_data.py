@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
 import torch
 
-import moving_photo
+from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
+from small_world.tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
 from standin_core.contracts import StandInError
 from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
@@ -31,7 +31,7 @@ from standin_core.train.data.settings import DataSettings, kept_settings
 from standin_core.train.data.shards import CachedExamples, Example, write_shards
 from standin_core.train.data.sources import Source, sources_in, sources_of
 from standin_core.train.data.video import clips, decoded, pixels
-from tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
+from support import moving_photo
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 

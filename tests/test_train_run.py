@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 import tiny
-from environment import PACK
+from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.contracts import StandInError
 from standin_core.files import read_lines
 from standin_core.sampler import SamplerSettings
@@ -37,7 +37,7 @@ from standin_core.train.plan import plan
 from standin_core.train.samples import sample_grid
 from standin_core.train.session import training_run
 from standin_core.wan import Wan
-from tiny_models import TinyWan, vae_weights
+from support.environment import PACK
 
 RANK = 16
 SETTINGS = TrainSettings(steps=6, batch_size=2, learning_rate=1e-3, warmup=2, ema=0.5, seed=3)
@@ -410,10 +410,10 @@ def test_the_memory_of_a_step_is_what_was_planned(checkpointing, tmp_path):
 SCRIPT = """
     import runpy, sys
     sys.path[:0] = [{pack!r}, {pack!r} + "/scripts"]
-    from environment import import_comfyui
+    from support.environment import import_comfyui
     {accelerator}
     import_comfyui("--cpu", "--base-directory", {base!r})
-    import tiny_encoders  # lets ComfyUI load the tiny text encoder
+    from small_world import tiny_encoders  # lets ComfyUI load the tiny text encoder
     sys.argv = ["train.py", *sys.argv[1:]]
     runpy.run_path({pack!r} + "/scripts/train.py", run_name="__main__")
 """
@@ -422,8 +422,8 @@ SCRIPT = """
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A ComfyUI base folder with tiny models, videos of a face, and a configuration."""
-    import moving_photo
-    from tiny_models import write_tiny_models
+    from small_world.tiny_models import write_tiny_models
+    from support import moving_photo
 
     base = tmp_path_factory.mktemp("base")
     write_tiny_models(base / "models")

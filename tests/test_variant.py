@@ -6,12 +6,12 @@ import safetensors.torch
 import torch
 
 import tiny
+from small_world.tiny_models import adapter_weights
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters, save_adapter
 from standin_core.stand_in.variant import PAPER, Variant
-from tiny_models import adapter_weights
 from tolerances import WHOLE_RUN, relative_rms
 
 VARIANTS = {"shared": Variant(positions="shared"), "ordinary": Variant(attention="ordinary"),

@@ -6,9 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from small_world.tiny_models import adapter_weights
 from standin_core.contracts import StandInError
 from standin_core.stand_in.adapter import PREFIXES, check_fit, load_adapter, parse_adapter
-from tiny_models import adapter_weights
 
 DIM, BLOCKS, RANK = 32, 3, 5
 

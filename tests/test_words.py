@@ -4,7 +4,7 @@ import json
 import pytest
 
 import pack
-from environment import PACK
+from support.environment import PACK
 
 LANGUAGES = ("en", "zh")
 

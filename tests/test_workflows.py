@@ -5,13 +5,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from workflow_graphs import SOURCES, STYLE, WORKFLOWS
 
-import moving_photo
 import pack
-from comfyui_server import node_id
-from environment import PACK
-from tiny_models import on_tiny_models, with_record
+from small_world.tiny_models import on_tiny_models, with_record
+from support import moving_photo
+from support.comfyui_server import node_id
+from support.environment import PACK
+from support.workflow_graphs import SOURCES, STYLE, WORKFLOWS
 
 FILES = sorted((PACK / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2

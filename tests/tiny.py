@@ -7,10 +7,10 @@ import comfy.sd
 import torch
 
 from golden_cases import velocities
+from small_world.tiny_models import TinyWan, adapter_weights
 from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
-from tiny_models import TinyWan, adapter_weights
 
 WAN = TinyWan(text_dim=32)
 LATENT = (1, 16, 3, 8, 12)

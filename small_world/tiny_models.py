@@ -23,7 +23,7 @@ import safetensors.torch
 import sentencepiece
 import torch
 
-from small_world.scenes import captions
+from .scenes import captions
 
 TEXT_DIM = 4096
 DIM, HEADS, BLOCKS, RANK = 64, 2, 4, 16
@@ -103,7 +103,7 @@ def tiny_vae() -> torch.nn.Module:
 
 
 def vae_weights() -> dict[str, torch.Tensor]:
-    """Trained by scripts/train_tiny_vae.py: a picture comes back coarse, but it comes back."""
+    """Trained by small_world/train_tiny_vae.py: a picture comes back coarse, but it comes back."""
     return {key: value.float() for key, value in safetensors.torch.load_file(VAE_FILE).items()}
 
 

@@ -1,7 +1,7 @@
 """Train the tiny Wan VAE that demo and tests use, on scikit-image's photographs panned and zoomed.
 
-    python scripts/train_tiny_vae.py --minutes 30 --frames 5     # inside the environment of scripts/test.py, 2 cores
-    python scripts/train_tiny_vae.py --minutes 25 --frames 9
+    python small_world/train_tiny_vae.py --minutes 30 --frames 5     # inside the environment of scripts/test.py, 2 cores
+    python small_world/train_tiny_vae.py --minutes 25 --frames 9
 
 ComfyUI's own WanVAE at a width of 8, in tests/data/tiny_wan_vae.safetensors: blurred, but pictures come out as they
 went in. It goes on from the weights that are there. Latent frames after the second are decoded alike, so longer videos
@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from environment import import_comfyui
+PACK = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from support.environment import import_comfyui
 
 import_comfyui("--cpu")
 
@@ -21,7 +23,7 @@ import numpy as np
 import safetensors.torch
 import skimage.data
 import torch
-from tiny_models import VAE_FILE, random_weights, tiny_vae, vae_weights
+from small_world.tiny_models import VAE_FILE, random_weights, tiny_vae, vae_weights
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 SIDE, BATCH = 64, 2

