@@ -35,7 +35,7 @@ def main() -> int:
     _model_folders()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
-    from standin_core.contracts import StandInError
+    from standin_core.contracts import UserError
     from standin_core.folders import find_file, new_adapter_file, register_adapters
     from standin_core.stand_in.training import StandInMethod
     from standin_core.train.config import read_config
@@ -56,7 +56,7 @@ def main() -> int:
         train(config, method, file, log.info, accelerator)
         if is_first:
             log.info("finished: %s", file)
-    except StandInError as error:
+    except UserError as error:
         log.error("stopped: %s", error)
         return 1
     except KeyboardInterrupt:

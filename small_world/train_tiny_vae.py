@@ -1,6 +1,6 @@
 """Train the tiny Wan VAE that demo and tests use, on scikit-image's photographs panned and zoomed.
 
-    python small_world/train_tiny_vae.py --minutes 30 --frames 5     # inside the environment of scripts/test.py, 2 cores
+    python small_world/train_tiny_vae.py --minutes 30 --frames 5     # in the environment of scripts/test.py, 2 cores
     python small_world/train_tiny_vae.py --minutes 25 --frames 9
 
 ComfyUI's own WanVAE at a width of 8, in tests/data/tiny_wan_vae.safetensors: blurred, but pictures come out as they

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-class StandInError(ValueError):
+class UserError(ValueError):
     """One sentence for the user: what came, what is needed, what to do. Raised before work is lost."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .contracts import StandInError
+from .contracts import UserError
 from .latents import frames_of, largest_in_each
 
 
@@ -26,7 +26,7 @@ class Controls:
     region: [F, H, W] in 0..1, pixels of the video; each video token reads the identity by how much of it is covered.
         F is 1, or the number of frames, or of latent frames. None is everywhere.
 
-    Raises StandInError for values that cannot work together.
+    Raises UserError for values that cannot work together.
     """
 
     strength: float = 1.0
@@ -37,15 +37,15 @@ class Controls:
 
     def __post_init__(self):
         if self.strength < 0:
-            raise StandInError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
+            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
                                "paper.")
         if self.start_percent >= self.end_percent:
-            raise StandInError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
+            raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
                                "identity would never be read: set end above start.")
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
-            raise StandInError(f"the strength schedule is {list(self.schedule)}, needed are rising percents from 0 to "
+            raise UserError(f"the strength schedule is {list(self.schedule)}, needed are rising percents from 0 to "
                                "1 with factors of at least 0, like 0:0, 0.2:1.")
 
 
@@ -57,7 +57,7 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
         try:
             points.append((float(percent), float(factor)))
         except ValueError as error:
-            raise StandInError(f"the strength schedule has {part!r}, needed is percent:factor, like 0:0, 0.2:1."
+            raise UserError(f"the strength schedule has {part!r}, needed is percent:factor, like 0:0, 0.2:1."
                                ) from error
     return tuple(points)
 
@@ -105,12 +105,12 @@ def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, rea
 
 def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """mask: [R or 1, H, W] or [H, W], of the reference images; grid: (h, w) of their tokens -> [n], those that any of
-    the masks touches. Raises StandInError if that is none.
+    the masks touches. Raises UserError if that is none.
     """
     masks = mask if mask.ndim == 3 else mask[None]
     touched = torch.nn.functional.adaptive_max_pool2d(masks.float().cpu(), grid).amax(dim=0).flatten() > 0
     if not bool(touched.any()):
-        raise StandInError("the reference mask is empty, so no identity token would be left: connect the mask of Face "
+        raise UserError("the reference mask is empty, so no identity token would be left: connect the mask of Face "
                            "Preprocess, or nothing.")
     return touched.nonzero()[:, 0]
 
@@ -119,14 +119,14 @@ def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Te
     """region: [F, H, W] in 0..1 -> [t * h * w], the share of each video token that it covers.
 
     F is 1 (or left out), t, or the 4t - 3 frames that t latent frames hold; of those, the largest value counts. Raises
-    StandInError for another number.
+    UserError for another number.
     """
     frames, height, width = grid
     region = (region if region.ndim == 3 else region[None]).float().clamp(0, 1)
     if len(region) == frames_of(frames):
         region = largest_in_each(region)
     if len(region) not in (1, frames):
-        raise StandInError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
+        raise UserError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
                            f"{frames}, or one for each of its {frames_of(frames)} frames.")
     pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .contracts import StandInError
+from .contracts import UserError
 
 ADAPTERS = "stand_in"
 TRAINING = "stand_in_training"  # below ComfyUI's output folder
@@ -32,12 +32,12 @@ def training_folder(name: str) -> Path:
 
 
 def find_file(folder: str, name: str) -> Path:
-    """A file by its path, or by its name in one of ComfyUI's model folders. Raises StandInError where it is in none."""
+    """A file by its path, or by its name in one of ComfyUI's model folders. Raises UserError where it is in none."""
     if Path(name).is_file():
         return Path(name)
     found = folder_paths.get_full_path(folder, name)
     if found is None:
-        raise StandInError(f"there is no {name} among ComfyUI's {folder}: give a path, or one of "
+        raise UserError(f"there is no {name} among ComfyUI's {folder}: give a path, or one of "
                            f"{', '.join(folder_paths.get_filename_list(folder)) or 'none that are there yet'}.")
     return Path(found)
 
@@ -54,7 +54,7 @@ def fingerprint(folder: str, name: str) -> tuple[str, int, int] | None:
 
 
 def plain_name(name: str) -> str:
-    """The name; raises StandInError where it would lead into another folder."""
+    """The name; raises UserError where it would lead into another folder."""
     if not name or Path(name).name != name or name in (".", "..") or "\\" in name:
-        raise StandInError(f"the name is {name!r}, needed is one for a file, without folders.")
+        raise UserError(f"the name is {name!r}, needed is one for a file, without folders.")
     return name

@@ -6,7 +6,7 @@ import uuid
 import comfy.samplers
 import torch
 
-from .contracts import StandInError
+from .contracts import UserError
 
 # which pass reads the identity: both is the paper
 GUIDANCES = ("both passes", "positive pass", "own scale")
@@ -28,15 +28,15 @@ class Passes:
         self._plain_uuids: dict[uuid.UUID, uuid.UUID] = {}
 
     def check(self, guider) -> None:
-        """Raises StandInError where the passes are not those of plain classifier-free guidance."""
+        """Raises UserError where the passes are not those of plain classifier-free guidance."""
         if self.guidance == "both passes":
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
-            raise StandInError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
+            raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
                                "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
                                "passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
-            raise StandInError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
+            raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                                "guidance.")
 
     def note_positive(self, guider) -> None:

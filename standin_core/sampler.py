@@ -15,7 +15,7 @@ import comfy.utils
 import latent_preview
 import torch
 
-from .contracts import StandInError
+from .contracts import UserError
 from .report import ReportSink
 from .wan import Wan
 
@@ -65,7 +65,7 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
 
     The two experts share one schedule, one noise and one clean latent, so a ``noise_mask`` keeps its region through
     the switch; samplers with a history begin it anew there. Returns the LATENT, and the report and attention map of
-    each run that had an identity branch. Raises StandInError before any work.
+    each run that had an identity branch. Raises UserError before any work.
     """
     experts = _experts(model, low_noise_model)
     _check(experts, latent, settings)
@@ -134,22 +134,22 @@ def _check(experts: list, latent: dict, settings: SamplerSettings) -> None:
     for expert in experts:
         Wan(expert.model)
     if settings.steps < 1:
-        raise StandInError(f"steps is {settings.steps}, at least 1 is needed: raise steps.")
+        raise UserError(f"steps is {settings.steps}, at least 1 is needed: raise steps.")
     if not 0 < settings.denoise <= 1:
-        raise StandInError(f"denoise is {settings.denoise:g}, needed is more than 0 and at most 1: raise denoise, or "
+        raise UserError(f"denoise is {settings.denoise:g}, needed is more than 0 and at most 1: raise denoise, or "
                            "leave this node out to keep the latent as it is.")
     if settings.shift <= 0:
-        raise StandInError(f"shift is {settings.shift:g}, needed is more than 0: the authors use 5.")
+        raise UserError(f"shift is {settings.shift:g}, needed is more than 0: the authors use 5.")
     shape = tuple(latent["samples"].shape)
     if 0 in shape:
-        raise StandInError(f"the latent is empty, its shape is {list(shape)}: make one of at least one frame with "
+        raise UserError(f"the latent is empty, its shape is {list(shape)}: make one of at least one frame with "
                            "EmptyHunyuanLatentVideo or encode a video.")
 
 
 def _check_latent(model, samples: torch.Tensor) -> None:
     channels = model.get_model_object("latent_format").latent_channels
     if samples.ndim != 5 or samples.shape[1] != channels:
-        raise StandInError(f"the latent has shape {list(samples.shape)}, this model needs [B, {channels}, T, h, w]: "
+        raise UserError(f"the latent has shape {list(samples.shape)}, this model needs [B, {channels}, T, h, w]: "
                            "make it with EmptyHunyuanLatentVideo, or encode a video with the VAE of this model.")
 
 

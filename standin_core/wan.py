@@ -21,7 +21,7 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch.utils.checkpoint import checkpoint
 
 from .attention import FLASH_ATTN, PYTORCH, SAGE, AttentionInUse, Host
-from .contracts import StandInError
+from .contracts import UserError
 from .latents import CHANNELS
 
 # calls a function and keeps its arguments alone for the backward pass
@@ -103,13 +103,13 @@ class Wan:
     """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan. attend: what computes the identity's own
     attention, and all attention of a call of this object; not every attention that ComfyUI may run has gradients.
 
-    Raises StandInError for any other model.
+    Raises UserError for any other model.
     """
 
     def __init__(self, base, attend: Callable = optimized_attention):
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
-            raise StandInError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
+            raise UserError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
                                "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
         self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()
@@ -265,7 +265,7 @@ def _with_identity(base: type) -> type:
             else:
                 out = self.foreign_forward(x, *args, **kwargs)
             if not self.identity_read:
-                raise StandInError(
+                raise UserError(
                     "another node replaced the self-attention of this model by one that does not call ComfyUI's "
                     "attention, so the identity cannot be read there: take that node out (for SageAttention, start "
                     "ComfyUI with --use-sage-attention or use a node that overrides the attention function instead).")
@@ -287,7 +287,7 @@ def _override(func, q, k, v, *args, **kwargs):
     identities = []
     for source, rotation, bias in module.identities:
         if bias.shape[1] not in (1, q.shape[-2]):
-            raise StandInError(f"the region has weights for {bias.shape[1]} video tokens and this model has "
+            raise UserError(f"the region has weights for {bias.shape[1]} video tokens and this model has "
                                f"{q.shape[-2]}, because another node adds tokens to the video: take out that node, or "
                                "the region.")
         identity_k, identity_v = source if isinstance(source, tuple) else source()

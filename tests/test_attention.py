@@ -20,7 +20,7 @@ from standin_core.attention import (
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.naive import naive_restricted_attention, naive_state
 from standin_core.attention.states import FUSED, TILED, StateSource, merge_states, state_trial
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from tiny import random
 from tolerances import RELATIVE_RMS, assert_close
 
@@ -173,7 +173,7 @@ def test_merge_is_finite_where_a_plain_exp_would_overflow():
 def test_what_cannot_be_read_beside_is_refused(path, extra, words):
     heads, tensors = inputs("one query, one identity token")
     attend = restricted_attention(choose_attention(path, (), PYTORCH, CPU, torch.float32, 8))
-    with pytest.raises(StandInError, match=f"comes with {words}"):
+    with pytest.raises(UserError, match=f"comes with {words}"):
         attend(host, *reading(tensors), heads=heads, **extra)
 
 

@@ -9,7 +9,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 import tiny
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.attention_map import (
@@ -111,7 +111,7 @@ def test_windows_fill_the_whole_map(model):
 
 
 def test_concatenating_has_no_map(model):
-    with pytest.raises(StandInError, match="attention is set to concatenate"):
+    with pytest.raises(UserError, match="attention is set to concatenate"):
         recorded(tiny.with_identity(model, attention="concatenate"))
 
 
@@ -125,7 +125,7 @@ def test_a_foreign_attention_is_left_for_the_map(model):
 
 def test_other_tokens_than_the_grid():
     note = AttentionRecorder(1, 1).for_call((1, 2, 2))
-    with pytest.raises(StandInError, match="4 places and this model 5 video tokens"):
+    with pytest.raises(UserError, match="4 places and this model 5 video tokens"):
         note(0, [0], [torch.zeros(1, 1, 5)])
 
 
@@ -141,12 +141,12 @@ def test_experts_weigh_by_their_calls():
     ([], 0, "switch attention_map on"), ([a_map(0.1, 1)], 1, "person is 1 and the model reads 1"),
     ([a_map(0.1, 1), AttentionMap(torch.zeros(2, 2, 3, 2, 2), 1)], 0, "the two experts read 1 and 2 people")])
 def test_a_map_that_is_not_there(maps, person, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         of_person(maps, person)
 
 
 def test_blocks_that_are_not_there():
-    with pytest.raises(StandInError, match="blocks 2 to -1 are none of the model's, 0 to 1"):
+    with pytest.raises(UserError, match="blocks 2 to -1 are none of the model's, 0 to 1"):
         of_blocks(torch.zeros(2, 3, 2, 2), 2, -1)
 
 
@@ -155,7 +155,7 @@ def test_latent_frames_on_frames():
     mass = torch.arange(4.0)[:, None, None].expand(-1, 2, 2)
     assert on_frames(mass, 13, 4, 4)[:, 0, 0].tolist() == [0, *[1] * 4, *[2] * 4, *[3] * 4]
     for frames in (9, 12, 17):
-        with pytest.raises(StandInError, match=f"the video has {frames} frames, the attention map 13"):
+        with pytest.raises(UserError, match=f"the video has {frames} frames, the attention map 13"):
             on_frames(mass, frames, 4, 4)
 
 
@@ -202,7 +202,7 @@ def test_skipped_steps_do_not_thin_the_map(model):
 
 def test_a_prompt_with_an_area_has_no_map(model):
     (whole,) = tiny.prompt()
-    with pytest.raises(StandInError, match="an attention map would not lie where it should"):
+    with pytest.raises(UserError, match="an attention map would not lie where it should"):
         recorded(tiny.with_identity(model), positive=[[whole[0], {"area": (4, 6, 2, 2), "strength": 1.0}], whole])
 
 

@@ -23,7 +23,7 @@ import standin_core.wan
 import tiny
 from small_world.tiny_models import TinyWan, adapter_weights, lora_weights
 from standin_core.attention.states import TILED
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
@@ -132,7 +132,7 @@ def test_an_area_beside_a_region_is_refused(model):
     """The model then sees a part of the video, and the region is drawn on all of it."""
     (whole,) = tiny.prompt()
     patched = tiny.with_identity(model, region=torch.ones(64, 96).tril())
-    with pytest.raises(StandInError, match="a region would not lie where it should"):
+    with pytest.raises(UserError, match="a region would not lie where it should"):
         tiny.sample(patched, positive=[[whole[0], {"area": (4, 6, 2, 2), "strength": 1.0}], whole])
 
 
@@ -239,7 +239,7 @@ def test_another_nodes_self_attention(model, expected, order):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_self_attention_that_bypasses_comfyuis_is_an_error(model, order):
-    with pytest.raises(StandInError, match="does not call ComfyUI's attention"):
+    with pytest.raises(UserError, match="does not call ComfyUI's attention"):
         tiny.sample(in_order(order, model, with_forward(bypassing_attention)))
 
 

@@ -9,7 +9,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 import tiny
 from small_world.tiny_models import lora_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.stand_in.run import Run
@@ -113,7 +113,7 @@ def test_a_region_for_each_frame_follows_overlapping_windows(model, frames, monk
 def test_windows_along_the_width_are_refused_beside_a_region(model):
     patched = windows(tiny.with_identity(model, region=HALF))
     patched.model_options["context_handler"].dim = 4
-    with pytest.raises(StandInError, match="a region cannot follow context windows along height or width"):
+    with pytest.raises(UserError, match="a region cannot follow context windows along height or width"):
         tiny.sample(patched, latent=torch.zeros(1, 16, 3, 8, 24))
 
 

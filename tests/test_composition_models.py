@@ -8,7 +8,7 @@ from comfy_extras.nodes_wan import WanFunControlToVideo, WanVaceToVideo
 
 import tiny
 from small_world.tiny_models import TinyWan, random_weights, vae_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
@@ -60,7 +60,7 @@ def test_a_region_beside_vace(vace_model, vae):
     settings = vace(vae, 0.5)
     assert_close(tiny.sample(tiny.with_identity(vace_model, region=torch.ones(1, 64, 96)), **settings)[0],
                  tiny.sample(tiny.with_identity(vace_model), **settings)[0], WHOLE_RUN)
-    with pytest.raises(StandInError, match="9 masks and the video 4 latent frames"):
+    with pytest.raises(UserError, match="9 masks and the video 4 latent frames"):
         tiny.sample(tiny.with_identity(vace_model, region=torch.ones(9, 64, 96)), **settings)
 
 
@@ -117,5 +117,5 @@ def test_ti2v_5b_is_refused(dim, heads, words):
     """Its latents are another VAE's, and it is narrower than the released adapters."""
     model = ti2v_5b(dim, heads)
     assert model.model.latent_format.latent_channels == 48
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         tiny.with_identity(model)

@@ -8,7 +8,7 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_easycache import EasyCacheNode
 
 import tiny
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.stand_in.budget import cache_spec
@@ -57,7 +57,7 @@ def test_auto_takes_what_fits(model, monkeypatch, free, mode):
 
 def test_fp8_is_refused_where_the_device_knows_none(model):
     spec = cache_spec(identity(), Wan(model.model), 1)
-    with pytest.raises(StandInError, match="does not know: set it to auto or offloaded"):
+    with pytest.raises(UserError, match="does not know: set it to auto or offloaded"):
         chosen_cache("fp8", [spec], torch.device("mps"))
 
 
@@ -68,7 +68,7 @@ def test_blocks(model, paper, plain):
     assert not torch.equal(some, paper) and not torch.equal(some, plain)
     assert torch.equal(run(model, first_block=0, last_block=tiny.WAN.blocks - 1)[0], paper)
     assert torch.equal(run(model, last_block=99)[0], paper)
-    with pytest.raises(StandInError, match="read in blocks 2 to 1, and the model has blocks 0 to 3"):
+    with pytest.raises(UserError, match="read in blocks 2 to 1, and the model has blocks 0 to 3"):
         tiny.with_identity(model, first_block=2, last_block=1)
 
 
@@ -113,14 +113,14 @@ def test_parse_schedule(text, points):
 
 @pytest.mark.parametrize("text", ["0.5", "a:1", "0:1:2", "0:"])
 def test_a_schedule_that_cannot_be_read(text):
-    with pytest.raises(StandInError, match="needed is percent:factor"):
+    with pytest.raises(UserError, match="needed is percent:factor"):
         parse_schedule(text)
 
 
 @pytest.mark.parametrize("schedule", [((0.5, 1), (0.2, 1)), ((0.5, 1), (0.5, 2)), ((0.0, -1),), ((0, 0), (20, 1)),
                                       ((0.0, float("nan")),), ((0.0, float("inf")),)])
 def test_a_schedule_that_makes_no_sense(schedule):
-    with pytest.raises(StandInError, match="needed are rising percents"):
+    with pytest.raises(UserError, match="needed are rising percents"):
         identity(schedule=schedule)
 
 
@@ -212,18 +212,18 @@ def test_a_guider_with_passes_of_its_own_is_refused(model, guidance):
     guider = Guider_DualCFG(tiny.with_identity(model, guidance=guidance))
     guider.set_conds(POSITIVE, POSITIVE, NEGATIVE)
     guider.set_cfg(4.0, 2.0)
-    with pytest.raises(StandInError, match="Guider_DualCFG makes passes of its own"):
+    with pytest.raises(UserError, match="Guider_DualCFG makes passes of its own"):
         guider.sample(tiny.random(*tiny.LATENT), torch.zeros(tiny.LATENT), comfy.samplers.sampler_object("euler"),
                       torch.tensor([1.0, 0.0]))
 
 
 def test_a_scale_of_its_own_needs_a_cfg(model):
-    with pytest.raises(StandInError, match="needs a cfg above 0"):
+    with pytest.raises(UserError, match="needs a cfg above 0"):
         one_step(tiny.with_identity(model, guidance="own scale"), POSITIVE, NEGATIVE, cfg=0.0)
 
 
 def test_a_video_for_a_photo_is_refused(model):
-    with pytest.raises(StandInError, match="17 reference images came, at most 16"):
+    with pytest.raises(UserError, match="17 reference images came, at most 16"):
         apply_identity_branch(model, tiny.adapter(), torch.zeros(17, 16, 1, 4, 4))
 
 
@@ -295,7 +295,7 @@ def test_two_people(model, paper):
                                           ("guidance", ("positive pass", "both passes"))])
 def test_what_a_run_has_once_must_agree(model, name, values):
     first, second = values
-    with pytest.raises(StandInError, match=f"{name} differs between the identities"):
+    with pytest.raises(UserError, match=f"{name} differs between the identities"):
         tiny.with_identity(tiny.with_identity(model, **{name: first}), **{name: second})
 
 
@@ -319,7 +319,7 @@ def test_numbers_of_masks(count):
 
 
 def test_another_number_of_masks():
-    with pytest.raises(StandInError, match="has 5 masks and the video 3 latent frames, needed are 1, 3, or one for"):
+    with pytest.raises(UserError, match="has 5 masks and the video 3 latent frames, needed are 1, 3, or one for"):
         region_weights(torch.ones(5, 32, 48), GRID)
 
 
@@ -365,7 +365,7 @@ def test_bias_of_everything_at_once():
 @pytest.mark.parametrize("controls", [{"strength": 0.5}, {"schedule": ((0.0, 0.5),)}, {"region": torch.ones(1, 8, 8)},
                                       {"guidance": "positive pass"}], ids=str)
 def test_concatenating_knows_one_weight(model, controls):
-    with pytest.raises(StandInError, match="attention is set to concatenate"):
+    with pytest.raises(UserError, match="attention is set to concatenate"):
         tiny.with_identity(model, attention="concatenate", **controls)
 
 
@@ -378,7 +378,7 @@ def test_kept_tokens_by_hand():
     other = torch.zeros(64, 128)
     other[0, 127] = 1
     assert kept_tokens(torch.stack((mask, other)), (4, 8)).tolist() == [7, *expected]
-    with pytest.raises(StandInError, match="the reference mask is empty"):
+    with pytest.raises(UserError, match="the reference mask is empty"):
         kept_tokens(torch.zeros(64, 128), (4, 8))
 
 

@@ -12,7 +12,7 @@ import skimage.data
 import torch
 
 import faces
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, load_embedder, plot
 from standin_core.evaluation.chart import Series, line_chart
 from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize
@@ -136,7 +136,7 @@ def test_a_video_without_any_face():
 ])
 def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch, models_dir):
     monkeypatch.setattr(embedders, "detector_refusal", lambda name: "no detector")
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         compare(video(), photos, settings, clip)
 
 
@@ -293,7 +293,7 @@ def test_auto_prefers_faces(models_dir):
 
 def test_a_recognition_network_needs_key_points(models_dir):
     faces.put(models_dir, SFACE)
-    with pytest.raises(StandInError, match=r"sface cannot run: it needs a detector with key points, of which none can "
+    with pytest.raises(UserError, match=r"sface cannot run: it needs a detector with key points, of which none can "
                                            r"run here; the smallest is face_detection_yunet_2023mar\.onnx \(0\.2 MB"):
         load_embedder(CompareSettings("sface"), ClipVision())
 
@@ -304,13 +304,13 @@ def test_embedders_are_downloaded_where_asked(models_dir, monkeypatch):
         monkeypatch.setattr(embedders, name, replace(getattr(embedders, name), url=f"http://127.0.0.1:9/{name}"))
 
     def asked(name, clip_vision=None):
-        with pytest.raises(StandInError) as error:
+        with pytest.raises(UserError) as error:
             load_embedder(CompareSettings(name), clip_vision, download_missing=True)
         return str(error.value).partition(" could not be downloaded")[0]
 
     assert (asked("arcface"), asked("auto"), asked("sface")) == (ARCFACE.name, ARCFACE.name, SFACE.name)
     assert load_embedder(CompareSettings("auto"), ClipVision(), download_missing=True).name.startswith("CLIP vision")
-    with pytest.raises(StandInError, match="sface cannot run: there is no face_recognition_sface"):
+    with pytest.raises(UserError, match="sface cannot run: there is no face_recognition_sface"):
         load_embedder(CompareSettings("sface"), None)
     faces.put(models_dir, SFACE)
     assert asked("sface") == YUNET.name

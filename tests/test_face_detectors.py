@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import faces
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.face.detectors import Face, choose, load_detector
 from standin_core.face.given import given_detector
 from standin_core.face.models import YUNET
@@ -79,7 +79,7 @@ def test_two_faces():
     assert_box(first.box, faces.FACE_BOX, BY_EYE)
     assert_box(second.box, right, BY_EYE)
     assert choose(found, "from left", 1) == [second]
-    with pytest.raises(StandInError, match="face_index is 2, but 2 faces were found"):
+    with pytest.raises(UserError, match="face_index is 2, but 2 faces were found"):
         choose(found, "from left", 2)
 
 
@@ -112,9 +112,9 @@ def test_auto_goes_on_without_optional_packages(monkeypatch):
     assert detector.name == "none" and detector.find(faces.astronaut(), 0) == []
     assert [note.partition(" not used: ")[0] for note in detector.notes] == [
         "retinaface", "insightface", "yunet", "cascade"]
-    with pytest.raises(StandInError, match="cascade cannot run: scikit-image is not installed"):
+    with pytest.raises(UserError, match="cascade cannot run: scikit-image is not installed"):
         load_detector("cascade", 0.5)
-    with pytest.raises(StandInError, match="insightface cannot run: insightface is not installed"):
+    with pytest.raises(UserError, match="insightface cannot run: insightface is not installed"):
         load_detector("insightface", 0.5)
 
 
@@ -283,7 +283,7 @@ def test_boxes_as_comfyui_has_them():
     assert given(boxes=each, index=1) == []
     assert given(boxes=each, index=2)[0].box == (5, 5, 14, 14)
     assert given(boxes=[]) == []
-    with pytest.raises(StandInError, match="face_box has 3 entries and there are more photos"):
+    with pytest.raises(UserError, match="face_box has 3 entries and there are more photos"):
         given(boxes=each, index=3)
 
 
@@ -300,7 +300,7 @@ def test_a_mask_gives_its_bounds():
     assert given(mask=mask)[0].box == (30, 20, 50, 61)
     assert given(mask=torch.zeros(1, 100, 200)) == []
     assert given(mask=mask.bfloat16())[0].box == (30, 20, 50, 61)
-    with pytest.raises(StandInError, match=r"the face_mask is \[1, 50, 50\] .* and the picture \[3, 100, 200\]"):
+    with pytest.raises(UserError, match=r"the face_mask is \[1, 50, 50\] .* and the picture \[3, 100, 200\]"):
         given(mask=torch.ones(1, 50, 50))
 
 
@@ -309,7 +309,7 @@ def test_mediapipes_landmarks():
     (face,) = given(landmarks=faces.landmarks([(points, 0.8)], size=(100, 200)))
     assert np.allclose(face.keypoints, points) and face.score == 0.8
     assert given(landmarks=faces.landmarks([(points, 0.8)], [], size=(100, 200)), index=1) == []
-    with pytest.raises(StandInError, match="face_landmarks were found in a picture of 512x512 and this one is 200x100"):
+    with pytest.raises(UserError, match="face_landmarks were found in a picture of 512x512 and this one is 200x100"):
         given(landmarks=faces.landmarks([(points, 0.8)]))
 
 
@@ -346,7 +346,7 @@ def test_comfyuis_own_landmarker_speaks_this_format(monkeypatch):
 
 
 def test_only_one_thing_is_given():
-    with pytest.raises(StandInError, match="face_box and face_mask are connected"):
+    with pytest.raises(UserError, match="face_box and face_mask are connected"):
         given(boxes=box(0, 0, 9, 9), mask=torch.ones(100, 200))
     assert given_detector((1, 100, 200), None, None, None) is None
 

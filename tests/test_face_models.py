@@ -14,7 +14,7 @@ import torchvision
 
 import faces
 import pack
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.face.detectors import load_detector
 from standin_core.face.download import download_if_missing
 from standin_core.face.given import FETCHED
@@ -61,7 +61,7 @@ def test_what_is_missing_is_said_in_full():
         refusal = file_refusal(model_file)
         assert refusal == (f"there is no {model_file.name} ({size}, SHA-256 {model_file.sha256}, from {page}, into "
                            "models/facexlib)")
-    with pytest.raises(StandInError, match=r"bisenet cannot run.*parsing_bisenet\.pth \(53\.3 MB"):
+    with pytest.raises(UserError, match=r"bisenet cannot run.*parsing_bisenet\.pth \(53\.3 MB"):
         faces.crop(faces.astronaut(), parser="bisenet")
 
 
@@ -200,7 +200,7 @@ def empty(path):
 def test_a_file_that_is_something_else(models_dir, write):
     (models_dir / "facexlib").mkdir()
     write(models_dir / "facexlib" / RETINAFACE.name)
-    with pytest.raises(StandInError, match=r"is broken or another model: delete it, and get detection_Resnet50_Final"):
+    with pytest.raises(UserError, match=r"is broken or another model: delete it, and get detection_Resnet50_Final"):
         faces.crop(faces.astronaut(), size=64)
 
 
@@ -221,7 +221,7 @@ def cut_off(path):
 def test_an_onnx_file_that_is_something_else(models_dir, write):
     (models_dir / "facexlib").mkdir()
     write(models_dir / "facexlib" / YUNET.name)
-    with pytest.raises(StandInError, match=r"is broken or another model: delete it, and get face_detection_yunet"):
+    with pytest.raises(UserError, match=r"is broken or another model: delete it, and get face_detection_yunet"):
         faces.crop(faces.astronaut(), size=64)
 
 
@@ -233,7 +233,7 @@ def test_nothing_in_a_file_is_run(models_dir):
 
     (models_dir / "facexlib").mkdir()
     torch.save({"weight": Harm()}, models_dir / "facexlib" / RETINAFACE.name)
-    with pytest.raises(StandInError, match="is broken or another model"):
+    with pytest.raises(UserError, match="is broken or another model"):
         load_detector("retinaface", 0.5)
     assert not (models_dir / "harm").exists()
 
@@ -313,7 +313,7 @@ def test_a_download(models_dir, source):
 
 def test_a_broken_download_continues(models_dir, source):
     source.breaks_after = 2_000_000
-    with pytest.raises(StandInError, match="it continues where it stopped"):
+    with pytest.raises(UserError, match="it continues where it stopped"):
         download_if_missing(source.file)
     part = models_dir / "facexlib" / "weights.pth.part"
     have = part.stat().st_size
@@ -332,25 +332,25 @@ def test_a_source_that_knows_no_ranges_begins_anew(models_dir, source):
 
 
 def test_another_file_than_expected_is_not_kept(models_dir, source):
-    with pytest.raises(StandInError, match="sent another file than expected"):
+    with pytest.raises(UserError, match="sent another file than expected"):
         download_if_missing(replace(source.file, sha256="0" * 64))
     assert list((models_dir / "facexlib").iterdir()) == []
 
 
 def test_a_body_that_breaks_off_in_a_chunk(source):
     source.chunked = True
-    with pytest.raises(StandInError, match="could not be downloaded"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         download_if_missing(source.file)
 
 
 def test_a_folder_that_cannot_be_made(models_dir, source):
     (models_dir / "facexlib").touch()
-    with pytest.raises(StandInError, match="could not be downloaded"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         download_if_missing(source.file)
 
 
 def test_a_source_that_cannot_be_reached(source):
-    with pytest.raises(StandInError, match=r"could not be downloaded .*get by hand weights\.pth \(5\.1 MB"):
+    with pytest.raises(UserError, match=r"could not be downloaded .*get by hand weights\.pth \(5\.1 MB"):
         download_if_missing(replace(source.file, url="http://127.0.0.1:9/weights.pth"))
 
 
@@ -384,7 +384,7 @@ def test_nothing_is_downloaded_unless_asked(monkeypatch, models_dir, source):
 def test_the_detector_is_downloaded_too(monkeypatch, source, detector, model_file):
     assert FETCHED[detector] is model_file
     monkeypatch.setitem(FETCHED, detector, replace(model_file, url="http://127.0.0.1:9/detector"))
-    with pytest.raises(StandInError, match=f"{re.escape(model_file.name)} could not be downloaded"):
+    with pytest.raises(UserError, match=f"{re.escape(model_file.name)} could not be downloaded"):
         faces.crop(faces.astronaut(), size=64, detector=detector, download_missing=True)
 
 

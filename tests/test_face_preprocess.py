@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import faces
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.face import PRESETS, FaceSettings, crop_faces
 from standin_core.face.detectors import Face
 from standin_core.face.geometry import square_around
@@ -137,7 +137,7 @@ def test_bisenet_removes_what_is_not_kept(models_dir, normalization, keep, dropp
 
 def test_parts_cannot_be_dropped_without_bisenet():
     """auto falls back to keeping the background, and says so; a choice of parts does not fall back."""
-    with pytest.raises(StandInError, match=r"to keep face needs it: there is no parsing_bisenet\.pth"):
+    with pytest.raises(UserError, match=r"to keep face needs it: there is no parsing_bisenet\.pth"):
         faces.crop(faces.astronaut(), preset="face only")
     assert "background kept" in faces.crop(faces.astronaut(), preset="face only", parser="none", size=64).verdict
 
@@ -189,14 +189,14 @@ def test_alpha_and_the_parser_both_remove(models_dir):
     (torch.zeros(64, 64), r"the subject_mask is \[1, 64, 64\] .* and the picture \[1, 512, 512\]"),
     (torch.full((512, 512), float("nan")), "the subject_mask holds values that are not numbers")])
 def test_masks_that_cannot_be_used(mask, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         faces.crop(faces.astronaut(), given={"subject_mask": mask})
 
 
 def test_alpha_that_is_no_number():
     photo = torch.cat((faces.as_image(faces.astronaut()), torch.zeros(1, 512, 512, 1)), dim=-1)
     photo[0, 0, 0, 3] = float("nan")
-    with pytest.raises(StandInError, match="the alpha channel holds values that are not numbers"):
+    with pytest.raises(UserError, match="the alpha channel holds values that are not numbers"):
         crop_faces(photo, FaceSettings())
 
 
@@ -230,7 +230,7 @@ def test_eyes_are_levelled():
 
 
 def test_levelling_needs_key_points():
-    with pytest.raises(StandInError, match="level_eyes needs key points"):
+    with pytest.raises(UserError, match="level_eyes needs key points"):
         faces.crop(faces.astronaut(), level_eyes=True)
 
 
@@ -284,7 +284,7 @@ def test_without_a_face_the_whole_image_is_padded(detector, background, value):
 
 
 def test_without_a_face_an_error_if_wanted():
-    with pytest.raises(StandInError, match="no face was found by cascade in photo 2 of 2"):
+    with pytest.raises(UserError, match="no face was found by cascade in photo 2 of 2"):
         crop_faces(faces.as_image(cv2.resize(faces.astronaut(), (200, 200)), cv2.resize(BRICK, (200, 200))),
                    FaceSettings(no_face="error"))
 
@@ -297,13 +297,13 @@ def test_without_a_face_an_error_if_wanted():
     (torch.zeros(8, 8, 3), "empty or no batch of pictures"),
     (torch.zeros(1, 8, 8, 2), "has 2 channels")])
 def test_images_that_are_none(image, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         crop_faces(image, FaceSettings())
 
 
 @pytest.mark.parametrize("background", ["", "whiter", "#12"])
 def test_a_background_that_is_no_colour(background):
-    with pytest.raises(StandInError, match="needed is the name of a colour"):
+    with pytest.raises(UserError, match="needed is the name of a colour"):
         faces.crop(faces.astronaut(), background=background)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import faces
 from small_world import tiny_models
-from standin_core.contracts import CroppedFace, FaceCrop, StandInError
+from standin_core.contracts import CroppedFace, FaceCrop, UserError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face.detectors import Face
 from standin_core.face_swap import SwapSettings, composite_swap, encode_swap, prepare_swap
@@ -249,9 +249,9 @@ def test_points_that_were_estimated_are_said(reference):
 
 
 def test_no_face_in_the_whole_video(reference):
-    with pytest.raises(StandInError, match="cascade found no face in 5 frames"):
+    with pytest.raises(UserError, match="cascade found no face in 5 frames"):
         prepare_swap(torch.zeros(5, 64, 64, 3), reference, SwapSettings(detector="cascade"))
-    with pytest.raises(StandInError, match="found no face number 3 from the left in 5 frames"):
+    with pytest.raises(UserError, match="found no face number 3 from the left in 5 frames"):
         prepare_swap(torch.zeros(5, 160, 160, 3), reference, SwapSettings(which_face="from left", face_index=3),
                      face_landmarks=gaps(5, ()))
 
@@ -281,21 +281,21 @@ def two_of_them():
                                          (only_padded, "is not cut out"),
                                          (two_of_them, "has 2 faces, one is needed")])
 def test_references_that_cannot_be_pasted(video, made, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         prepare_swap(video, made(), PLAIN)
 
 
 @pytest.mark.parametrize("shape, words", [((0, 64, 64, 3), "the video is empty"), ((5, 15, 64, 3), "at least 16x16"),
                                           ((5, 64, 64, 1), "has no colours")])
 def test_videos_that_cannot_be_swapped(reference, shape, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         prepare_swap(torch.zeros(shape), reference, PLAIN)
 
 
 def test_a_video_with_nan(reference):
     frames = torch.zeros(5, 160, 160, 3)
     frames[3, 0, 0, 0] = float("nan")
-    with pytest.raises(StandInError, match="not numbers"):
+    with pytest.raises(UserError, match="not numbers"):
         prepare_swap(frames, reference, PLAIN, face_landmarks=gaps(5, ()))
 
 
@@ -405,7 +405,7 @@ def test_comfyui_takes_the_mask_as_it_is(vae, small):
     ((9, 32, 32), torch.ones(9, 16, 32), r"the mask is \[9, 16, 32\]"),
     ((9, 32, 32), torch.zeros(9, 32, 32), "the mask covers no latent pixel")])
 def test_what_cannot_be_encoded(vae, shape, mask, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         encode_swap(vae, torch.zeros(*shape, 3), mask, "locked", "hard")
 
 
@@ -414,7 +414,7 @@ def test_a_mask_smaller_than_a_latent_pixel(vae):
     mask = torch.zeros(1, 32, 32)
     mask[0, 4:12, 4:12] = 1  # a quarter of each of four latent pixels
     frames = torch.zeros(1, 32, 32, 3)
-    with pytest.raises(StandInError, match="set mask_edge to soft"):
+    with pytest.raises(UserError, match="set mask_edge to soft"):
         encode_swap(vae, frames, mask, "locked", "hard")
     assert encode_swap(vae, frames, mask, "locked", "soft")["noise_mask"].max() == 0.25
     assert list(encode_swap(vae, frames, torch.zeros(1, 32, 32), "free", "hard")) == ["samples"]
@@ -424,7 +424,7 @@ def test_another_vae():
     class Other:
         first_stage_model = torch.nn.Identity()
 
-    with pytest.raises(StandInError, match=r"the VAE is Identity, needed is Wan 2\.1's"):
+    with pytest.raises(UserError, match=r"the VAE is Identity, needed is Wan 2\.1's"):
         encode_swap(Other(), torch.zeros(1, 32, 32, 3), torch.ones(1, 32, 32), "locked", "hard")
 
 
@@ -514,7 +514,7 @@ def test_a_mask_at_the_border_fades_before_the_margin():
 def test_a_swapped_video_with_nan():
     swapped = torch.zeros(1, 32, 32, 3)
     swapped[0, 5, 5, 0] = float("nan")
-    with pytest.raises(StandInError, match="the swapped video holds values that are not numbers"):
+    with pytest.raises(UserError, match="the swapped video holds values that are not numbers"):
         composite_swap(torch.zeros(1, 32, 32, 3), swapped, torch.ones(1, 32, 32), 0, 0.0, "surroundings")
 
 
@@ -531,5 +531,5 @@ def test_a_mask_of_everything_has_no_surroundings():
     ((5, 32, 32, 3), (5, 32, 32, 3), (5, 16, 32), r"the mask is \[5, 16, 32\]"),
     ((5, 32, 32, 3), (5, 32, 32, 3), (3, 32, 32), r"the mask is \[3, 32, 32\]")])
 def test_what_cannot_be_composited(source, images, mask, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         composite_swap(torch.zeros(source), torch.zeros(images), torch.zeros(mask), 0, 0.0, "surroundings")

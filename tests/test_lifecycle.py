@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 import tiny
 from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import LowRank
 from standin_core.stand_in.apply import remove_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
@@ -232,7 +232,7 @@ CONTROLS = {
 @pytest.mark.parametrize("name", CONTROLS)
 def test_controls_that_cannot_work_are_refused_when_applied(model, name):
     controls, words = CONTROLS[name]
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         tiny.with_identity(model, **controls)
 
 

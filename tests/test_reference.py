@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.reference import reference_from
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference
 
@@ -58,7 +58,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(vae, name):
     (vae_, image, latent), words = REFUSED[name]
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         reference_from(vae if vae_ == "vae" else vae_, image, latent)
 
 
@@ -68,10 +68,10 @@ def test_a_model_that_does_not_fit_is_refused_before_the_vae_works():
             raise AssertionError("the VAE was touched")
 
     wider = tiny.load(TinyWan(dim=128, text_dim=tiny.WAN.text_dim).weights())
-    with pytest.raises(StandInError, match="is for a Wan of 4 blocks and width 64"):
+    with pytest.raises(UserError, match="is for a Wan of 4 blocks and width 64"):
         apply_reference(wider, tiny.adapter(), Untouchable(), IMAGE, None)
 
 
 def test_channels_must_be_the_models():
-    with pytest.raises(StandInError, match="has 48 channels, this model's latents have 16"):
+    with pytest.raises(UserError, match="has 48 channels, this model's latents have 16"):
         apply_identity_branch(tiny.load(), tiny.adapter(), torch.rand(1, 48, 1, 4, 4))

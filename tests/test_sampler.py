@@ -11,7 +11,7 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 import tiny
 from small_world.tiny_models import TinyWan
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.report import as_json, as_text
 from standin_core.sampler import (
     FLOW_MATCHING,
@@ -200,7 +200,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_before_any_work(model, name):
     settings, words = REFUSED[name]
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         run(model, **settings)
 
 
@@ -210,17 +210,17 @@ class OtherModel:
 
 
 def test_a_model_that_is_not_wan(model):
-    with pytest.raises(StandInError, match="the model is Linear; Stand-In needs a Wan"):
+    with pytest.raises(UserError, match="the model is Linear; Stand-In needs a Wan"):
         run(OtherModel)
-    with pytest.raises(StandInError, match="the model is Linear; Stand-In needs a Wan"):
+    with pytest.raises(UserError, match="the model is Linear; Stand-In needs a Wan"):
         run(model, OtherModel)
-    with pytest.raises(StandInError, match="the model is Linear; Stand-In needs a Wan"):
+    with pytest.raises(UserError, match="the model is Linear; Stand-In needs a Wan"):
         tiny.with_identity(OtherModel)
 
 
 def test_an_adapter_of_another_size(model):
     wider = tiny.load(TinyWan(dim=128, heads=2, text_dim=tiny.WAN.text_dim).weights())
-    with pytest.raises(StandInError, match="for a Wan of 4 blocks and width 64, the model has 4 blocks and width 128"):
+    with pytest.raises(UserError, match="for a Wan of 4 blocks and width 64, the model has 4 blocks and width 128"):
         tiny.with_identity(wider)
 
 

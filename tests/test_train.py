@@ -11,7 +11,7 @@ from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.objective import differentiable, identity_read
@@ -256,7 +256,7 @@ def test_a_run_goes_on_with_another_learning_rate(wan, tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(wan, tmp_path):
     save_checkpoint(trainer(wan), tmp_path / "checkpoint.pt")
     other = trainer(wan, dataclasses.replace(SETTINGS, warmup=5, seed=4))
-    with pytest.raises(StandInError, match=r"trained otherwise \(warmup, seed\)"):
+    with pytest.raises(UserError, match=r"trained otherwise \(warmup, seed\)"):
         resume(other, tmp_path / "checkpoint.pt")
 
 
@@ -327,7 +327,7 @@ def test_a_loss_that_is_no_number_changes_nothing(wan):
     before = {key: tensor.detach().clone() for key, tensor in run.weights.items()}
     for _ in range(MOST_BAD_STEPS - 1):
         assert math.isnan(run.train_step())
-    with pytest.raises(StandInError, match="were no numbers in 10 steps in a row"):
+    with pytest.raises(UserError, match="were no numbers in 10 steps in a row"):
         run.train_step()
     assert all(torch.equal(run.weights[key], tensor) for key, tensor in before.items())
 
@@ -390,12 +390,12 @@ def test_it_learns(wan):
     ({"learning_rate": 0.0}, "learning_rate is 0.0"), ({"ema": 1.0}, "ema is 1.0"),
     ({"noise_from": 0.875, "noise_to": 0.5}, "the noise levels are 0.875 to 0.5")])
 def test_settings_that_make_no_sense(change, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         dataclasses.replace(SETTINGS, **change)
 
 
 def test_no_examples(wan):
-    with pytest.raises(StandInError, match="no examples to train on"):
+    with pytest.raises(UserError, match="no examples to train on"):
         trainer(wan, examples=[])
 
 

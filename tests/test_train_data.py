@@ -16,7 +16,7 @@ import torch
 
 from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
 from small_world.tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
 from standin_core.files import append_line, read_lines
@@ -223,14 +223,14 @@ def test_another_caption_counts(videos, tmp_path):
 def test_a_caption_that_is_not_utf8(videos, tmp_path):
     shutil.copy(videos / "face.mp4", tmp_path)
     (tmp_path / "face.txt").write_bytes("ein Mädchen".encode("latin-1"))
-    with pytest.raises(StandInError, match=r"face.txt is not UTF-8"):
+    with pytest.raises(UserError, match=r"face.txt is not UTF-8"):
         sources_in(tmp_path)
 
 
 def test_a_detector_that_cannot_run_is_no_fault_of_the_videos(videos, tmp_path):
     """Nothing is noted of any video: once the file is there, they are looked at."""
     settings = dataclasses.replace(SETTINGS, face=FaceSettings(detector="retinaface", parser="none", size=64))
-    with pytest.raises(StandInError, match="retinaface cannot run"):
+    with pytest.raises(UserError, match="retinaface cannot run"):
         list(prepare(sources_in(videos), tmp_path, settings))
     assert read_lines(tmp_path / "manifest.jsonl") == []
 
@@ -270,13 +270,13 @@ def test_videos_of_comfyui(videos):
     for given, captions, words in (([made], ["a"], "that is no file"), ([face], ["a", "b"], "1 videos and 2 captions"),
                                    ([face.as_trimmed(0.5, 1.0)], ["a"], "that is trimmed"),
                                    ([face, other], ["a", "b"], r"two videos are called face\.mp4")):
-        with pytest.raises(StandInError, match=words):
+        with pytest.raises(UserError, match=words):
             sources_of(given, captions)
 
 
 def test_other_settings_are_refused(videos, prepared_once):
     folder, _ = prepared_once
-    with pytest.raises(StandInError, match=r"made with other settings \(fps, height\)"):
+    with pytest.raises(UserError, match=r"made with other settings \(fps, height\)"):
         list(prepare(sources_in(videos), folder, dataclasses.replace(SETTINGS, fps=16.0, height=128)))
 
 
@@ -284,7 +284,7 @@ def test_other_settings_are_refused(videos, prepared_once):
     ({"frames": 16}, "frames is 16"), ({"frames": 1}, "frames is 1"), ({"width": 100}, "width is 100"),
     ({"fps": 0.0}, "fps is 0")])
 def test_settings_that_make_no_sense(change, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         dataclasses.replace(SETTINGS, **change)
 
 
@@ -303,7 +303,7 @@ def test_a_captioner_is_asked_where_there_is_no_caption(videos, tmp_path):
 
 
 def test_a_folder_without_videos(tmp_path):
-    with pytest.raises(StandInError, match="there is no video in"):
+    with pytest.raises(UserError, match="there is no video in"):
         sources_in(tmp_path)
 
 
@@ -357,7 +357,7 @@ def test_a_cache_goes_on_with_the_next_shard(tmp_path):
 
 
 def test_nothing_to_train_on(tmp_path):
-    with pytest.raises(StandInError, match="nothing to train on"):
+    with pytest.raises(UserError, match="nothing to train on"):
         CachedExamples(tmp_path)
 
 

@@ -20,7 +20,7 @@ import torch
 
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.files import read_lines
 from standin_core.sampler import SamplerSettings
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
@@ -193,7 +193,7 @@ def test_models_that_take_more_are_refused(shards, tmp_path, kind):
     if kind == "image to video":
         weights["patch_embedding.weight"] = torch.zeros(tiny.WAN.dim, 36, 1, 2, 2)
     other = tiny.load(weights)
-    with pytest.raises(StandInError, match="takes more than noise and text"):
+    with pytest.raises(UserError, match="takes more than noise and text"):
         started(other, shards, tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_pa
     train(mine)  # is done, and writes the same again
     kept = file.read_bytes()
     other = shutil.copytree(shards, tmp_path / "data" / "two")
-    with pytest.raises(StandInError, match="is there already, and not of this training"):
+    with pytest.raises(UserError, match="is there already, and not of this training"):
         train(other)
     assert len(losses) == 1 and file.read_bytes() == kept
     assert torch.equal(load_adapter(file).blocks[0].v.up, adapter.blocks[0].v.up)
@@ -240,7 +240,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(model, shards, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limits[1]))
     try:
-        with pytest.raises(StandInError, match=r"step 4 could not be written to .*make room there"):
+        with pytest.raises(UserError, match=r"step 4 could not be written to .*make room there"):
             next(steps)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -256,7 +256,7 @@ def test_going_on_from_an_adapter(model, shards, whole, tmp_path):
     weights = safetensors.torch.load_file(given)
     safetensors.torch.save_file({key: tensor for key, tensor in weights.items() if not key.startswith("blocks.3")},
                                 tmp_path / "short.safetensors")
-    with pytest.raises(StandInError, match="is for a Wan of 3 blocks"):
+    with pytest.raises(UserError, match="is for a Wan of 3 blocks"):
         started(model, shards, tmp_path, start_from=load_adapter(tmp_path / "short.safetensors"))
 
 
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_other_data_is_refused(model, shards, whole, tmp_path):
     run, _ = whole
     other = tmp_path / "other"
     shutil.copytree(shards, other)
-    with pytest.raises(StandInError, match=r"trained otherwise \(base_model, data\): .*take another name"):
+    with pytest.raises(UserError, match=r"trained otherwise \(base_model, data\): .*take another name"):
         next(started(model, other, run.folder, base_model="another").steps())
 
 
@@ -340,14 +340,14 @@ def table(**changes):
     ({"adapter": {"name": "mine", "expert": "low noise"}, "train": {"noise_to": 0.9}}, "which sets the noise levels"),
     ({"pairs": {"lowest": 0.9, "highest": 0.5}}, "similarity of pairs is 0.9 to 0.5")])
 def test_configurations_that_make_no_sense(changes, words):
-    with pytest.raises(StandInError, match=words):
+    with pytest.raises(UserError, match=words):
         parse_config(table(**changes))
 
 
 def test_a_configuration_that_is_no_toml(tmp_path):
     (tmp_path / "mine.toml").write_text("[files", encoding="utf-8")
     for name in ("mine.toml", "other.toml"):
-        with pytest.raises(StandInError, match="cannot be read"):
+        with pytest.raises(UserError, match="cannot be read"):
             read_config(tmp_path / name)
 
 
@@ -381,9 +381,9 @@ def test_the_plan_of_the_published_models(blocks, dim, ffn, millions, tmp_path):
 def test_the_plan_of_another_file(tmp_path):
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     (tmp_path / "y.safetensors").write_bytes(b"no")
-    with pytest.raises(StandInError, match="has no blocks of a Wan"):
+    with pytest.raises(UserError, match="has no blocks of a Wan"):
         model_size(tmp_path / "x.safetensors")
-    with pytest.raises(StandInError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         model_size(tmp_path / "y.safetensors")
 
 

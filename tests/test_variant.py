@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters, save_adapter
@@ -40,7 +40,7 @@ def test_a_file_that_says_nothing_is_the_papers(tmp_path):
 
 def test_an_unknown_name_is_refused(tmp_path):
     safetensors.torch.save_file(adapter_weights(), tmp_path / "a.safetensors", metadata={"positions": "elsewhere"})
-    with pytest.raises(StandInError, match="positions is elsewhere, needed is one of conditional, shared"):
+    with pytest.raises(UserError, match="positions is elsewhere, needed is one of conditional, shared"):
         load_adapter(tmp_path / "a.safetensors")
 
 
@@ -63,11 +63,11 @@ def test_ordinary_attention_is_computed_in_every_call(model, plain):
     {"strength": 0.5}, {"region": torch.ones(1, 8, 12)}, {"guidance": "positive pass"}, {"first_block": 1},
     {"cache": "fp8"}, {"attention": "merge"}, {"reference": torch.zeros(2, 16, 1, 8, 16)}], ids=" ".join)
 def test_what_ordinary_attention_cannot_do_is_refused(model, settings):
-    with pytest.raises(StandInError, match="was trained with ordinary attention, which reads one photo of one person"):
+    with pytest.raises(UserError, match="was trained with ordinary attention, which reads one photo of one person"):
         applied(model, VARIANTS["ordinary"], **settings)
 
 
 @pytest.mark.parametrize("first, second", [("ordinary", "shared"), ("shared", "ordinary")])
 def test_ordinary_attention_has_no_room_for_two(model, first, second):
-    with pytest.raises(StandInError, match="was trained with ordinary attention"):
+    with pytest.raises(UserError, match="was trained with ordinary attention"):
         applied(applied(model, VARIANTS[first]), VARIANTS[second])

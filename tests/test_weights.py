@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import StandInError
+from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import PREFIXES, check_fit, load_adapter, parse_adapter
 
 DIM, BLOCKS, RANK = 32, 3, 5
@@ -111,7 +111,7 @@ REFUSED = {
 def test_refusals(tmp_path, weights, name):
     change, words = REFUSED[name]
     save(change(weights), tmp_path / "file.ckpt", wrapped=False)
-    with pytest.raises(StandInError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         load_adapter(tmp_path / "file.ckpt")
     assert "file.ckpt" in str(error.value)
     assert "\n" not in str(error.value)
@@ -130,7 +130,7 @@ class Opens:
 def test_a_pickle_with_code_is_not_run(tmp_path):
     target = tmp_path / "was_run"
     torch.save({"state_dict": Opens(target)}, tmp_path / "evil.ckpt")
-    with pytest.raises(StandInError, match=r"evil\.ckpt cannot be read as weights"):
+    with pytest.raises(UserError, match=r"evil\.ckpt cannot be read as weights"):
         load_adapter(tmp_path / "evil.ckpt")
     assert not target.exists()
 
@@ -141,7 +141,7 @@ def test_broken_files(tmp_path, weights, name):
     path = tmp_path / name
     save(weights, path, wrapped=False)
     path.write_bytes({"cut": path.read_bytes()[:1000], "empty": b"", "text": b"hello world"}[path.stem])
-    with pytest.raises(StandInError, match=re.escape(f"{name} cannot be read as weights")):
+    with pytest.raises(UserError, match=re.escape(f"{name} cannot be read as weights")):
         load_adapter(path)
 
 
@@ -149,5 +149,5 @@ def test_broken_files(tmp_path, weights, name):
 def test_fit(weights, blocks, dim):
     adapter = parse_adapter(weights, "a.safetensors")
     check_fit(adapter, BLOCKS, DIM)
-    with pytest.raises(StandInError, match=f"is for a Wan of {BLOCKS} blocks and width {DIM}, the model has {blocks} "):
+    with pytest.raises(UserError, match=f"is for a Wan of {BLOCKS} blocks and width {DIM}, the model has {blocks} "):
         check_fit(adapter, blocks, dim)

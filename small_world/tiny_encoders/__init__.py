@@ -1,6 +1,6 @@
 """A custom node pack for demo and tests: lets ComfyUI load tiny text and vision encoders where its own code says how
-large they are. The loaders, the tokenizer and the networks are ComfyUI's; only the sizes differ (small_world/tiny_models.py
-writes the files).
+large they are. The loaders, the tokenizer and the networks are ComfyUI's; only the sizes differ
+(small_world/tiny_models.py writes the files).
 """
 import json
 import re

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .naive import naive_state
 from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FUSED, TILE, TILED, StateSource, merge_states
@@ -213,5 +213,5 @@ def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
 def _require_plain(mask, enable_gqa: bool) -> None:
     if mask is not None or enable_gqa:
         came = "a mask" if mask is not None else "grouped keys"
-        raise StandInError(f"the self-attention of this model comes with {came}, which the identity cannot be read "
+        raise UserError(f"the self-attention of this model comes with {came}, which the identity cannot be read "
                            "beside: take out the node that brings it.")

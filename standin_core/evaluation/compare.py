@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..face import to_uint8
 from .embedders import (
     FACE_EMBEDDERS,
@@ -127,10 +127,10 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     clip_vision: from ComfyUI's Load CLIP Vision, or None.
     progress: called after each frame.
 
-    Raises StandInError if a photo shows no face, and for an embedder that cannot run here.
+    Raises UserError if a photo shows no face, and for an embedder that cannot run here.
     """
     if not len(images) or not len(photos):
-        raise StandInError("the video or the photo is empty: connect the decoded frames and the photo.")
+        raise UserError("the video or the photo is empty: connect the decoded frames and the photo.")
     embedder = load_embedder(settings, clip_vision)
     whole = embedder if settings.region == "whole frame" else None
     if whole is None and clip_vision is not None:
@@ -139,7 +139,7 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     references = [embedder.see(picture, index) for index, picture in enumerate(pictures)]
     for index, seen in enumerate(references):
         if seen is None:
-            raise StandInError(f"no face was found in photo {index + 1} of {len(references)} ({embedder.name}): "
+            raise UserError(f"no face was found in photo {index + 1} of {len(references)} ({embedder.name}): "
                                "connect a clear photo, lower min_score, or set region to whole frame.")
     frames, vectors = [], []
     for index, frame in enumerate(images):
@@ -184,7 +184,7 @@ def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool
     clip_vision: from ComfyUI's Load CLIP Vision, or None.
     download_missing: download the face embedder that the settings name; for "auto", arcface if no other can run.
 
-    Raises StandInError if the named embedder cannot run, or no embedder can.
+    Raises UserError if the named embedder cannot run, or no embedder can.
     """
     name = settings.embedder
     if name in FACE_EMBEDDERS:
@@ -201,7 +201,7 @@ def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool
     else:
         why = "region is whole frame" if name == "auto" else "embedder is clip vision"
     if clip_vision is None:
-        raise StandInError(f"{why}, and no CLIP vision is connected: connect Load CLIP Vision (any model, like "
+        raise UserError(f"{why}, and no CLIP vision is connected: connect Load CLIP Vision (any model, like "
                            "clip_vision_h.safetensors).")
     return clip_embedder(clip_vision, settings.region == "whole frame", settings.min_score)
 
@@ -209,12 +209,12 @@ def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool
 def _named(settings: CompareSettings, download_missing: bool) -> Embedder:
     name = settings.embedder
     if settings.region == "whole frame":
-        raise StandInError(f"{name} compares faces, and region is whole frame: set region to face, or embedder to clip "
+        raise UserError(f"{name} compares faces, and region is whole frame: set region to face, or embedder to clip "
                            "vision.")
     if download_missing:
         download_face_embedder(name)
     refusal = face_embedder_refusal(name)
     if refusal is not None:
-        raise StandInError(f"{name} cannot run: {refusal}. Supply what is missing, or set embedder to auto or clip "
+        raise UserError(f"{name} cannot run: {refusal}. Supply what is missing, or set embedder to auto or clip "
                            "vision.")
     return face_embedder(name, settings.min_score)

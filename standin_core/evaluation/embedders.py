@@ -122,7 +122,7 @@ def download_face_embedder(name: str) -> None:
 
     A detector is downloaded only where no detector with key points can run: then YuNet, the smallest one.
 
-    Raises StandInError if a source cannot be reached or sends another file.
+    Raises UserError if a source cannot be reached or sends another file.
     """
     model_files = {"arcface": ARCFACE, "sface": SFACE}
     if name in model_files:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .models import (
     MODEL_FILES,
     RETINAFACE,
@@ -104,12 +104,12 @@ def load_detector(name: str, min_score: float) -> Detector:
     name: one of DETECTORS; "auto" takes the first of BY_NAME that can run and notes why those before it cannot.
     min_score: 0 to 1; faces with a lower score are left out.
 
-    Raises StandInError if a detector was chosen by name and cannot run.
+    Raises UserError if a detector was chosen by name and cannot run.
     """
     if name != "auto":
         refusal = detector_refusal(name)
         if refusal is not None:
-            raise StandInError(f"{name} cannot run: {refusal}. Supply what is missing, or set detector to auto.")
+            raise UserError(f"{name} cannot run: {refusal}. Supply what is missing, or set detector to auto.")
         load, _ = BY_NAME[name]
         return load(min_score)
     notes = []
@@ -138,7 +138,7 @@ def choose(faces: list[Face], which: str, index: int) -> list[Face]:
     which: one of WHICH.
     index: which face "from left" takes; 0 is the leftmost.
 
-    Raises StandInError if there are faces, but fewer than the index asks for.
+    Raises UserError if there are faces, but fewer than the index asks for.
     """
     from_left = sorted(faces, key=lambda face: face.centre[0])
     if which == "all" or not faces:
@@ -146,7 +146,7 @@ def choose(faces: list[Face], which: str, index: int) -> list[Face]:
     if which == "largest":
         return [max(faces, key=lambda face: face.area)]
     if index >= len(faces):
-        raise StandInError(f"face_index is {index}, but {len(faces)} faces were found, counted from 0: lower it, or "
+        raise UserError(f"face_index is {index}, but {len(faces)} faces were found, counted from 0: lower it, or "
                            "lower min_score to find more.")
     return [from_left[index]]
 

@@ -10,7 +10,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .models import FOLDERS, ModelFile, find_model
 
 CHUNK_BYTES = 1 << 20
@@ -23,7 +23,7 @@ def download_if_missing(model_file: ModelFile) -> None:
     The download grows under a temporary name, and a later call continues an interrupted one. The file gets its own name
     only when its size and its hash are right. (torch.hub and pooch continue no download.)
 
-    Raises StandInError if the source cannot be reached or sends another file.
+    Raises UserError if the source cannot be reached or sends another file.
     """
     if find_model(model_file.name) is not None:
         return
@@ -33,7 +33,7 @@ def download_if_missing(model_file: ModelFile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _continue(partial, model_file)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
-        raise StandInError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
+        raise UserError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
                            f"stopped, or get by hand {model_file}.") from error
     _check(partial, model_file)
     partial.rename(folder / model_file.name)
@@ -66,5 +66,5 @@ def _check(partial: Path, model_file: ModelFile) -> None:
     if found != model_file.sha256:
         size = partial.stat().st_size
         partial.unlink()
-        raise StandInError(f"{model_file.url} sent another file than expected ({size} bytes, SHA-256 {found}); it was "
+        raise UserError(f"{model_file.url} sent another file than expected ({size} bytes, SHA-256 {found}); it was "
                            f"deleted: try again, or get by hand {model_file}.")

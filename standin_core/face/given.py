@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
 from .models import RETINAFACE, YUNET
@@ -41,21 +41,21 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     mask: [B or 1, H, W]; the face is where the mask is above one half.
     landmarks: ComfyUI's FACE_LANDMARKS.
 
-    Raises StandInError if more than one is connected, and for what was made from other pictures.
+    Raises UserError if more than one is connected, and for what was made from other pictures.
     """
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
     if not given:
         return None
     if len(given) > 1:
-        raise StandInError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
+        raise UserError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
     if boxes is not None:
         return _from_boxes(boxes)
     if mask is not None:
         return _from_mask(checked_masks(mask, "face_mask", *pictures).numpy() > 0.5)
     size = tuple(landmarks["image_size"])
     if size != pictures[1:]:
-        raise StandInError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
+        raise UserError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
                            f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
     return _from_landmarks(landmarks)
 
@@ -105,7 +105,7 @@ def _of_photo(for_each, index: int, name: str):
     if len(for_each) == 1:
         return for_each[0]
     if index >= len(for_each):
-        raise StandInError(f"{name} has {len(for_each)} entries and there are more photos: connect one for each, or "
+        raise UserError(f"{name} has {len(for_each)} entries and there are more photos: connect one for each, or "
                            "one for all.")
     return for_each[index]
 

@@ -14,7 +14,7 @@ import folder_paths
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 
 # models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the authors' preprocessor
 # put the same files
@@ -108,7 +108,7 @@ class ManagedNetwork:
     """
 
     def __init__(self, network: torch.nn.Module, model_file: ModelFile):
-        """Raises StandInError for a file that is broken or holds another network."""
+        """Raises UserError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,7 +131,7 @@ def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
     create: takes the bytes of the file, [N] uint8. (OpenCV opens no path with letters outside Windows' code page.)
     try_out: runs the network once, which tells another network from the right one.
 
-    Raises StandInError for a file that is broken or holds another network.
+    Raises UserError for a file that is broken or holds another network.
     """
     path = find_model(model_file.name)
     try:
@@ -142,6 +142,6 @@ def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
     return network
 
 
-def _broken(path: Path, model_file: ModelFile) -> StandInError:
-    return StandInError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
+def _broken(path: Path, model_file: ModelFile) -> UserError:
+    return UserError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
                         f"{model_file}.")

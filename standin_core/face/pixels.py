@@ -4,16 +4,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 
 
 def check_finite(values: torch.Tensor, name: str) -> None:
-    """Raises StandInError if any of the values is NaN or infinite.
+    """Raises UserError if any of the values is NaN or infinite.
 
     name: of the input, for the message.
     """
     if not bool(torch.isfinite(values).all()):
-        raise StandInError(f"the {name} holds values that are not numbers (NaN or infinite): check the node it comes "
+        raise UserError(f"the {name} holds values that are not numbers (NaN or infinite): check the node it comes "
                            "from, a VAE in half precision makes them.")
 
 
@@ -33,11 +33,11 @@ def checked_masks(mask: torch.Tensor, name: str, count: int, height: int, width:
     name: of the input, for messages.
     count, height, width: of the pictures that it belongs to.
 
-    Raises StandInError for a mask of another size, and for values that are NaN or infinite.
+    Raises UserError for a mask of another size, and for values that are NaN or infinite.
     """
     masks = mask if mask.ndim == 3 else mask[None]
     if masks.shape[0] not in (1, count) or tuple(masks.shape[1:]) != (height, width):
-        raise StandInError(f"the {name} is {list(masks.shape)} (number, height, width) and the picture "
+        raise UserError(f"the {name} is {list(masks.shape)} (number, height, width) and the picture "
                            f"{[count, height, width]}, the same size is needed: make the mask from this picture.")
     check_finite(masks, name)
     return masks.cpu().float().clamp(0, 1)

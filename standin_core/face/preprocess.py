@@ -9,7 +9,7 @@ import numpy as np
 import PIL.ImageColor
 import torch
 
-from ..contracts import CroppedFace, FaceCrop, StandInError
+from ..contracts import CroppedFace, FaceCrop, UserError
 from .colour import balanced
 from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
@@ -71,7 +71,7 @@ class FaceSettings:
                             ("parser", PARSERS), ("border_rule", (FROM_PRESET, *BORDER_RULES)),
                             ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
             if getattr(self, name) not in known:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
 
     def resolved(self) -> Preset:
         """The preset, with every field that the user set in place of its own."""
@@ -90,7 +90,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     subject_mask: [B or 1, H, W], 1 where the subject is; takes the place of the parser and of alpha. Without it, a
         pixel is kept if both the parser and alpha keep it.
 
-    Raises StandInError for an input that is empty or not finite, for a choice that cannot run here, and for a photo
+    Raises UserError for an input that is empty or not finite, for a choice that cannot run here, and for a photo
     without a face where no_face is "error".
     """
     photos, alpha = _checked(image)
@@ -108,7 +108,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
         preview = Preview(photo)
         faces = choose(detector.find(photo, index), settings.which_face, settings.face_index)
         if not faces and settings.no_face == "error":
-            raise StandInError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: lower "
+            raise UserError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: lower "
                                "min_score, choose another detector, connect a box or mask, or set no_face to whole "
                                "image.")
         for face in faces or [None]:
@@ -152,7 +152,7 @@ def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSe
     if face is None or not settings.level_eyes:
         return Place(square), done
     if face.keypoints is None:
-        raise StandInError("level_eyes needs key points, and this face was found without them: set detector to "
+        raise UserError("level_eyes needs key points, and this face was found without them: set detector to "
                            "retinaface or yunet, connect face_landmarks, or switch level_eyes off.")
     roll, _ = pose(face.keypoints)
     return Place(square, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
@@ -192,7 +192,7 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
     refusal = file_refusal(BISENET)
     removes_parts = rules.keep != ALL_BUT_BACKGROUND
     if refusal is not None and (settings.parser == "bisenet" or removes_parts):
-        raise StandInError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
+        raise UserError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
                            "switch download_missing on), connect subject_mask, or set parser to none.")
     if refusal is not None:
         return _CutOut(_everything, "background kept", (f"bisenet not used: {refusal}",))
@@ -236,10 +236,10 @@ def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[
 def _checked(image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor | None]:
     """The photos, [B, H, W, 3] uint8, and their alpha, [B, H, W] float32, or None where nothing is transparent."""
     if image.ndim != 4 or image.numel() == 0:
-        raise StandInError(f"the image is empty or no batch of pictures, its shape is {list(image.shape)}: connect a "
+        raise UserError(f"the image is empty or no batch of pictures, its shape is {list(image.shape)}: connect a "
                            "photo.")
     if image.shape[-1] not in (1, 3, 4):
-        raise StandInError(f"the image has {image.shape[-1]} channels, needed are 1, 3 or 4: connect a photo.")
+        raise UserError(f"the image has {image.shape[-1]} channels, needed are 1, 3 or 4: connect a photo.")
     photos, alpha = to_uint8(image[..., :3]), None
     if image.shape[-1] == 4 and bool((image[..., 3] < 1).any()):
         alpha = checked_masks(image[..., 3], "alpha channel", *image.shape[:3])
@@ -250,5 +250,5 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     try:
         return PIL.ImageColor.getrgb(colour.strip())[:3]
     except ValueError as error:
-        raise StandInError(f"background is {colour!r}, needed is the name of a colour (white, grey, ...) or #rrggbb."
+        raise UserError(f"background is {colour!r}, needed is the name of a colour (white, grey, ...) or #rrggbb."
                            ) from error

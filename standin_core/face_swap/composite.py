@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..face import check_finite, checked_masks
 
 COLOR_REGIONS = ("surroundings", "face")
@@ -32,7 +32,7 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
     color_region: where colours are measured. "surroundings" is outside the mask, which undoes a drift of colour and
         leaves the new skin as it is; "face" is inside it.
 
-    Raises StandInError if the video is empty or does not fit into the source, and for values that are not finite.
+    Raises UserError if the video is empty or does not fit into the source, and for values that are not finite.
     """
     _check(source, images)
     count, height, width = images.shape[:3]
@@ -93,8 +93,8 @@ def _fade_to_margins(height: int, width: int, above: bool, beside: bool, feather
 
 def _check(source: torch.Tensor, images: torch.Tensor) -> None:
     if images.ndim != 4 or images.numel() == 0:
-        raise StandInError(f"the swapped video is empty, its shape is {list(images.shape)}: connect VAE Decode.")
+        raise UserError(f"the swapped video is empty, its shape is {list(images.shape)}: connect VAE Decode.")
     if any(have < need for have, need in zip(source.shape[:3], images.shape[:3])):
-        raise StandInError(f"the source is {list(source.shape[:3])} (frames, height, width) and the swapped video "
+        raise UserError(f"the source is {list(source.shape[:3])} (frames, height, width) and the swapped video "
                            f"{list(images.shape[:3])}, which must fit into it: connect the frames that went into Face "
                            "Swap Prepare.")

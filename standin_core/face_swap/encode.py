@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..face import checked_masks
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, largest_in_each
 from ..reference import check_wan_vae
@@ -21,24 +21,24 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
         each step, at the noise of that step; "free" lets everything change and reads no mask.
     mask_edge: one of MASK_EDGES, see ``latent_mask``.
 
-    Raises StandInError for a VAE other than Wan 2.1's, for another number or size of frames, and for a mask that does
+    Raises UserError for a VAE other than Wan 2.1's, for another number or size of frames, and for a mask that does
     not fit or covers nothing.
     """
     check_wan_vae(vae)
     count = len(images)
     if count % FRAMES_PER_LATENT != 1:
-        raise StandInError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
+        raise UserError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
                            "node, it trims them.")
     height, width = images.shape[1:3]
     if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
-        raise StandInError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "
+        raise UserError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "
                            "Prepare before this node, it crops them.")
     if background == "free":
         return {"samples": vae.encode(images[..., :3])}
     masks = checked_masks(mask, "mask", count, height, width).expand(count, -1, -1)
     noise_mask = latent_mask(masks, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT), mask_edge)
     if not bool(noise_mask.any()):
-        raise StandInError("the mask covers no latent pixel in any frame, so nothing would be swapped: connect the "
+        raise UserError("the mask covers no latent pixel in any frame, so nothing would be swapped: connect the "
                            "mask of Face Swap Prepare, grow it, or set mask_edge to soft.")
     return {"samples": vae.encode(images[..., :3]), "noise_mask": noise_mask}
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import CroppedFace, FaceCrop, StandInError, SwapFrames
+from ..contracts import CroppedFace, FaceCrop, SwapFrames, UserError
 from ..face import Detector, ready_detector, to_uint8
 from ..latents import PIXELS_PER_TOKEN, frames_of, latent_frames_of
 from .follow import Follower, OneEuro
@@ -47,7 +47,7 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
     face: the reference, one face, cut out.
     face_box, face_mask, face_landmarks: of these frames; they take the place of the detector, see ``given_detector``.
 
-    Raises StandInError for a reference without a face or without a cut-out, and for a video that is too small or shows
+    Raises UserError for a reference without a face or without a cut-out, and for a video that is too small or shows
     no face in any frame.
     """
     reference, person = _checked_reference(face)
@@ -77,7 +77,7 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
                 held += 1
         progress.update(1)
     if not found:
-        raise StandInError(f"{detector.name} found no face{_which(settings)} in {length} frames: lower min_score, "
+        raise UserError(f"{detector.name} found no face{_which(settings)} in {length} frames: lower min_score, "
                            "choose another detector, or connect face_box, face_mask or face_landmarks.")
     return SwapFrames(frames, masks, _report(images, frames, found, held, detector, person))
 
@@ -104,14 +104,14 @@ def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray
 def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
     """The reference, [S, S, 4] uint8, and the face in it."""
     if len(face.rgba) != 1:
-        raise StandInError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
+        raise UserError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
                            "FacePreprocess and give it one photo.")
     (person,) = face.faces
     if person.points is None:
-        raise StandInError("the reference has no face to put on the video's: choose another photo or detector in "
+        raise UserError("the reference has no face to put on the video's: choose another photo or detector in "
                            "FacePreprocess, or connect face_box there.")
     if not person.cut_out:
-        raise StandInError("the reference is not cut out, so its background would be pasted too: put "
+        raise UserError("the reference is not cut out, so its background would be pasted too: put "
                            "parsing_bisenet.pth into models/facexlib (download_missing does), or connect subject_mask "
                            "to FacePreprocess.")
     return to_uint8(face.rgba[0]), person
@@ -120,14 +120,14 @@ def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
 def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
     """The number of frames, and top, left, height and width of the crop around their centre."""
     if images.ndim != 4 or images.numel() == 0 or images.shape[-1] not in (3, 4):
-        raise StandInError(f"the video is empty or has no colours, its shape is {list(images.shape)}: connect the "
+        raise UserError(f"the video is empty or has no colours, its shape is {list(images.shape)}: connect the "
                            "frames of a video.")
     count, full_height, full_width = images.shape[:3]
     # the authors take n // 4 * 4 + 1, which is one frame too many where n is a multiple of 4
     length = frames_of(latent_frames_of(count))
     height, width = (side // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for side in (full_height, full_width))
     if not height or not width:
-        raise StandInError(f"the video is {full_width}x{full_height}, at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} "
+        raise UserError(f"the video is {full_width}x{full_height}, at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} "
                            "is needed: resize it first.")
     return length, (full_height - height) // 2, (full_width - width) // 2, height, width
 

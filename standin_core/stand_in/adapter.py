@@ -15,7 +15,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .variant import PAPER, Variant
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
@@ -72,7 +72,7 @@ class Adapter:
 def load_adapter(path: str | Path) -> Adapter:
     """Read an adapter file without running anything in it (safetensors, or torch's weights-only unpickler).
 
-    Raises StandInError where the file cannot be read or is not a Stand-In adapter.
+    Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
     path, metadata = Path(path), {}
     try:
@@ -83,7 +83,7 @@ def load_adapter(path: str | Path) -> Adapter:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
-        raise StandInError(
+        raise UserError(
             f"{path.name} cannot be read as weights ({type(error).__name__}); a Stand-In adapter is a .safetensors or "
             "a weights-only .ckpt file: download it again from its source page."
         ) from error
@@ -93,39 +93,39 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
-    """weights: key -> tensor, as in the file. Raises StandInError with what came, what is needed and what to do."""
+    """weights: key -> tensor, as in the file. Raises UserError with what came, what is needed and what to do."""
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise StandInError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
+        raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                            "choose a Stand-In file.")
     found, foreign = _by_block(weights, name)
     if any(ORDINARY_LORA.search(key) for key in foreign):
-        raise StandInError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
+        raise UserError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
                            "LoraLoaderModelOnly, and choose a Stand-In file here.")
     if not found:
         came = f"the first of its {len(foreign)} entries is {foreign[0]}" if foreign else "it holds no tensors"
-        raise StandInError(f"{name} is not a Stand-In adapter: {came}, needed are tensors named "
+        raise UserError(f"{name} is not a Stand-In adapter: {came}, needed are tensors named "
                            "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")
     if foreign:
-        raise StandInError(f"{name} has {len(foreign)} entries that no Stand-In adapter has (the first is "
+        raise UserError(f"{name} has {len(foreign)} entries that no Stand-In adapter has (the first is "
                            f"{foreign[0]}): take the file as the authors or Kijai publish it.")
     count = max(block for block, _, _ in found) + 1
     needed = {(block, which, factor) for block in range(count) for which in "qkv" for factor in ("down", "up")}
     missing = sorted(needed - found.keys())
     if missing:
-        raise StandInError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that {count} blocks need (the "
+        raise UserError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that {count} blocks need (the "
                            f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
                            "download it again.")
     for key, weight in sorted(found.items()):
         if weight.dtype not in DTYPES:
-            raise StandInError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
+            raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
                                "the file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
-            raise StandInError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, needed is a "
+            raise UserError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, needed is a "
                                f"matrix like the first block's, {list(shape)}: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
@@ -135,9 +135,9 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
 
 
 def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:
-    """Raise StandInError unless the adapter was made for a model of this many blocks and this width."""
+    """Raise UserError unless the adapter was made for a model of this many blocks and this width."""
     if (len(adapter.blocks), adapter.dim) != (blocks, dim):
-        raise StandInError(
+        raise UserError(
             f"{adapter.name} is for a Wan of {len(adapter.blocks)} blocks and width {adapter.dim}, the model has "
             f"{blocks} blocks and width {dim}: take the adapter of this model (the authors' are for the 14B models, "
             "40 blocks and width 5120), or the model of this adapter."
@@ -154,7 +154,7 @@ def _by_block(weights: dict, name: str) -> tuple[dict[tuple[int, str, str], torc
         which = match["official"] or match["peft"] or match["diffusers"]
         place = int(match["block"]), which, FACTORS[match["factor"]]
         if place in found:
-            raise StandInError(f"{name} has {official_key(*place)} twice, under two names (one is {key}): take the "
+            raise UserError(f"{name} has {official_key(*place)} twice, under two names (one is {key}): take the "
                                "file as the authors or Kijai publish it.")
         found[place] = weight
     return found, foreign

@@ -5,7 +5,7 @@ import dataclasses
 
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..controls import kept_tokens
 from ..reference import reference_from
 from ..wan import Wan
@@ -31,14 +31,14 @@ def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, la
 def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tensor, **settings):
     """A clone of the ModelPatcher whose runs read this identity, beside those that the model reads already.
 
-    reference_latent: [R, 16, 1, h, w], VAE space. settings: of Identity and of RunSettings. Raises StandInError for a
+    reference_latent: [R, 16, 1, h, w], VAE space. settings: of Identity and of RunSettings. Raises UserError for a
     model that is not Wan, or that the adapter or the reference does not fit, and for settings that cannot work
     together, before any work.
     """
     _check_fit(model, adapter)
     needed, came = model.model.latent_format.latent_channels, reference_latent.shape[1]
     if came != needed:
-        raise StandInError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
+        raise UserError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
                            "reference with the VAE of this model.")
     common = {field.name: settings.pop(field.name) for field in dataclasses.fields(RunSettings)
               if field.name in settings}
@@ -46,7 +46,7 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     applied = installed(model).with_identity(identity, RunSettings(**common))
     blocks = len(Wan(model.model).blocks)
     if not identity.blocks(blocks):
-        raise StandInError(f"the identity is read in blocks {identity.first_block} to {identity.last_block}, and the "
+        raise UserError(f"the identity is read in blocks {identity.first_block} to {identity.last_block}, and the "
                            f"model has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there "
                            "is).")
     patched = remove_identity_branch(model)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..latents import FRAMES_PER_LATENT, frames_of
 
 COLOURS = cv2.COLORMAP_INFERNO
@@ -64,7 +64,7 @@ class AttentionRecorder:
             count()
             for person, mass in zip(persons, masses, strict=True):
                 if mass.shape[-1] != math.prod(grid):
-                    raise StandInError(f"the attention map has {math.prod(grid)} places and this model "
+                    raise UserError(f"the attention map has {math.prod(grid)} places and this model "
                                        f"{mass.shape[-1]} video tokens, because another node adds some: switch "
                                        "attention_map off.")
                 # [B, H, N] -> [t, h, w]; a window may have a frame more before its own first
@@ -98,31 +98,31 @@ def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, per
 
 
 def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:
-    """[L, t, h, w], the mean over runs by their calls. Raises StandInError for a person who is not there, and for runs
+    """[L, t, h, w], the mean over runs by their calls. Raises UserError for a person who is not there, and for runs
     of which one has another person, other blocks or another video.
     """
     if not maps:
-        raise StandInError("there is no attention map: switch attention_map on in Stand-In Sampler, with Apply "
+        raise UserError("there is no attention map: switch attention_map on in Stand-In Sampler, with Apply "
                            "Identity Branch before it at a strength above 0.")
     shapes = {tuple(each.mass.shape) for each in maps}
     if len(shapes) > 1:
-        raise StandInError(f"the two experts read {' and '.join(str(shape[0]) for shape in sorted(shapes))} people, or "
+        raise UserError(f"the two experts read {' and '.join(str(shape[0]) for shape in sorted(shapes))} people, or "
                            "have other blocks, so they have no map in common: give both the same people.")
     persons = maps[0].mass.shape[0]
     if person >= persons:
-        raise StandInError(f"person is {person} and the model reads {persons}, counted from 0: lower it.")
+        raise UserError(f"person is {person} and the model reads {persons}, counted from 0: lower it.")
     calls = sum(each.calls for each in maps)
     return sum(each.mass[person] * (each.calls / calls) for each in maps)
 
 
 def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Tensor:
-    """[L, t, h, w] -> [t, h, w], the mean over blocks, both ends included (-1 is the last). Raises StandInError for
+    """[L, t, h, w] -> [t, h, w], the mean over blocks, both ends included (-1 is the last). Raises UserError for
     blocks that are not there.
     """
     blocks = len(mass)
     end = blocks if last_block == -1 else min(last_block + 1, blocks)
     if first_block >= end:
-        raise StandInError(f"blocks {first_block} to {last_block} are none of the model's, 0 to {blocks - 1}: set the "
+        raise UserError(f"blocks {first_block} to {last_block} are none of the model's, 0 to {blocks - 1}: set the "
                            "first below the last (-1 is the last there is).")
     return mass[first_block:end].mean(dim=0)
 
@@ -130,10 +130,10 @@ def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Te
 def on_frames(mass: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
     """mass: [t, h, w] -> [F, H, W], bilinear in space; a frame has the value of its latent frame.
 
-    Raises StandInError unless the video has just the frames that were sampled.
+    Raises UserError unless the video has just the frames that were sampled.
     """
     if frames != frames_of(len(mass)):
-        raise StandInError(f"the video has {frames} frames, the attention map {frames_of(len(mass))}: connect all the "
+        raise UserError(f"the video has {frames} frames, the attention map {frames_of(len(mass))}: connect all the "
                            "frames of this very run, one video, and set trim_latent to what Trim Video Latent cut off.")
     latent_frame = [0, *(1 + i // FRAMES_PER_LATENT for i in range(frames - 1))]
     return torch.nn.functional.interpolate(mass[latent_frame][:, None], (height, width), mode="bilinear")[:, 0]

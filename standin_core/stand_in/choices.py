@@ -5,7 +5,7 @@ import comfy.model_management
 import torch
 
 from ..attention import AttentionChoice, Need, Reason, choose_attention
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..report import ReportSink
 from ..wan import Wan, attention_in_use
 from .kv_cache import IdentityCacheSpec
@@ -28,10 +28,10 @@ def maps_attention(options: dict) -> bool:
 def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device) -> str:
     """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample.
 
-    requested: one of CACHE_MODES; specs: of all identities. Raises StandInError for what the device cannot do.
+    requested: one of CACHE_MODES; specs: of all identities. Raises UserError for what the device cannot do.
     """
     if requested == "fp8" and device.type == "mps":
-        raise StandInError("cache is set to fp8, which this device (MPS) does not know: set it to auto or offloaded.")
+        raise UserError("cache is set to fp8, which this device (MPS) does not know: set it to auto or offloaded.")
     if requested != "auto":
         return requested
     needed = sum(spec.device_bytes("resident") for spec in specs)

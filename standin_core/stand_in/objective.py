@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 
 from ..attention import AttentionChoice, restricted_attention
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..wan import RECOMPUTED, Reading, Wan
 from .adapter import Adapter
 from .kv_cache import ResidentLayers
@@ -31,11 +31,11 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
     """Within the context, calls of ``wan`` for a latent of video_shape read the identities, each video its own,
     with gradients, by the adapter's method.
 
-    Raises StandInError where checkpointing cannot be.
+    Raises UserError where checkpointing cannot be.
     """
     variant, size, photo_size = adapter.variant, wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:]
     if checkpointing and variant.attention == ORDINARY:
-        raise StandInError("with ordinary attention nothing can be computed again: train without checkpointing.")
+        raise UserError("with ordinary attention nothing can be computed again: train without checkpointing.")
     with differentiable(), contextlib.ExitStack() as stack:
         rotation = wan.rotation(POSITIONS[variant.positions](size, photo_size, TIME_OFFSET, device=reference.device))
         if variant.attention == ORDINARY:

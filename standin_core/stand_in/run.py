@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..attention import AttentionChoice
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..controls import region_weights
 from ..guidance import Passes
 from ..joint import JointStream
@@ -160,16 +160,16 @@ class Run:
         return window.get_tensor(weights.unflatten(0, (self.whole[0], -1)), dim=0).flatten()
 
     def check_place(self, grid: tuple[int, int, int], window, what: str) -> None:
-        """Raises StandInError where it is not known which part of the picture a model call sees.
+        """Raises UserError where it is not known which part of the picture a model call sees.
 
         window: ComfyUI's IndexListContextWindow where it sees some of the frames, else None.
         """
         if window is not None and window.dim != TIME:
-            raise StandInError(f"{what} cannot follow context windows along height or width: set their dim to {TIME}, "
+            raise UserError(f"{what} cannot follow context windows along height or width: set their dim to {TIME}, "
                                f"or take out {what}.")
         seen = grid if window is None else (window.total_frames, *grid[1:])
         if seen != self.whole:
-            raise StandInError("the model sees a part of the picture, as it does for a prompt with an area, and "
+            raise UserError("the model sees a part of the picture, as it does for a prompt with an area, and "
                                f"{what} would not lie where it should: take out the area, or {what}.")
 
     def close(self, finished: bool, sink: ReportSink | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..attention import ATTENTION_PATHS, Need, Reason
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..controls import Controls
 from ..guidance import GUIDANCES, OWN_SCALE
 from .adapter import Adapter
@@ -27,7 +27,7 @@ class Identity(Controls):
     kept_tokens: [n] indices of the identity tokens of a reference that are read, of all its h/2 * w/2; None for all.
     time_offset: RoPE frame of the identity tokens; the video starts at 0, the paper takes -1.
 
-    Raises StandInError for values that cannot work together.
+    Raises UserError for values that cannot work together.
     """
 
     adapter: Adapter
@@ -41,7 +41,7 @@ class Identity(Controls):
     def __post_init__(self):
         Controls.__post_init__(self)
         if len(self.reference_latent) > MOST_REFERENCES:
-            raise StandInError(f"{len(self.reference_latent)} reference images came, at most {MOST_REFERENCES} photos "
+            raise UserError(f"{len(self.reference_latent)} reference images came, at most {MOST_REFERENCES} photos "
                                "of a person are read: pick some with ImageFromBatch.")
 
     @property
@@ -74,7 +74,7 @@ class RunSettings:
     attention: one of ATTENTION_PATHS. cache: one of CACHE_MODES.
     guidance: one of GUIDANCES. guidance_scale: of "own scale".
 
-    Raises StandInError for another value.
+    Raises UserError for another value.
     """
 
     attention: str = "auto"
@@ -85,7 +85,7 @@ class RunSettings:
     def __post_init__(self):
         for name, known in (("attention", ATTENTION_PATHS), ("cache", CACHE_MODES), ("guidance", GUIDANCES)):
             if getattr(self, name) not in known:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
 
     @property
     def needs(self) -> tuple[Reason, ...]:
@@ -108,17 +108,17 @@ class Applied:
     settings: RunSettings = RunSettings()
 
     def with_identity(self, identity: Identity, settings: RunSettings) -> Applied:
-        """Raises StandInError where settings are not those of the identities before, or cannot serve this one."""
+        """Raises UserError where settings are not those of the identities before, or cannot serve this one."""
         if ORDINARY in {each.adapter.variant.attention for each in (*self.identities, identity)}:
             return Applied((identity,), self._for_ordinary_attention(identity, settings))
         needs = (*identity.needs, *settings.needs)
         if settings.attention == "concatenate" and needs:
             words = " and ".join(map(str, needs))
-            raise StandInError(f"attention is set to concatenate, which knows one weight for all, and {words} needs "
+            raise UserError(f"attention is set to concatenate, which knows one weight for all, and {words} needs "
                                "another: set attention to auto or merge, or take that setting back.")
         differing = settings.differing(self.settings) if self.identities else []
         if differing:
-            raise StandInError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
+            raise UserError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
                                "it alike in every Apply Identity Branch.")
         return Applied((*self.identities, identity), settings)
 
@@ -126,7 +126,7 @@ class Applied:
         """K and V then follow from the video, and are computed in every call of the model."""
         if (self.identities or identity.needs or len(identity.reference_latent) > 1
                 or (identity.first_block, identity.last_block) != (0, -1) or settings != RunSettings()):
-            raise StandInError("an adapter of this model was trained with ordinary attention, which reads one photo of "
+            raise UserError("an adapter of this model was trained with ordinary attention, which reads one photo of "
                                "one person at strength 1 in every block, and knows no choice of attention, cache or "
                                "guidance: take the other settings back.")
         return RunSettings(attention="concatenate", cache="streaming")

@@ -42,7 +42,7 @@ class StandInMethod:
 
     @classmethod
     def of(cls, settings: AdapterSettings) -> StandInMethod:
-        """The method that the settings name; raises StandInError where there is no such adapter to go on from."""
+        """The method that the settings name; raises UserError where there is no such adapter to go on from."""
         given = settings.start_from
         return cls(settings.rank, load_adapter(find_file(ADAPTERS, given)) if given else None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .positions import POSITIONS
 
 RESTRICTED, ORDINARY = ATTENTIONS = ("restricted", "ordinary")
@@ -17,7 +17,7 @@ RESTRICTED, ORDINARY = ATTENTIONS = ("restricted", "ordinary")
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """positions: one of POSITIONS; attention: one of ATTENTIONS. Raises StandInError for another name."""
+    """positions: one of POSITIONS; attention: one of ATTENTIONS. Raises UserError for another name."""
 
     positions: str = "conditional"
     attention: str = RESTRICTED
@@ -25,7 +25,7 @@ class Variant:
     def __post_init__(self):
         for name, known in (("positions", POSITIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in known:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
 
     @property
     def metadata(self) -> dict[str, str]:

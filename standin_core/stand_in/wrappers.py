@@ -12,7 +12,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..attention import restricted_attention
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..controls import query_bias, strength_at
 from ..guidance import OWN_SCALE
 from ..report import ReportSink
@@ -178,9 +178,9 @@ def guide_identity(args: dict) -> list[torch.Tensor]:
 
 
 def _check_map(attention: str) -> None:
-    """Raises StandInError where the attention gives no log-sum-exp to make a map of."""
+    """Raises UserError where the attention gives no log-sum-exp to make a map of."""
     if attention == "concatenate":
-        raise StandInError("an attention map needs log-sum-exps, and attention is set to concatenate: set it to auto "
+        raise UserError("an attention map needs log-sum-exps, and attention is set to concatenate: set it to auto "
                            "or merge in Apply Identity Branch, or switch attention_map off.")
 
 

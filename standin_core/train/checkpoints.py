@@ -13,7 +13,7 @@ import PIL.Image
 import safetensors
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..files import append_line, read_lines, replacing, write_lines
 from .loop import Trainer
 from .pictures import LOSS_PICTURE, LOSSES, SAMPLES, loss_picture
@@ -29,12 +29,12 @@ def save_checkpoint(trainer: Trainer, file: Path) -> None:
 
 
 def resume(trainer: Trainer, file: Path) -> None:
-    """Go on from a checkpoint; raises StandInError for one of another training."""
+    """Go on from a checkpoint; raises UserError for one of another training."""
     saved = torch.load(file, map_location="cpu", weights_only=True)
     differing = [name for name, value in _told(trainer).items()
                  if name not in FREE and saved["settings"].get(name) != value]
     if differing:
-        raise StandInError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
+        raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
                            "another name to begin anew.")
     trainer.restore(saved)
 
@@ -45,13 +45,13 @@ def _told(trainer: Trainer) -> dict:
 
 
 def check_replaceable(file: Path, origin: dict[str, str]) -> None:
-    """Raise StandInError where the file is there already and was not made by a training of this origin."""
+    """Raise UserError where the file is there already and was not made by a training of this origin."""
     if not file.exists():
         return
     with safetensors.safe_open(file, "pt") as weights:
         said = weights.metadata() or {}
     if any(said.get(key, "") != value for key, value in origin.items()):
-        raise StandInError(f"{file} is there already, and not of this training: take another name.")
+        raise UserError(f"{file} is there already, and not of this training: take another name.")
 
 
 class TrainingRun:
@@ -73,7 +73,7 @@ class TrainingRun:
         """Train up to the last step, from the checkpoint if there is one; yields (steps done, loss) after each.
 
         However it ends, by an error, an interrupt, or because nobody asks for the next step, what was learnt is in the
-        checkpoint. Raises StandInError where that cannot be written; the one before it is then still there.
+        checkpoint. Raises UserError where that cannot be written; the one before it is then still there.
         """
         trainer = self.trainer
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,5 +132,5 @@ class TrainingRun:
         try:
             yield
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # in turn Python's, torch's, safetensors'
-            raise StandInError(f"step {self.trainer.step} could not be written to {self.folder} ({error}): make room "
+            raise UserError(f"step {self.trainer.step} could not be written to {self.folder} ({error}): make room "
                                "there and start again; it goes on from the last checkpoint.") from error

@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..folders import find_file
 from . import session
 from .config import FileSettings, TrainConfig
@@ -26,7 +26,7 @@ def train(config: TrainConfig, method: Method, file: Path, say: Say, accelerator
     say: takes a line for the user.
     accelerator: see ``Trainer``; its first process makes the data.
 
-    Raises StandInError that says what to mend.
+    Raises UserError that says what to mend.
     """
     is_first = accelerator is None or accelerator.is_main_process
     model_file = find_file("diffusion_models", config.files.diffusion_model)
@@ -69,5 +69,5 @@ def _captioner(name: str) -> Captioner | None:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise StandInError(f"captioner is {name}, which cannot be imported ({error}): needed is module:function, a "
+        raise UserError(f"captioner is {name}, which cannot be imported ({error}): needed is module:function, a "
                            "function of frames [n, H, W, 3] uint8 that returns a caption.") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import pydantic
 import pydantic_core
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .data.pairs import PairSettings
 from .data.settings import DataSettings
 from .settings import EXPERTS, AdapterSettings, SampleSettings, TrainSettings
@@ -55,12 +55,12 @@ class TrainConfig(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
 def read_config(path: Path) -> TrainConfig:
     """The configuration of a file, from whose folder relative paths in it are taken.
 
-    Raises StandInError that names every key that is wrong.
+    Raises UserError that names every key that is wrong.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StandInError(f"{path} cannot be read ({error}): it must be a TOML file.") from error
+        raise UserError(f"{path} cannot be read ({error}): it must be a TOML file.") from error
     config = parse_config(table)
     here = path.resolve().parent
     folders = {name: str(here / getattr(config.files, name)) for name in ("videos", "data")}
@@ -68,16 +68,16 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def parse_config(table: dict) -> TrainConfig:
-    """The configuration of a table as TOML gives it; raises StandInError that names every key that is wrong."""
+    """The configuration of a table as TOML gives it; raises UserError that names every key that is wrong."""
     try:
         # in strict mode, pydantic makes dataclasses of JSON's tables but not of dictionaries
         config = TrainConfig.model_validate_json(pydantic_core.to_json(table, inf_nan_mode="constants"))
     except pydantic.ValidationError as error:
-        raise StandInError(" ".join(map(_in_words, error.errors()))) from error
+        raise UserError(" ".join(map(_in_words, error.errors()))) from error
     if config.adapter.expert == "single":
         return config
     if table.get("train", {}).keys() & {"noise_from", "noise_to"}:
-        raise StandInError(f"expert is {config.adapter.expert}, which sets the noise levels: take noise_from and "
+        raise UserError(f"expert is {config.adapter.expert}, which sets the noise levels: take noise_from and "
                            "noise_to out of [train], or set expert to single.")
     noise_from, noise_to = EXPERTS[config.adapter.expert]
     return config.model_copy(update={

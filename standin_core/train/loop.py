@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from .data.shards import Example
 from .flow_matching import flow_matching_loss
 from .method import Batch, Learner
@@ -29,16 +29,16 @@ class Trainer:
     origin: what else tells this training from others (its data, its base model).
     accelerator: ``accelerate.Accelerator`` where several devices train together, with a process for each.
 
-    Raises StandInError where there are no examples, and where the devices cannot share a step evenly.
+    Raises UserError where there are no examples, and where the devices cannot share a step evenly.
     """
 
     def __init__(self, learner: Learner, examples: Sequence[Example], settings: TrainSettings,
                  origin: dict[str, str] | None = None, accelerator=None):
         if not len(examples):
-            raise StandInError("there are no examples to train on: see what the preparation of the data dropped.")
+            raise UserError("there are no examples to train on: see what the preparation of the data dropped.")
         self.share = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         if settings.batch_size % self.share[1]:
-            raise StandInError(f"batch_size is {settings.batch_size} and {self.share[1]} devices share it: take a "
+            raise UserError(f"batch_size is {settings.batch_size} and {self.share[1]} devices share it: take a "
                                "multiple of their number.")
         self.learner, self.examples, self.settings, self.accelerator = learner, examples, settings, accelerator
         self.origin = origin or {}
@@ -65,7 +65,7 @@ class Trainer:
         """Take one step; returns its loss.
 
         A loss or gradients that are no numbers change nothing, and NaN is returned; after MOST_BAD_STEPS of them in a
-        row StandInError is raised.
+        row UserError is raised.
         """
         self.optimizer.zero_grad(set_to_none=True)
         value = self._gradients(self.draw(self.step))
@@ -86,7 +86,7 @@ class Trainer:
         self.whole = True
         self.bad_steps = 0 if good else self.bad_steps + 1
         if self.bad_steps == MOST_BAD_STEPS:
-            raise StandInError(f"loss or gradients were no numbers in {MOST_BAD_STEPS} steps in a row, up to step "
+            raise UserError(f"loss or gradients were no numbers in {MOST_BAD_STEPS} steps in a row, up to step "
                                f"{self.step}, and changed nothing: look at the data, or lower the learning rate, and "
                                "start again.")
         return value if good else math.nan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import safetensors
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..wan import Wan
 from .method import Method, ModelSize
 from .settings import TrainSettings
@@ -16,15 +16,15 @@ PARAMETER_BYTES = 4  # float32
 
 
 def model_size(file: Path) -> ModelSize:
-    """Read from the header of a safetensors file of a Wan; raises StandInError for another file."""
+    """Read from the header of a safetensors file of a Wan; raises UserError for another file."""
     try:
         with safetensors.safe_open(file, "pt") as weights:
             shapes = {int(match[1]): weights.get_slice(key).get_shape()
                       for key in weights.offset_keys() if (match := FFN.search(key)) and "vace" not in key}
     except Exception as error:  # safetensors has its own kinds
-        raise StandInError(f"{file} cannot be read as safetensors ({error}): name the model's file.") from error
+        raise UserError(f"{file} cannot be read as safetensors ({error}): name the model's file.") from error
     if not shapes:
-        raise StandInError(f"{file.name} has no blocks of a Wan model in it: name the model's file.")
+        raise UserError(f"{file.name} has no blocks of a Wan model in it: name the model's file.")
     ffn_dim, dim = shapes[0]
     return ModelSize(dim, ffn_dim, len(shapes), file.stat().st_size)
 

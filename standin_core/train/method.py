@@ -53,7 +53,7 @@ class Method(Protocol):
     origin: dict[str, str]
 
     def check(self, wan: Wan) -> None:
-        """Raise StandInError where the method cannot train this model; nothing of it is loaded yet."""
+        """Raise UserError where the method cannot train this model; nothing of it is loaded yet."""
 
     def parameters(self, size: ModelSize) -> int:
         """How many numbers are trained."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..sampler import SamplerSettings
 from ..wan import WITH_GRADIENTS, Wan
 from .checkpoints import TrainingRun, check_replaceable
@@ -36,12 +36,12 @@ def training_run(model, method: Method, shards: Path, folder: Path, adapter: Ada
     base_model: the model's name, for the file that is made.
     accelerator: see ``Trainer``.
 
-    Raises StandInError for a model that is not a Wan from text alone, and where the method cannot train it.
+    Raises UserError for a model that is not a Wan from text alone, and where the method cannot train it.
     """
     model = trainable(model)
     wan, examples = Wan(model.model, WITH_GRADIENTS), CachedExamples(shards)
     if not wan.from_text_alone:
-        raise StandInError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
+        raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
                            "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
     method.check(wan)
     size, (video, photo) = size_of(wan), (wan.count(latent.shape) for latent in (examples[0].video, examples[0].photos))
@@ -80,7 +80,7 @@ def train(model, method: Method, shards: Path, file: Path, adapter: AdapterSetti
     on_step: takes steps done and loss, and may raise to interrupt: the next call goes on.
     others: as in ``training_run``.
 
-    Raises StandInError, too, where the file is there and is not of this training, and where memory does not suffice.
+    Raises UserError, too, where the file is there and is not of this training, and where memory does not suffice.
     """
     folder = shards.parent / RUNS / adapter.name
     with torch.inference_mode(False), torch.enable_grad():
@@ -91,7 +91,7 @@ def train(model, method: Method, shards: Path, file: Path, adapter: AdapterSetti
                 for step, loss in steps:
                     on_step(step, loss)
         except comfy.model_management.OOM_EXCEPTION as error:
-            raise StandInError(f"the device is out of memory ({error}): take fewer frames or a smaller picture, "
+            raise UserError(f"the device is out of memory ({error}): take fewer frames or a smaller picture, "
                                "checkpointing, together 1, or weights in fp8; scripts/train.py --dry-run says how much "
                                "each needs.") from error
         run.finish(file)
@@ -113,7 +113,7 @@ def trainable(model):
     try:
         return model.clone(disable_dynamic=True) if dynamic else model.clone(force_deepcopy=True)
     except (TypeError, RuntimeError) as error:  # before 0.30, or a loader that does not say how to load again
-        raise StandInError(f"this model cannot be loaded again for training ({error}): take Load Diffusion Model of "
+        raise UserError(f"this model cannot be loaded again for training ({error}): take Load Diffusion Model of "
                            "ComfyUI 0.30 or newer, or train with scripts/train.py.") from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import StandInError
+from ..contracts import UserError
 from ..folders import plain_name
 
 # noise levels of Wan 2.2's experts: the boundary of its text-to-video model (Wan 2.2, wan/configs/wan_t2v_A14B.py)
@@ -34,7 +34,7 @@ class TrainSettings:
     checkpointing: keep no activations inside the model's blocks but compute them again in the backward pass.
     seed: decides all that is drawn.
 
-    Raises StandInError for values that cannot be.
+    Raises UserError for values that cannot be.
     """
 
     steps: int = 3000
@@ -56,11 +56,11 @@ class TrainSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "together", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
             if getattr(self, name) <= 0:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is more than 0.")
+                raise UserError(f"{name} is {getattr(self, name)}, needed is more than 0.")
         if not 0 <= self.ema < 1:
-            raise StandInError(f"ema is {self.ema}, needed is at least 0 and less than 1, like 0.999.")
+            raise UserError(f"ema is {self.ema}, needed is at least 0 and less than 1, like 0.999.")
         if not 0 <= self.noise_from < self.noise_to <= 1:
-            raise StandInError(f"the noise levels are {self.noise_from} to {self.noise_to}, needed is a range within 0 "
+            raise UserError(f"the noise levels are {self.noise_from} to {self.noise_to}, needed is a range within 0 "
                                "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
 
     def sigma(self, uniform: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class AdapterSettings:
     expert: one of EXPERTS, which sets the noise levels.
     start_from: a file to go on from, by its path or its name in ComfyUI's folder; its rank then counts.
 
-    Raises StandInError for values that cannot be.
+    Raises UserError for values that cannot be.
     """
 
     name: str
@@ -97,9 +97,9 @@ class AdapterSettings:
 
     def __post_init__(self):
         if self.expert not in EXPERTS:
-            raise StandInError(f"expert is {self.expert}, needed is one of {', '.join(EXPERTS)}.")
+            raise UserError(f"expert is {self.expert}, needed is one of {', '.join(EXPERTS)}.")
         if self.rank < 1:
-            raise StandInError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
+            raise UserError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
         plain_name(self.name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from ...contracts import StandInError
+from ...contracts import UserError
 from ...evaluation import CompareSettings, load_embedder
 from .encoders import Encoders, data_hash, encode_clips
 from .manifest import manifest_clips, summary
@@ -29,7 +29,7 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     clip_vision: ComfyUI's CLIP vision model, which finds the pairs where no face recognition network can run.
     captioner: is asked for the captions that are missing.
 
-    Returns the folder of the shards, which is named by a hash of all that they follow from. Raises StandInError where
+    Returns the folder of the shards, which is named by a hash of all that they follow from. Raises UserError where
     nothing is left to train on, and where the disk is full.
     """
     try:
@@ -37,7 +37,7 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
         with torch.inference_mode():
             return _made(sources, folder, settings, encoders, say, pairs, clip_vision, captioner)
     except (OSError, safetensors.SafetensorError) as error:
-        raise StandInError(f"the data could not be written to {folder} ({error}): make room there and start again; it "
+        raise UserError(f"the data could not be written to {folder} ({error}): make room there and start again; it "
                            "goes on.") from error
 
 
@@ -53,7 +53,7 @@ def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, 
         say(f"{len(clips)} clips have photos of other videos of the person ({embedder.name}); {len(alone)} have none "
             f"of similarity {pairs.lowest:g} to {pairs.highest:g} and are dropped: {', '.join(alone) or 'none'}")
     if not clips:
-        raise StandInError(f"there is nothing to train on: {summary(folder)}; see {folder} for each video.")
+        raise UserError(f"there is nothing to train on: {summary(folder)}; see {folder} for each video.")
     shards = folder / f"shards_{data_hash(clips, kept_settings(folder), encoders.fingerprint())}"
     for line in encode_clips(shards, clips, videos, folder, settings, encoders):
         say(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ...contracts import StandInError
+from ...contracts import UserError
 
 
 class Reason(enum.Enum):
@@ -35,7 +35,7 @@ class Drop:
         return ": ".join(filter(None, (self.reason.value, self.detail)))
 
 
-class Unusable(StandInError):
+class Unusable(UserError):
     """A video or a photo that is left out while the others are read; ``drop`` says why."""
 
     def __init__(self, reason: Reason, detail: str = ""):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from ...contracts import StandInError
+from ...contracts import UserError
 from ...evaluation.embedders import Embedder
 from ...evaluation.measures import cosine
 from ...files import replacing
@@ -31,7 +31,7 @@ class PairSettings:
         0.99 to end with, measured on ArcFace's vectors.
     embedder: one of ``evaluation.EMBEDDERS``.
 
-    Raises StandInError for a range that is empty or lies outside of -1 to 1.
+    Raises UserError for a range that is empty or lies outside of -1 to 1.
     """
 
     lowest: float = 0.7
@@ -40,7 +40,7 @@ class PairSettings:
 
     def __post_init__(self):
         if not -1 <= self.lowest < self.highest <= 1:
-            raise StandInError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, needed is a range "
+            raise UserError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, needed is a range "
                                "within -1 to 1, like 0.7 to 0.9.")
 
 

@@ -34,7 +34,7 @@ def face_crops(frames: list[tuple[int, np.ndarray]], face: FaceSettings) -> Iter
 
 
 def check_cropping(face: FaceSettings) -> None:
-    """Crop an empty picture; raises StandInError where the detector or the parser cannot run here."""
+    """Crop an empty picture; raises UserError where the detector or the parser cannot run here."""
     crop_faces(torch.ones(1, 64, 64, 3), dataclasses.replace(face, no_face="whole image"))
 
 

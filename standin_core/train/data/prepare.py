@@ -39,7 +39,7 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
     folder: of the data.
     captioner: is asked where a source has no caption.
 
-    Raises StandInError where the folder holds data of other settings, and where no face can be looked for here.
+    Raises UserError where the folder holds data of other settings, and where no face can be looked for here.
     """
     (folder / photos.FOLDER).mkdir(parents=True, exist_ok=True)
     keep_settings(folder, settings)

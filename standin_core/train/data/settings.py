@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...contracts import StandInError
+from ...contracts import UserError
 from ...face import FaceSettings
 from ...files import replacing
 from ...latents import FRAMES_PER_LATENT
@@ -25,7 +25,7 @@ class DataSettings:
     seed: decides which frames become photos.
     face: how the photos are cropped.
 
-    Raises StandInError for sizes that Wan's VAE cannot take.
+    Raises UserError for sizes that Wan's VAE cannot take.
     """
 
     fps: float = 25.0
@@ -38,18 +38,18 @@ class DataSettings:
 
     def __post_init__(self):
         if self.frames % FRAMES_PER_LATENT != 1 or self.frames < 5:
-            raise StandInError(f"frames is {self.frames}, needed is a multiple of 4 and 1 more, like 81: Wan's VAE "
+            raise UserError(f"frames is {self.frames}, needed is a multiple of 4 and 1 more, like 81: Wan's VAE "
                                "makes one latent frame of 4.")
         for name in ("width", "height"):
             if getattr(self, name) % 16 or getattr(self, name) <= 0:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is a multiple of 16, like 832 or 480.")
+                raise UserError(f"{name} is {getattr(self, name)}, needed is a multiple of 16, like 832 or 480.")
         for name in ("fps", "references"):
             if getattr(self, name) <= 0:
-                raise StandInError(f"{name} is {getattr(self, name)}, needed is more than 0.")
+                raise UserError(f"{name} is {getattr(self, name)}, needed is more than 0.")
 
 
 def keep_settings(folder: Path, settings: DataSettings) -> None:
-    """Note the settings that the data of a folder is made with; raises StandInError where it was made with others."""
+    """Note the settings that the data of a folder is made with; raises UserError where it was made with others."""
     now, file = dataclasses.asdict(settings), folder / FILE
     del now["face"]["download_missing"]  # changes nothing of what is made
     if not file.exists():
@@ -59,7 +59,7 @@ def keep_settings(folder: Path, settings: DataSettings) -> None:
     before = kept_settings(folder)
     differing = sorted(name for name in now if before.get(name) != now[name])
     if differing:
-        raise StandInError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
+        raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
                            "another folder.")
 
 

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ...contracts import StandInError
+from ...contracts import UserError
 from ...files import replacing
 from .dropped import Drop
 
@@ -65,7 +65,7 @@ def write_shards(folder: Path, names: list[str],
 class CachedExamples(Sequence[Example]):
     """The examples of a folder of shards, read from the disk as they are asked for.
 
-    Raises StandInError where there are none.
+    Raises UserError where there are none.
     """
 
     def __init__(self, folder: Path):
@@ -75,7 +75,7 @@ class CachedExamples(Sequence[Example]):
                 self._files |= {key.removeprefix(VIDEO): file for key in shard.offset_keys() if key.startswith(VIDEO)}
         self.names = list(self._files)
         if not self.names:
-            raise StandInError(f"there is nothing to train on in {folder}: see what was dropped while it was made.")
+            raise UserError(f"there is nothing to train on in {folder}: see what was dropped while it was made.")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...contracts import StandInError
+from ...contracts import UserError
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # those of ComfyUI's dataset nodes
 
@@ -27,11 +27,11 @@ class Source:
 def sources_in(folder: Path) -> list[Source]:
     """Every video below a folder, by name, with the caption in the .txt file of the same name beside it.
 
-    Raises StandInError where there is no video, and for a caption that is not UTF-8.
+    Raises UserError where there is no video, and for a caption that is not UTF-8.
     """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise StandInError(f"there is no video in {folder}: put files there, with a caption in a .txt file of the same "
+        raise UserError(f"there is no video in {folder}: put files there, with a caption in a .txt file of the same "
                            "name beside each.")
     return [Source(path, path.relative_to(folder).as_posix(), _caption(path)) for path in found]
 
@@ -42,26 +42,26 @@ def sources_of(videos: list, captions: list[str]) -> list[Source]:
     videos: as Load Video-Text (from Folder) gives them.
     captions: one for each video.
 
-    Raises StandInError for a video that is not a whole file, for two files of one name, and for another number of
+    Raises UserError for a video that is not a whole file, for two files of one name, and for another number of
     captions than of videos.
     """
     if len(videos) != len(captions):
-        raise StandInError(f"{len(videos)} videos and {len(captions)} captions came, needed is one for each: connect "
+        raise UserError(f"{len(videos)} videos and {len(captions)} captions came, needed is one for each: connect "
                            "both outputs of Load Video-Text (from Folder).")
     sources = {}
     for video, caption in zip(videos, captions):
         path = video.get_stream_source()
         if hasattr(video, "get_active_trim_window") and any(video.get_active_trim_window()):
-            raise StandInError("a video came that is trimmed, and its file is read from end to end: save the trimmed "
+            raise UserError("a video came that is trimmed, and its file is read from end to end: save the trimmed "
                                "video, and load its folder with Load Video-Text (from Folder).")
         if not isinstance(path, str):
-            raise StandInError("a video came that is no file, and the clips are read from files: save it, and load the "
+            raise UserError("a video came that is no file, and the clips are read from files: save it, and load the "
                                "folder with Load Video-Text (from Folder).")
         sources.setdefault(path, Source(Path(path), Path(path).name, caption))
     names = Counter(source.name for source in sources.values())
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice:
-        raise StandInError(f"two videos are called {twice}: give them names of their own.")
+        raise UserError(f"two videos are called {twice}: give them names of their own.")
     return list(sources.values())
 
 
@@ -70,4 +70,4 @@ def _caption(video: Path) -> str | None:
     try:
         return (file.read_text(encoding="utf-8").strip() or None) if file.is_file() else None
     except UnicodeDecodeError as error:
-        raise StandInError(f"{file} is not UTF-8 ({error}): save it as UTF-8.") from error
+        raise UserError(f"{file} is not UTF-8 ({error}): save it as UTF-8.") from error
