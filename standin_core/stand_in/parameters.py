@@ -6,6 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from ..files import replacing
 from .adapter import Adapter, official_key, parse_adapter
 from .variant import PAPER, Variant
 
@@ -50,6 +51,5 @@ def save_adapter(weights: dict[str, torch.Tensor], path: Path, metadata: dict[st
     ``parameters``; metadata: what the file shall say of itself (base model, data, steps).
     """
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-    unfinished = path.with_suffix(".part")
-    safetensors.torch.save_file(weights, unfinished, metadata={"format": "pt", **metadata})
-    unfinished.replace(path)  # a full disk leaves the last good file
+    with replacing(path) as part:
+        safetensors.torch.save_file(weights, part, metadata={"format": "pt", **metadata})
