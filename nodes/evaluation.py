@@ -30,12 +30,13 @@ class IdentityReport(io.ComfyNode):
                     "The photo that was given to the model. Further pictures in the batch are other photos of the "
                     "same person; they add the copy-paste measure.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "Any model from Load CLIP Vision. It tells faces apart less finely than insightface, but also "
-                    "compares subjects without a face. If it is connected, the report adds the CLIP distance of whole "
-                    "pictures.")),
+                    "Any model from Load CLIP Vision. It tells faces apart less finely than a face recognition "
+                    "network, but also compares subjects without a face. If it is connected, the report adds the CLIP "
+                    "distance of whole pictures.")),
                 io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
-                    'What compares the pictures. "auto" uses insightface if you installed it with a model pack, else '
-                    'CLIP vision. Figures of different embedders cannot be compared.')),
+                    'The network that compares the pictures. "auto" uses insightface if you installed it with a model '
+                    'pack, else "arcface" (the ArcFace of facexlib) or "sface" if its file is installed, else CLIP '
+                    'vision. Figures of different embedders cannot be compared.')),
                 io.Combo.Input("region", options=list(REGIONS), tooltip=(
                     '"face" compares the largest face of each frame. "whole frame" compares the entire frame, for '
                     'subjects without a face, and needs CLIP vision.')),

@@ -67,7 +67,7 @@ class FacePreprocess(io.ComfyNode):
                     'What removes the background. "auto" uses BiSeNet if its file is installed and keeps the '
                     'background otherwise; "bisenet" needs the file; "none" keeps the background. A connected '
                     'subject_mask replaces the parser.')),
-                download_input(),
+                download_input("; BiSeNet 53 MB"),
                 min_score_input(),
                 io.Combo.Input("border_rule", options=[FROM_PRESET, *BORDER_RULES], **ADVANCED, tooltip=(
                     'When a face counts as filling the photo, which is then padded whole instead of cropped. "all '

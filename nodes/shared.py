@@ -20,7 +20,8 @@ ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__
 def detector_input():
     return io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
         'What finds the face. "auto" uses RetinaFace if its file is installed, else insightface if you installed it, '
-        'else the built-in cascade (frontal faces only, no key points). "none" looks for no face.'))
+        'else YuNet if its file is installed, else the built-in cascade (frontal faces only, no key points). "none" '
+        'looks for no face.'))
 
 
 def min_score_input():
@@ -29,10 +30,11 @@ def min_score_input():
         "lower finds more faces and more false ones."))
 
 
-def download_input():
+def download_input(others: str = ""):
+    """others: the files that the node needs beside a detector."""
     return io.Boolean.Input("download_missing", default=False, tooltip=(
-        "On: downloads missing face models (detector 110 MB, parser 53 MB) from facexlib's releases on GitHub into "
-        "models/facexlib and checks their hashes. Off: downloads nothing."))
+        f'On: downloads missing face models (RetinaFace 110 MB, or YuNet 0.2 MB if detector is "yunet"{others}) from '
+        'their publishers on GitHub into models/facexlib and checks their hashes. Off: downloads nothing.'))
 
 
 def given_face_inputs(where: str):

@@ -112,8 +112,8 @@ class ApplyIdentityBranch(io.ComfyNode):
                 io.Combo.Input("cache", options=list(CACHE_MODES), optional=True, **ADVANCED, tooltip=(
                     'Where the key/value cache of the identity is kept. "resident": GPU memory (839 MB for a 14B '
                     'model); "fp8": half of that, with rounding that changes the result; "offloaded": system memory; '
-                    '"streaming": no cache, recomputed in every model call (3 % slower with the model weights on the '
-                    'GPU). "auto": resident if it fits, else offloaded.')),
+                    '"streaming": no cache, recomputed in every model call (1.3 % of the FLOPs of one pass over a '
+                    'video of 832x480 and 81 frames). "auto": resident if it fits, else offloaded.')),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )

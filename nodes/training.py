@@ -69,8 +69,8 @@ class PrepareTrainingData(io.ComfyNode):
                     'drops clips without a partner.')),
                 io.Float.Input("lowest_similarity", default=0.7, min=-1.0, max=1.0, step=0.01, **ADVANCED, tooltip=(
                     'Used by "other videos" only: photos below this similarity count as somebody else. Higher is '
-                    'stricter and finds fewer photos. The default is for ArcFace (insightface); other embedders need '
-                    'other values.')),
+                    'stricter and finds fewer photos. The default is from Concat-ID, which used ArcFace; SFace and '
+                    'CLIP vision need other values.')),
                 io.Float.Input("highest_similarity", default=0.9, min=-1.0, max=1.0, step=0.01, **ADVANCED, tooltip=(
                     'Used by "other videos" only: photos above this similarity are nearly the same picture and are '
                     'left out. Higher finds more photos and teaches the model more copying.')),
@@ -80,11 +80,11 @@ class PrepareTrainingData(io.ComfyNode):
                     "Side of the reference photos in pixels. Use the size that you will later give the model; the "
                     "Stand-In authors use 512.")),
                 detector_input(),
-                download_input(),
+                download_input('; BiSeNet 53 MB; ArcFace 175 MB for "other videos"'),
                 io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, **ADVANCED, tooltip=(
                     "Seed of the random choice of reference photos. Keep it to continue an interrupted run.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    'Used by "other videos" only, if insightface is not installed. It tells people apart less '
+                    'Used by "other videos" only, if no face recognition network can run. It tells people apart less '
                     'finely.')),
             ],
             outputs=[

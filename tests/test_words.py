@@ -1,5 +1,9 @@
 """What users read: a help page for every node in both languages, and translations that fit the schemas."""
+import ast
+import functools
 import json
+import math
+import re
 
 import pytest
 
@@ -7,10 +11,18 @@ import pack
 from support.environment import PACK
 
 LANGUAGES = ("en", "zh")
+MENDING = {"en": "## When something goes wrong", "zh": "## 出错时"}
+ANYTHING = "…"  # stands for what an f-string fills in, and for what a help page leaves out
 
 
 def words(language):
     return json.loads((PACK / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def help_page(name, language):
+    """ComfyUI serves docs/<node>/<language>.md of a pack's web folder, and docs/<node>.md for English."""
+    page = f"{name}.md" if language == "en" else f"{name}/{language}.md"
+    return (PACK / "web" / "docs" / page).read_text(encoding="utf-8")
 
 
 def schemas():
@@ -47,13 +59,63 @@ def test_chinese_is_chinese():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_node_has_a_help_page(language):
-    """ComfyUI serves docs/<node>/<language>.md of a pack's web folder, and docs/<node>.md for English."""
-    docs = PACK / "web" / "docs"
     for name, schema in schemas().items():
-        page = docs / (f"{name}.md" if language == "en" else f"{name}/{language}.md")
-        text = page.read_text(encoding="utf-8")
+        text = help_page(name, language)
         named = [*(each.id for each in schema.inputs), *(each.display_name for each in schema.outputs)]
         assert [name for name in named if name and f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", sorted(pack.node_classes()))
+def test_quoted_errors_are_the_codes(name, language):
+    _, mending = help_page(name, language).split(MENDING[language])
+    quotes = re.findall(r'"([^"]+)"', mending)
+    assert quotes
+    assert [quote for quote in quotes if not is_said(parts_of(quote))] == []
+
+
+@functools.cache
+def sentences():
+    """Every string of the code in parts; docstrings are left out."""
+    found = set()
+    for folder in ("standin_core", "nodes"):
+        for path in (PACK / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.JoinedStr):
+                    found.add(parts_of("".join(
+                        part.value if isinstance(part, ast.Constant) else ANYTHING for part in node.values)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+                    found.add(parts_of(node.value))
+    return found
+
+
+def parts_of(text):
+    """The words, the numbers and ANYTHING, without the signs between them."""
+    return tuple(re.findall(rf"[^\W\d_]+|\d+|{ANYTHING}", text.replace("...", ANYTHING)))
+
+
+def is_said(quote):
+    """Whether the quote is a piece of a sentence that gives more than half of its words."""
+    half = sum(part != ANYTHING for part in quote) / 2
+    return any(own_words(quote, sentence[start:]) > half
+               for sentence in sentences() if sum(part in sentence for part in quote) > half  # it is faster
+               for start in range(len(sentence)))
+
+
+@functools.cache
+def own_words(quote, sentence):
+    """How many words of the quote the sentence gives itself, if it begins with the quote; else -inf.
+
+    What is filled in is a number, a string of one word (the name of a choice), or left out in the quote.
+    """
+    if not quote or not sentence:
+        return -math.inf if quote else 0
+    if sentence[0] == ANYTHING:
+        filled_in = quote[0] == ANYTHING or quote[0].isdigit() or quote[:1] in sentences()
+        return max(own_words(quote, sentence[1:]), own_words(quote[1:], sentence) if filled_in else -math.inf)
+    return 1 + own_words(quote[1:], sentence[1:]) if quote[0] == sentence[0] else -math.inf
 
 
 def test_comfyui_serves_them(server):
