@@ -39,9 +39,10 @@ def test_a_file_that_says_nothing_is_the_papers(tmp_path):
 
 
 def test_an_unknown_name_is_refused(tmp_path):
-    safetensors.torch.save_file(adapter_weights(), tmp_path / "a.safetensors", metadata={"positions": "elsewhere"})
-    with pytest.raises(UserError, match="positions is elsewhere, needed is one of conditional, shared"):
-        load_adapter(tmp_path / "a.safetensors")
+    file, said = tmp_path / "a.safetensors", {"stand_in_positions": "elsewhere"}
+    safetensors.torch.save_file(adapter_weights(), file, metadata=said)
+    with pytest.raises(UserError, match="trained with is elsewhere, needed is one of conditional, shared: update"):
+        load_adapter(file)
 
 
 def test_every_variant_gives_another_video(model, plain):

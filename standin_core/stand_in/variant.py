@@ -13,6 +13,7 @@ from ..contracts import UserError
 from .positions import POSITIONS
 
 RESTRICTED, ORDINARY = ATTENTIONS = ("restricted", "ordinary")
+PREFIX = "stand_in_"  # of the names in an adapter's file, where other trainers write their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +26,19 @@ class Variant:
     def __post_init__(self):
         for name, known in (("positions", POSITIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+                raise UserError(f"the {name} that the adapter was trained with is {getattr(self, name)}, needed is "
+                                   f"one of {', '.join(known)}: update this pack, or take another adapter.")
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the adapter's file says of it: nothing where it is the paper's."""
-        return {} if self == PAPER else dataclasses.asdict(self)
+        return {} if self == PAPER else {PREFIX + name: value for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def of(cls, metadata: dict[str, str]) -> Variant:
         """From what the adapter's file says."""
-        return cls(**{field.name: metadata[field.name] for field in dataclasses.fields(cls) if field.name in metadata})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: metadata[PREFIX + name] for name in names if PREFIX + name in metadata})
 
 
 PAPER = Variant()
