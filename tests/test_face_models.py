@@ -389,7 +389,7 @@ def test_the_detector_is_downloaded_too(monkeypatch, source, detector, model_fil
 
 
 @pytest.mark.parametrize("model_file", MODEL_FILES, ids=lambda model_file: model_file.name)
-def test_what_is_downloaded_over(model_file):
+def test_downloads_are_over_https(model_file):
     """By a connection that cannot be tampered with, from an address that stays; the hash is a SHA-256."""
     assert model_file.url.startswith("https://") and model_file.url.endswith(f"/{model_file.name}")
     assert re.fullmatch("[0-9a-f]{64}", model_file.sha256)

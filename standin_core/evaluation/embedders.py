@@ -167,8 +167,7 @@ def _arcface(min_score: float) -> tuple[str, Detector, Recognizer]:
 def _sface(min_score: float) -> tuple[str, Detector, Recognizer]:
     """SFace, run by OpenCV on the CPU (Zhong et al.: SFace, sigmoid-constrained hypersphere loss, 2021)."""
     detector = load_detector(keypoint_detector(), min_score)
-    nothing = np.empty(0, np.uint8)  # OpenCV asks for a configuration, and an ONNX file has none
-    network = opencv_network(SFACE, lambda weights: cv2.FaceRecognizerSF.create("onnx", weights, nothing),
+    network = opencv_network(SFACE, cv2.FaceRecognizerSF.create,
                              lambda network: network.feature(np.zeros((112, 112, 3), np.uint8)))
     return f"SFace on faces found by {detector.name}", detector, lambda face: network.feature(face)[0]
 

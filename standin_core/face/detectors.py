@@ -187,10 +187,8 @@ def _insightface_refusal() -> str | None:
 
 def _yunet(min_score: float) -> Detector:
     """YuNet, run by OpenCV on the CPU (Wu, Peng, Yu: YuNet, a tiny millisecond-level face detector, 2023)."""
-    nothing = np.empty(0, np.uint8)  # OpenCV asks for a configuration, and an ONNX file has none
-    network = opencv_network(
-        YUNET, lambda weights: cv2.FaceDetectorYN.create("onnx", weights, nothing, (32, 32), min_score),
-        lambda network: network.detect(np.zeros((32, 32, 3), np.uint8)))
+    network = opencv_network(YUNET, lambda *file: cv2.FaceDetectorYN.create(*file, (32, 32), min_score),
+                             lambda network: network.detect(np.zeros((32, 32, 3), np.uint8)))
 
     def scan(photo: np.ndarray) -> list[Face]:
         network.setInputSize(photo.shape[1::-1])

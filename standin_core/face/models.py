@@ -128,14 +128,15 @@ class ManagedNetwork:
 def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
     """A network that OpenCV runs, on the CPU; ``file_refusal(model_file)`` must be None.
 
-    create: takes the bytes of the file, [N] uint8. (OpenCV opens no path with letters outside Windows' code page.)
+    create: takes a format, the bytes of a file and the bytes of a configuration, which ONNX files do not have. (It is
+        not given the path: on Windows, OpenCV opens no path with letters outside the system's code page.)
     try_out: runs the network once, which tells another network from the right one.
 
     Raises UserError for a file that is broken or holds another network.
     """
     path = find_model(model_file.name)
     try:
-        network = create(np.fromfile(path, np.uint8))
+        network = create("onnx", np.fromfile(path, np.uint8), np.empty(0, np.uint8))
         try_out(network)
     except cv2.error as error:
         raise _broken(path, model_file) from error
