@@ -15,7 +15,7 @@ import pack
 from support.environment import PACK
 
 PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-VERSIONS = re.findall(r"^## (\S+)$", (PACK / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+VERSIONS = re.findall(r"^## (\d\S*)$", (PACK / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def git(*arguments):
