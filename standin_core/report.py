@@ -15,9 +15,14 @@ LISTENER = "stand_in_report_sink"  # in ComfyUI's transformer_options
 class ReportedIdentity(Protocol):
     """What one identity of a run was told: a dataclass of its method."""
 
-    strength: float
-    start_percent: float
-    end_percent: float
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def start_percent(self) -> float: ...
+
+    @property
+    def end_percent(self) -> float: ...
 
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
         """One fact a line, about a run in which it was read. video_grid: as in RunReport."""
@@ -79,6 +84,7 @@ def as_text(report: RunReport) -> str:
                             for identity in report.identities)
         return (f"{report.model}: identity not applied ({windows}); {report.steps} steps, {report.ms_per_step:.0f} ms "
                 "each")
+    assert report.video_grid is not None  # a model call has read the identity
     return "\n".join([  # the first lines are what a node has room for
         f"{report.model}: identity read in {report.identity_calls} of {report.model_calls} model calls",
         f"{report.steps} steps, {report.ms_per_step:.0f} ms each",

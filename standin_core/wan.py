@@ -207,7 +207,7 @@ class Wan:
                                        maps_mass=note is not None, note_mass=note, foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
             # an exception would keep this frame, and with it K and V of the last block
-            identities = reads = None
+            identities, reads = (), []
             yield lambda: sum(module.identity_read for module, _, _ in modules)
         finally:
             for module, original, foreign in modules:

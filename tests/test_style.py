@@ -35,6 +35,11 @@ def test_ruff():
     assert done.returncode == 0, done.stdout
 
 
+def test_mypy():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=PACK, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_packages_are_the_same_in_both_lists():
     """requirements.txt is what users install, pyproject.toml what the registry reads."""
     listed = [line for line in (PACK / "requirements.txt").read_text().splitlines() if not line.startswith("#")]

@@ -150,6 +150,7 @@ def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable
     """
     if choice.path == "concatenate":
         return _concatenate_own if own else _concatenate
+    assert choice.source is not None  # only concatenating has none
     state, extend = choice.source.state, _extend_by_kernel if choice.kernel else _extend_by_state(choice.source.state)
 
     def merge(host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False, scale=None,

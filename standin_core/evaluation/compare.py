@@ -136,20 +136,28 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     if whole is None and clip_vision is not None:
         whole = clip_embedder(clip_vision, whole=True, min_score=settings.min_score)
     pictures = [_picture(photo) for photo in photos]
-    references = [embedder.see(picture, index) for index, picture in enumerate(pictures)]
-    for index, seen in enumerate(references):
+    references = []
+    for index, picture in enumerate(pictures):
+        seen = embedder.see(picture, index)
         if seen is None:
-            raise UserError(f"no face was found in photo {index + 1} of {len(references)} ({embedder.name}): "
+            raise UserError(f"no face was found in photo {index + 1} of {len(pictures)} ({embedder.name}): "
                                "connect a clear photo, lower min_score, or set region to whole frame.")
+        references.append(seen)
     frames, vectors = [], []
     for index, frame in enumerate(images):
         picture = _picture(frame)
         frames.append(embedder.see(picture, index))
         if whole is not None:
-            vectors.append((frames[-1] if whole is embedder else whole.see(picture, index)).vector)
+            vectors.append(_vector(frames[-1] if whole is embedder else whole.see(picture, index)))
         progress()
-    distance = clip_distance(np.stack(vectors), whole.see(pictures[0], 0).vector) if vectors else None
+    distance = None if whole is None else clip_distance(np.stack(vectors), _vector(whole.see(pictures[0], 0)))
     return _compared(embedder, references, frames, distance)
+
+
+def _vector(seen: Seen | None) -> np.ndarray:
+    """[D], of a whole picture, in which there is always something to see."""
+    assert seen is not None
+    return seen.vector
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:
@@ -164,18 +172,19 @@ def _picture(image: torch.Tensor) -> np.ndarray:
 def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | None],
               distance: np.ndarray | None) -> Comparison:
     photo, *others = references
-    seen = [index for index, frame in enumerate(frames) if frame is not None]
+    faces = {index: frame for index, frame in enumerate(frames) if frame is not None}
+    seen = list(faces)
     similarity, nearest, copied, pasted = (np.full(len(frames), math.nan) for _ in range(4))
     if seen:
-        vectors = np.stack([frames[index].vector for index in seen])
+        vectors = np.stack([face.vector for face in faces.values()])
         to_photos = cosine(vectors, np.stack([each.vector for each in references]))
         similarity[seen], nearest[seen] = to_photos[:, 0], to_photos.max(axis=1)
-        copied[seen] = [copied_pixels(frames[index].crop, photo.crop) for index in seen]
+        copied[seen] = [copied_pixels(face.crop, photo.crop) for face in faces.values()]
         if others:
             between = cosine(photo.vector[None], np.stack([each.vector for each in others]))[0]
             pasted[seen] = copy_paste(to_photos[:, 1:], to_photos[:, 0], between)
     return Comparison(embedder.name, similarity, distance, nearest, copied, pasted if others else None,
-                      tuple(frame and frame.crop for frame in frames), photo.crop, len(references))
+                      tuple(None if frame is None else frame.crop for frame in frames), photo.crop, len(references))
 
 
 def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool = False) -> Embedder:

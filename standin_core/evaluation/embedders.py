@@ -71,13 +71,14 @@ def clip_embedder(clip_vision, whole: bool, min_score: float) -> Embedder:
     detector = None if whole else load_detector("auto", min_score)
 
     def see(picture: np.ndarray, index: int) -> Seen | None:
+        height, width = picture.shape[:2]
         if detector is None:
-            place = square_around(None, *picture.shape[:2], HEAD_SCALE, "all sides")
+            place = square_around(None, height, width, HEAD_SCALE, "all sides")
         else:
             face = _largest(detector.find(picture, index))
             if face is None:
                 return None
-            place = square_around(face.box, *picture.shape[:2], HEAD_SCALE, "all sides")
+            place = square_around(face.box, height, width, HEAD_SCALE, "all sides")
         crop = place.cut(picture, CROP_PX, WHITE)
         encoded = clip_vision.encode_image(torch.from_numpy(crop)[None].float() / 255)
         return Seen(encoded["image_embeds"][0].float().cpu().numpy(), crop)
@@ -136,6 +137,7 @@ def _insightface(min_score: float) -> tuple[str, Detector, Recognizer]:
     from insightface.model_zoo import get_model
 
     file = find_insightface(RECOGNITION_FILES)
+    assert file is not None  # or _insightface_refusal would say so
     detector = load_detector("insightface", min_score)
     network = get_model(str(file), providers=["CPUExecutionProvider"])
     network.prepare(ctx_id=-1)
@@ -153,7 +155,7 @@ def _arcface(min_score: float) -> tuple[str, Detector, Recognizer]:
     """
     from facexlib.recognition.arcface_arch import Backbone  # imports half of scipy and numba: 2 s
 
-    detector = load_detector(keypoint_detector(), min_score)
+    detector = _keypoint_detector(min_score)
     managed = ManagedNetwork(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), ARCFACE)
 
     def recognize(face: np.ndarray) -> np.ndarray:
@@ -166,10 +168,16 @@ def _arcface(min_score: float) -> tuple[str, Detector, Recognizer]:
 
 def _sface(min_score: float) -> tuple[str, Detector, Recognizer]:
     """SFace, run by OpenCV on the CPU (Zhong et al.: SFace, sigmoid-constrained hypersphere loss, 2021)."""
-    detector = load_detector(keypoint_detector(), min_score)
+    detector = _keypoint_detector(min_score)
     network = opencv_network(SFACE, cv2.FaceRecognizerSF.create,
                              lambda network: network.feature(np.zeros((112, 112, 3), np.uint8)))
     return f"SFace on faces found by {detector.name}", detector, lambda face: network.feature(face)[0]
+
+
+def _keypoint_detector(min_score: float) -> Detector:
+    name = keypoint_detector()
+    assert name is not None  # or _keypoint_refusal would say so
+    return load_detector(name, min_score)
 
 
 def _keypoint_refusal() -> str | None:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -74,7 +74,7 @@ class Face:
         return (left, top) + POINTS_IN_BOX * (right - left, bottom - top)
 
     def scaled(self, factor: float) -> Face:
-        return Face(tuple(int(edge * factor) for edge in self.box), self.score,
+        return Face(_edges(edge * factor for edge in self.box), self.score,
                     None if self.keypoints is None else self.keypoints * factor)
 
     def moved(self, x: int, y: int) -> Face:
@@ -112,7 +112,7 @@ def load_detector(name: str, min_score: float) -> Detector:
             raise UserError(f"{name} cannot run: {refusal}. Supply what is missing, or set detector to auto.")
         load, _ = BY_NAME[name]
         return load(min_score)
-    notes = []
+    notes: list[str] = []
     for candidate, (load, refuse) in BY_NAME.items():
         refusal = refuse()
         if refusal is None:
@@ -154,8 +154,8 @@ def choose(faces: list[Face], which: str, index: int) -> list[Face]:
 def _retinaface(min_score: float) -> Detector:
     from facexlib.detection.retinaface import RetinaFace  # imports half of scipy and numba: 2 s
 
-    managed = ManagedNetwork(RetinaFace(network_name="resnet50", device=torch.device("cpu")), RETINAFACE)
-    network = managed.network
+    network = RetinaFace(network_name="resnet50", device=torch.device("cpu"))
+    managed = ManagedNetwork(network, RETINAFACE)
 
     def scan(photo: np.ndarray) -> list[Face]:
         managed.load()
@@ -265,8 +265,9 @@ def _on_small_copy(scan: Callable[[np.ndarray], list[Face]],
     return find
 
 
-def _edges(row: np.ndarray) -> tuple[int, int, int, int]:
-    return tuple(int(edge) for edge in row)
+def _edges(row: Iterable[float]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (int(edge) for edge in row)
+    return left, top, right, bottom
 
 
 def installed_models() -> tuple[str, ...]:

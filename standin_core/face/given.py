@@ -45,14 +45,14 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     """
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
-    if not given:
-        return None
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
     if boxes is not None:
         return _from_boxes(boxes)
     if mask is not None:
         return _from_mask(checked_masks(mask, "face_mask", *pictures).numpy() > 0.5)
+    if landmarks is None:
+        return None
     size = tuple(landmarks["image_size"])
     if size != pictures[1:]:
         raise UserError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
@@ -91,7 +91,8 @@ def _from_landmarks(landmarks: dict) -> Detector:
         faces = []
         for found in _of_photo(landmarks["frames"], index, "face_landmarks"):
             mesh = np.asarray(found["landmarks_xy"], np.float64)
-            face = _boxed(*found["bbox_xyxy"], photo, float(found["score"]))
+            left, top, right, bottom = found["bbox_xyxy"]
+            face = _boxed(left, top, right, bottom, photo, float(found["score"]))
             if face is not None:
                 points = np.stack([mesh[list(corners)].mean(axis=0) for corners in MESH_POINTS])
                 faces.append(Face(face.box, face.score, points))
@@ -113,6 +114,5 @@ def _of_photo(for_each, index: int, name: str):
 def _boxed(left: float, top: float, right: float, bottom: float, photo: np.ndarray, score: float) -> Face | None:
     """The part of a box that lies in the photo, or None if no pixel of it does."""
     height, width = photo.shape[:2]
-    left, top = max(int(left), 0), max(int(top), 0)
-    right, bottom = min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
-    return Face((left, top, right, bottom), score) if left < right and top < bottom else None
+    box = max(int(left), 0), max(int(top), 0), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
+    return Face(box, score) if box[0] < box[2] and box[1] < box[3] else None

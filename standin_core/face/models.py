@@ -110,6 +110,7 @@ class ManagedNetwork:
     def __init__(self, network: torch.nn.Module, model_file: ModelFile):
         """Raises UserError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
+        assert path is not None  # or file_refusal would say so
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
@@ -135,6 +136,7 @@ def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
     Raises UserError for a file that is broken or holds another network.
     """
     path = find_model(model_file.name)
+    assert path is not None  # or file_refusal would say so
     try:
         network = create("onnx", np.fromfile(path, np.uint8), np.empty(0, np.uint8))
         try_out(network)

@@ -111,7 +111,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
             raise UserError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: lower "
                                "min_score, choose another detector, connect a box or mask, or set no_face to whole "
                                "image.")
-        for face in faces or [None]:
+        for face in faces or (None,):
             place, done = _place(photo, face, rules, settings)
             crop, removed = _crop(photo, index, place, settings, fill, cut_out.mask)
             crops.append(crop)

@@ -23,7 +23,7 @@ class Preview:
         self._size = max(round(width * self.scale), 1), max(round(height * self.scale), 1)
         self._picture = cv2.resize(photo, self._size, interpolation=cv2.INTER_AREA)
         self._kept = np.zeros(self._picture.shape[:2], np.uint8)
-        self._faces = []
+        self._faces: list[tuple[Face | None, Place]] = []
 
     def add(self, face: Face | None, place: Place, mask: np.ndarray) -> None:
         """Take in a face, or None for the whole photo.

@@ -30,7 +30,7 @@ class Follower:
 
     def pick(self, faces: list[Face]) -> Face | None:
         """The person's face in this frame, or None. The longer it was out of sight, the farther it may have moved."""
-        found = self._first(faces) if self._last is None else self._nearest(faces)
+        found = self._first(faces) if self._last is None else self._nearest(faces, self._last)
         if found is None:
             self.missed += 1
         else:
@@ -45,12 +45,12 @@ class Follower:
             return None
         return choose(faces, self._which, self._index)[0]
 
-    def _nearest(self, faces: list[Face]) -> Face | None:
+    def _nearest(self, faces: list[Face], last: Face) -> Face | None:
         frames = min(self.missed + 1, MEMORY_FRAMES)
-        mine = [face for face in faces if _may_be(face, self._last, frames)
-                and not any(_distance(face, other) < _distance(face, self._last) and _may_be(face, other, age + 1)
+        mine = [face for face in faces if _may_be(face, last, frames)
+                and not any(_distance(face, other) < _distance(face, last) and _may_be(face, other, age + 1)
                             for other, age in self._others)]
-        return min(mine, key=lambda face: _distance(face, self._last), default=None)
+        return min(mine, key=lambda face: _distance(face, last), default=None)
 
     def _remember(self, seen: list[Face]) -> None:
         unseen = [(other, age + 1) for other, age in self._others
@@ -88,7 +88,7 @@ class OneEuro:
         self.forget()
 
     def forget(self) -> None:
-        self._points = self._speed = None
+        self._points: np.ndarray | None = None
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """The points, [5, 2], steadied."""

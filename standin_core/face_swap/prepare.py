@@ -51,8 +51,10 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
     no face in any frame.
     """
     reference, person = _checked_reference(face)
+    assert person.points is not None  # _checked_reference refuses a face without
     length, top, left, height, width = _trim(images)
-    detector = ready_detector(settings, images.shape[:3], face_box, face_mask, face_landmarks)
+    count, full_height, full_width = images.shape[:3]
+    detector = ready_detector(settings, (count, full_height, full_width), face_box, face_mask, face_landmarks)
     follower, steady = Follower(settings.which_face, settings.face_index), OneEuro(settings.smoothing)
     frames, masks = torch.empty(length, height, width, 3), torch.zeros(length, height, width)
     found = held = 0

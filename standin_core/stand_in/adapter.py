@@ -74,7 +74,8 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
-    path, metadata = Path(path), {}
+    path = Path(path)
+    metadata: dict[str, str] = {}
     try:
         if path.suffix in (".safetensors", ".sft"):
             weights = safetensors.torch.load_file(path)

@@ -78,7 +78,7 @@ class AttentionRecorder:
 
     def map(self) -> AttentionMap | None:
         """None where nothing was recorded."""
-        if not self._sums:
+        if self._counts is None or not self._sums:
             return None
         total = sum(each.cpu() for each in self._sums.values())
         return AttentionMap(total / self._counts.clamp(min=1)[:, None, None], self.calls)
@@ -112,7 +112,7 @@ def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:
     if person >= persons:
         raise UserError(f"person is {person} and the model reads {persons}, counted from 0: lower it.")
     calls = sum(each.calls for each in maps)
-    return sum(each.mass[person] * (each.calls / calls) for each in maps)
+    return sum((each.mass[person] * (each.calls / calls) for each in maps), start=torch.zeros(()))
 
 
 def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Tensor:

@@ -108,6 +108,7 @@ class OffloadedLayers:
         return tuple(self._turns[1])
 
     def _fetch(self, block: int) -> None:
+        assert self._stream is not None  # without a GPU nothing is fetched ahead
         # what the block before reads from there has been queued by now
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
@@ -136,7 +137,7 @@ class Fp8Layers:
 
     def __init__(self, layers: Iterable[Layer], heads: int):
         self._heads = heads
-        self._dtype = None
+        self._dtype: torch.dtype  # of the values before they were packed
         self._layers = [tuple(self._pack(tensor) for tensor in layer) for layer in layers]
         self.device_bytes = sum(part.nbytes for layer in self._layers for packed in layer for part in packed)
 
@@ -147,8 +148,9 @@ class Fp8Layers:
         return (split / scale).to(FP8), scale
 
     def __getitem__(self, block: int) -> Layer:
-        return tuple(values.to(self._dtype).mul_(scale.to(self._dtype)).flatten(-2)
-                     for values, scale in self._layers[block])
+        key, value = (values.to(self._dtype).mul_(scale.to(self._dtype)).flatten(-2)
+                      for values, scale in self._layers[block])
+        return key, value
 
     def clear(self) -> None:
         self._layers.clear()
@@ -172,6 +174,7 @@ class StreamingLayers:
         while self._next <= block:
             self._layer = next(self._stream)
             self._next += 1
+        assert self._layer is not None  # a run reads its blocks in order, so it is this block's
         self.device_bytes = 2 * sum(tensor.nbytes for tensor in self._layer)  # the stream's own tokens are as many
         return self._layer
 

@@ -13,6 +13,7 @@ import torch
 
 from ..attention import AttentionChoice, restricted_attention
 from ..contracts import UserError
+from ..joint import JointStream
 from ..wan import RECOMPUTED, Reading, Wan
 from .adapter import Adapter
 from .kv_cache import ResidentLayers
@@ -38,15 +39,16 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
         raise UserError("with ordinary attention nothing can be computed again: train without checkpointing.")
     with differentiable(), contextlib.ExitStack() as stack:
         rotation = wan.rotation(POSITIONS[variant.positions](size, photo_size, TIME_OFFSET, device=reference.device))
+        layers: JointStream | ResidentLayers
         if variant.attention == ORDINARY:
             layers = joint_stream(wan, reference, adapter, rotation)
             attend = layers.attend
         else:
-            call = {}
             if checkpointing:
                 stack.enter_context(wan.checkpointed())
-                call = {"call": RECOMPUTED}
-            layers = ResidentLayers(identity_layers(wan, reference, adapter, **call))
+                layers = ResidentLayers(identity_layers(wan, reference, adapter, call=RECOMPUTED))
+            else:
+                layers = ResidentLayers(identity_layers(wan, reference, adapter))
             attend = restricted_attention(ATTACHED, own=True)
         reading = Reading(0, layers, rotation, torch.zeros(1, 1, device=reference.device), range(len(wan.blocks)))
         stack.enter_context(wan.identity_installed([reading], attend))

@@ -20,11 +20,11 @@ def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.d
     """
     from peft import LoraConfig, inject_adapter_in_model  # 6 s
 
-    linear = {"in_features": dim, "out_features": dim, "bias": False, "device": "meta"}
     module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(
-        torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({which: torch.nn.Linear(**linear) for which in "qkv"})})
+        torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({
+            which: torch.nn.Linear(dim, dim, bias=False, device="meta") for which in "qkv"})})
         for _ in range(blocks))})
-    module.variant = variant
+    module.variant = variant  # type: ignore[assignment]  # PyTorch says tensor or module, and takes any attribute
     for layer in module.modules():
         if isinstance(layer, torch.nn.Linear):  # PEFT looks at device and sizes: one number serves for all of them
             layer.weight = torch.nn.Parameter(torch.zeros(1, device=device).expand(dim, dim), requires_grad=False)
@@ -37,7 +37,7 @@ def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.d
 def as_adapter(module: torch.nn.Module, name: str = "in training") -> Adapter:
     """The parameters themselves of ``new_adapter``, as the identity stream takes them."""
     return parse_adapter({key: parameter for key, parameter in module.named_parameters() if "lora_" in key}, name,
-                         variant=module.variant)
+                         variant=module.variant)  # type: ignore[arg-type]  # as in new_adapter
 
 
 def parameters(adapter: Adapter) -> dict[str, torch.Tensor]:

@@ -7,13 +7,15 @@ block only K and V are needed.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import torch
 
 from ..joint import JointStream
 from ..wan import Block, Modulation, Wan
 from .adapter import Adapter, BlockAdapter
+from .managed import ManagedAdapter
 from .positions import grid_positions
 
 
@@ -34,12 +36,13 @@ class AdaptedBlock(Block):
         return self.attn.v(normed) + self.low_rank.v(normed)
 
 
-def adapted(wan: Wan, adapter: Adapter) -> list[AdaptedBlock]:
-    """The main blocks of the model. adapter: or a ManagedAdapter."""
-    return [AdaptedBlock(block, low_rank) for block, low_rank in zip(wan.blocks, adapter.blocks, strict=True)]
+def adapted(wan: Wan, adapter: Adapter | ManagedAdapter) -> list[AdaptedBlock]:
+    """The main blocks of the model."""
+    low_ranks = cast("Iterable[BlockAdapter]", adapter.blocks)  # a ManagedBlock is called in the same way
+    return [AdaptedBlock(block, low_rank) for block, low_rank in zip(wan.blocks, low_ranks, strict=True)]
 
 
-def joint_stream(wan: Wan, latent: torch.Tensor, adapter: Adapter, rotation: torch.Tensor,
+def joint_stream(wan: Wan, latent: torch.Tensor, adapter: Adapter | ManagedAdapter, rotation: torch.Tensor,
                  kept_tokens: torch.Tensor | None = None) -> JointStream:
     """For an adapter of ordinary attention. latent: [B, 16, 1, h, w], as in ``identity_layers``, a photo for each video
     of the batch; rotation: of the tokens that are kept.
@@ -54,7 +57,8 @@ def _call(part: Callable, *arguments):
     return part(*arguments)
 
 
-def identity_layers(wan: Wan, latent: torch.Tensor, adapter: Adapter, kept_tokens: torch.Tensor | None = None,
+def identity_layers(wan: Wan, latent: torch.Tensor, adapter: Adapter | ManagedAdapter,
+                    kept_tokens: torch.Tensor | None = None,
                     call: Callable = _call) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (K, V) of the identity tokens for one block after the other, [R, N_ref, C] each.
 

@@ -88,7 +88,8 @@ class StandInLearner:
         from peft.optimizers import create_loraplus_optimizer  # 6 s
 
         return create_loraplus_optimizer(
-            self.module, torch.optim.AdamW, lr=settings.learning_rate, loraplus_lr_ratio=settings.loraplus_ratio,
+            self.module,  # type: ignore[arg-type]  # PEFT says PeftModel, and takes any module with its layers
+            torch.optim.AdamW, lr=settings.learning_rate, loraplus_lr_ratio=settings.loraplus_ratio,
             loraplus_weight_decay=settings.weight_decay, weight_decay=settings.weight_decay)
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ class TrainingRun:
         self.trainer, self.folder, self.name = trainer, folder, name
         self.every, self.draw, self.is_main = every, draw, is_main
 
-    def steps(self) -> Iterator[tuple[int, float]]:
+    def steps(self) -> Generator[tuple[int, float], None, None]:
         """Train up to the last step, from the checkpoint if there is one; yields (steps done, loss) after each.
 
         However it ends, by an error, an interrupt, or because nobody asks for the next step, what was learnt is in the

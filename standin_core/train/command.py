@@ -35,6 +35,7 @@ def train(config: TrainConfig, method: Method, file: Path, say: Say, accelerator
         from accelerate.utils import broadcast_object_list
 
         (shards,) = broadcast_object_list([shards])
+    assert shards is not None  # the first process made them, and the others know by now
     comfy.model_management.unload_all_models()
 
     def on_step(step: int, loss: float) -> None:

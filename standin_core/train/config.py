@@ -85,7 +85,8 @@ def parse_config(table: dict) -> TrainConfig:
 
 
 def _in_words(error: pydantic_core.ErrorDetails) -> str:
-    *tables, key = error["loc"]
+    *outer, key = error["loc"]
+    tables = [str(table) for table in outer]
     where = f"[{'.'.join(tables)}]" if tables else "the file"
     match error["type"]:
         case "value_error":  # a sentence of our own
@@ -95,14 +96,15 @@ def _in_words(error: pydantic_core.ErrorDetails) -> str:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{where} has {key!r}, which nothing reads; it may have {', '.join(_keys(tables))}."
         case "dataclass_type":
-            return f"[{'.'.join(error['loc'])}] is {error['input']!r}, needed is a table."
+            return f"[{'.'.join(map(str, error['loc']))}] is {error['input']!r}, needed is a table."
     return f"{where} {key} is {error['input']!r}, needed is {error['msg'].removeprefix('Input should be ')}."
 
 
 def _keys(tables: Sequence[str]) -> list[str]:
     """What may stand in a table."""
-    kind = TrainConfig
+    kind: type = TrainConfig
     for name in tables:
         hint = typing.get_type_hints(kind)[name]
-        kind = next(each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each))
+        kind = next(each for each in (hint, *typing.get_args(hint))
+                    if isinstance(each, type) and dataclasses.is_dataclass(each))
     return list(inspect.signature(kind).parameters)

@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..contracts import UserError
-from .data.shards import Example
+from .data.shards import Examples
 from .flow_matching import flow_matching_loss
 from .method import Batch, Learner
 from .settings import TrainSettings
@@ -32,7 +32,7 @@ class Trainer:
     Raises UserError where there are no examples, and where the devices cannot share a step evenly.
     """
 
-    def __init__(self, learner: Learner, examples: Sequence[Example], settings: TrainSettings,
+    def __init__(self, learner: Learner, examples: Examples, settings: TrainSettings,
                  origin: dict[str, str] | None = None, accelerator=None):
         if not len(examples):
             raise UserError("there are no examples to train on: see what the preparation of the data dropped.")
@@ -123,11 +123,12 @@ class Trainer:
             drawn.append((example.video, noise, example.photos[photo % len(example.photos)], example.context, sigma[0]))
         return [self._batch(drawn[i:i + self.settings.together]) for i in range(0, len(drawn), self.settings.together)]
 
-    def _batch(self, drawn: list[tuple[torch.Tensor, ...]]) -> Batch:
+    def _batch(self, drawn: Sequence[tuple[torch.Tensor, ...]]) -> Batch:
         device = self._device
         video, noise, photo, context, sigma = (torch.stack(each) for each in zip(*drawn))
-        return Batch(*(x.to(device, torch.float32) for x in (video, noise)),
-                     *(x.to(device, self.learner.wan.dtype) for x in (photo, context)), sigma.to(device))
+        video, noise = (x.to(device, torch.float32) for x in (video, noise))
+        photo, context = (x.to(device, self.learner.wan.dtype) for x in (photo, context))
+        return Batch(video, noise, photo, context, sigma.to(device))
 
     def state(self) -> dict:
         """All that the next step follows from, beside the settings and the examples."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_management
+import comfy.sd
 import numpy as np
 import torch
 
@@ -30,8 +31,8 @@ class Encoders:
     clip: Wan's text encoder.
     """
 
-    vae: object
-    clip: object
+    vae: comfy.sd.VAE
+    clip: comfy.sd.CLIP
 
     def latent(self, frames: torch.Tensor) -> torch.Tensor:
         """[4k+1, H, W, 3] in 0..1 -> [16, k+1, h, w], model space."""

@@ -136,7 +136,9 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
     places = sorted({i * length // TOLD for i in range(TOLD)})
     told = {start + place: start for start in starts for place in places} if captioner else {}
     detector = load_detector(settings.face.detector, settings.face.min_score)
-    found, waiting, showing = _Found(), [], []
+    found = _Found()
+    waiting: list[tuple[int, np.ndarray]] = []
+    showing: list[np.ndarray] = []
 
     def crop() -> None:
         for number, photo in photos.face_crops(waiting, settings.face):
@@ -151,7 +153,7 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
         picture = pixels(frame)
         if number in checked and detector.find(_in_clip(picture, settings), number):
             found.with_face.add(checked[number])
-        if number in told:
+        if captioner and number in told:
             showing.append(picture)
             if len(showing) == len(places):
                 found.captions[told[number]] = captioner(np.stack(showing)).strip()

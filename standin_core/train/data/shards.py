@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import safetensors
 import safetensors.torch
@@ -37,6 +38,14 @@ class Example:
     context: torch.Tensor
 
 
+class Examples(Protocol):
+    """What a training draws from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
 def write_shards(folder: Path, names: list[str],
                  encode: Callable[[set[str]], Iterator[tuple[str, Example | Drop]]]) -> Iterator[str]:
     """Write the shards that are not there, or that lack some of their examples; yields a line for each.
@@ -50,7 +59,8 @@ def write_shards(folder: Path, names: list[str],
                if not _is_complete(file := folder / f"shard_{number:05d}.safetensors")}
     examples = encode({name for shard in missing.values() for name in shard})
     for file, shard in missing.items():
-        tensors, dropped = {}, {}
+        tensors: dict[str, torch.Tensor] = {}
+        dropped: dict[str, str] = {}
         for name, example in itertools.islice(examples, len(shard)):
             if isinstance(example, Drop):
                 dropped[name] = str(example)
@@ -62,14 +72,14 @@ def write_shards(folder: Path, names: list[str],
             f"; {name} dropped: {why}" for name, why in dropped.items())
 
 
-class CachedExamples(Sequence[Example]):
+class CachedExamples:
     """The examples of a folder of shards, read from the disk as they are asked for.
 
     Raises UserError where there are none.
     """
 
     def __init__(self, folder: Path):
-        self._files = {}
+        self._files: dict[str, Path] = {}
         for file in sorted(folder.glob("shard_*.safetensors")):
             with safetensors.safe_open(file, "pt") as shard:
                 self._files |= {key.removeprefix(VIDEO): file for key in shard.offset_keys() if key.startswith(VIDEO)}

@@ -48,7 +48,7 @@ def sources_of(videos: list, captions: list[str]) -> list[Source]:
     if len(videos) != len(captions):
         raise UserError(f"{len(videos)} videos and {len(captions)} captions came, needed is one for each: connect "
                            "both outputs of Load Video-Text (from Folder).")
-    sources = {}
+    sources: dict[str, Source] = {}
     for video, caption in zip(videos, captions):
         path = video.get_stream_source()
         if hasattr(video, "get_active_trim_window") and any(video.get_active_trim_window()):
