@@ -38,15 +38,15 @@ class Controls:
     def __post_init__(self):
         if self.strength < 0:
             raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
-                               "paper.")
+                            "paper.")
         if self.start_percent >= self.end_percent:
             raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
-                               "identity would never be read: set end above start.")
+                            "identity would never be read: set end above start.")
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
             raise UserError(f"the strength schedule is {list(self.schedule)}, needed are rising percents from 0 to "
-                               "1 with factors of at least 0, like 0:0, 0.2:1.")
+                            "1 with factors of at least 0, like 0:0, 0.2:1.")
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
@@ -58,7 +58,7 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
             points.append((float(percent), float(factor)))
         except ValueError as error:
             raise UserError(f"the strength schedule has {part!r}, needed is percent:factor, like 0:0, 0.2:1."
-                               ) from error
+                            ) from error
     return tuple(points)
 
 
@@ -111,7 +111,7 @@ def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     touched = torch.nn.functional.adaptive_max_pool2d(masks.float().cpu(), grid).amax(dim=0).flatten() > 0
     if not bool(touched.any()):
         raise UserError("the reference mask is empty, so no identity token would be left: connect the mask of Face "
-                           "Preprocess, or nothing.")
+                        "Preprocess, or nothing.")
     return touched.nonzero()[:, 0]
 
 
@@ -127,6 +127,6 @@ def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Te
         region = largest_in_each(region)
     if len(region) not in (1, frames):
         raise UserError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
-                           f"{frames}, or one for each of its {frames_of(frames)} frames.")
+                        f"{frames}, or one for each of its {frames_of(frames)} frames.")
     pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

@@ -38,7 +38,7 @@ def find_file(folder: str, name: str) -> Path:
     found = folder_paths.get_full_path(folder, name)
     if found is None:
         raise UserError(f"there is no {name} among ComfyUI's {folder}: give a path, or one of "
-                           f"{', '.join(folder_paths.get_filename_list(folder)) or 'none that are there yet'}.")
+                        f"{', '.join(folder_paths.get_filename_list(folder)) or 'none that are there yet'}.")
     return Path(found)
 
 

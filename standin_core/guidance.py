@@ -33,11 +33,11 @@ class Passes:
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
             raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
-                               "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
-                               "passes.")
+                            "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
+                            "passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
-                               "guidance.")
+                            "guidance.")
 
     def note_positive(self, guider) -> None:
         """To be called when ComfyUI has prepared the conditions.

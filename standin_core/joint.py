@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .attention import require_plain, split_heads
 from .wan import Block
 
 
@@ -31,11 +32,18 @@ class JointStream:
         self._normed = self._block.attention_input(self.tokens, self._modulation)
         return self._block.key(self._normed), self._block.value(self._normed)
 
-    def attend(self, host, q, k, v, identities, heads, **kwargs):
+    def attend(self, host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False,
+               enable_gqa=False, **kwargs):
         """As ``restricted_attention``. identities: the one (K, V, bias) of this stream, K with its rotation."""
+        require_plain(mask, enable_gqa)
         ((key, value, _),) = identities
-        k, v = torch.cat((k, key), dim=1), torch.cat((v, value), dim=1)
         query = self._block.rotate(self._block.query(self._normed), self.rotation)
-        self.tokens = self._block.after_attention(self.tokens, host(query, k, v, heads=heads, **kwargs),
-                                                  self._modulation)
+        if skip_reshape:
+            query, key, value = (split_heads(x, heads) for x in (query, key, value))
+            kwargs["skip_reshape"] = True
+        k, v = torch.cat((k, key), dim=-2), torch.cat((v, value), dim=-2)
+        attended = host(query, k, v, heads=heads, **kwargs)
+        self.tokens = self._block.after_attention(self.tokens, attended, self._modulation)
+        if skip_output_reshape:
+            kwargs["skip_output_reshape"] = True
         return host(q, k, v, heads=heads, **kwargs)

@@ -137,20 +137,20 @@ def _check(experts: list, latent: dict, settings: SamplerSettings) -> None:
         raise UserError(f"steps is {settings.steps}, at least 1 is needed: raise steps.")
     if not 0 < settings.denoise <= 1:
         raise UserError(f"denoise is {settings.denoise:g}, needed is more than 0 and at most 1: raise denoise, or "
-                           "leave this node out to keep the latent as it is.")
+                        "leave this node out to keep the latent as it is.")
     if settings.shift <= 0:
         raise UserError(f"shift is {settings.shift:g}, needed is more than 0: the authors use 5.")
     shape = tuple(latent["samples"].shape)
     if 0 in shape:
         raise UserError(f"the latent is empty, its shape is {list(shape)}: make one of at least one frame with "
-                           "EmptyHunyuanLatentVideo or encode a video.")
+                        "EmptyHunyuanLatentVideo or encode a video.")
 
 
 def _check_latent(model, samples: torch.Tensor) -> None:
     channels = model.get_model_object("latent_format").latent_channels
     if samples.ndim != 5 or samples.shape[1] != channels:
         raise UserError(f"the latent has shape {list(samples.shape)}, this model needs [B, {channels}, T, h, w]: "
-                           "make it with EmptyHunyuanLatentVideo, or encode a video with the VAE of this model.")
+                        "make it with EmptyHunyuanLatentVideo, or encode a video with the VAE of this model.")
 
 
 class _FlowMatching(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):

@@ -110,7 +110,7 @@ class Wan:
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
             raise UserError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
-                               "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+                            "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
         self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.dim = self.model.dim
@@ -288,8 +288,8 @@ def _override(func, q, k, v, *args, **kwargs):
     for source, rotation, bias in module.identities:
         if bias.shape[1] not in (1, q.shape[-2]):
             raise UserError(f"the region has weights for {bias.shape[1]} video tokens and this model has "
-                               f"{q.shape[-2]}, because another node adds tokens to the video: take out that node, or "
-                               "the region.")
+                            f"{q.shape[-2]}, because another node adds tokens to the video: take out that node, or "
+                            "the region.")
         identity_k, identity_v = source if isinstance(source, tuple) else source()
         identities.append((rotate(module, identity_k, rotation), identity_v, bias))
 

@@ -1,18 +1,25 @@
 """What an adapter was trained with is what a run does: positions and attention by name, from the file to the video."""
 import dataclasses
 
+import comfy.sample
 import pytest
 import safetensors.torch
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 
 import tiny
 from small_world.tiny_models import adapter_weights
+from standin_core.attention import split_heads
 from standin_core.contracts import UserError
+from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters, save_adapter
+from standin_core.stand_in.positions import conditional_positions
+from standin_core.stand_in.stream import joint_stream
 from standin_core.stand_in.variant import PAPER, Variant
-from tolerances import WHOLE_RUN, relative_rms
+from standin_core.wan import Wan
+from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 VARIANTS = {"shared": Variant(positions="shared"), "ordinary": Variant(attention="ordinary"),
            "both": Variant("shared", "ordinary")}
@@ -41,7 +48,7 @@ def test_a_file_that_says_nothing_is_the_papers(tmp_path):
 def test_an_unknown_name_is_refused(tmp_path):
     file, said = tmp_path / "a.safetensors", {"stand_in_positions": "elsewhere"}
     safetensors.torch.save_file(adapter_weights(), file, metadata=said)
-    with pytest.raises(UserError, match="trained with is elsewhere, needed is one of conditional, shared: update"):
+    with pytest.raises(UserError, match="says positions elsewhere, and this pack knows conditional, shared: update"):
         load_adapter(file)
 
 
@@ -72,3 +79,37 @@ def test_what_ordinary_attention_cannot_do_is_refused(model, settings):
 def test_ordinary_attention_has_no_room_for_two(model, first, second):
     with pytest.raises(UserError, match="was trained with ordinary attention"):
         applied(applied(model, VARIANTS[first]), VARIANTS[second])
+
+
+def test_an_attention_map_of_ordinary_attention_is_refused(model):
+    patched = applied(model, VARIANTS["ordinary"])
+    ReportSink(maps_attention=True).listen(patched)
+    with pytest.raises(UserError, match="trained with ordinary attention gives none: switch attention_map off"):
+        comfy.sample.sample(patched, torch.zeros(tiny.LATENT), 1, 1.0, "euler", "simple", tiny.prompt(), tiny.prompt(),
+                            torch.zeros(tiny.LATENT), disable_pbar=True)
+
+
+def test_ordinary_attention_takes_heads_apart_or_together(model):
+    """As ComfyUI's attention does: [B, N, C], or [B, H, N, D] with skip_reshape; the same comes out."""
+    wan, heads = Wan(model.model), tiny.WAN.heads
+    latent = tiny.random(1, 16, 1, 8, 16)
+    rotation = wan.rotation(conditional_positions((4, 6), (4, 8), -1))
+    q, k, v = (tiny.random(1, 72, tiny.WAN.dim, seed=seed) for seed in range(3))
+    found = []
+    for apart in (False, True):
+        stream = joint_stream(wan, latent, tiny.adapter(), rotation)
+        key, value = stream[0]
+        given = [split_heads(x, heads) for x in (q, k, v)] if apart else [q, k, v]
+        out = stream.attend(optimized_attention, *given, [(key, value, None)], heads, skip_reshape=apart)
+        found.append((out, stream.tokens))
+    for together, apart in zip(*found):
+        assert_close(apart, together)
+
+
+def test_ordinary_attention_refuses_a_mask(model):
+    wan = Wan(model.model)
+    stream = joint_stream(wan, tiny.random(1, 16, 1, 8, 16), tiny.adapter(),
+                          wan.rotation(conditional_positions((4, 6), (4, 8), -1)))
+    with pytest.raises(UserError, match="comes with a mask, which the identity cannot be read beside"):
+        key, value = stream[0]
+        stream.attend(optimized_attention, key, key, value, [(key, value, None)], tiny.WAN.heads, mask=torch.ones(1))

@@ -65,7 +65,8 @@ def run_inside(*arguments: str) -> int:
 def import_comfyui(*arguments: str) -> None:
     """Make ComfyUI importable in this program, as if it had been started with these arguments.
 
-    ComfyUI goes first on the path and the pack last: both have a nodes.py, and ComfyUI's own code must find ComfyUI's.
+    ComfyUI goes first on the path and the pack last: ComfyUI has a nodes.py and the pack a
+    folder nodes, and ComfyUI's own code must find ComfyUI's.
     """
     sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(COMFYUI)))
     sys.path.append(str(PACK))

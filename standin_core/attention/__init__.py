@@ -13,10 +13,12 @@ from .choice import (
     AttentionChoice,
     AttentionInUse,
     choose_attention,
+    require_plain,
     restricted_attention,
+    split_heads,
 )
 from .reasons import Host, Need, Reason
 from .states import FLASH_ATTN, SAGE
 
 __all__ = ["ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host", "Need",
-           "Reason", "choose_attention", "restricted_attention"]
+           "Reason", "choose_attention", "require_plain", "restricted_attention", "split_heads"]

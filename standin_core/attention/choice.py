@@ -155,8 +155,8 @@ def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable
 
     def merge(host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False, scale=None,
               enable_gqa=False, note_mass=None, **_):
-        _require_plain(mask, enable_gqa)
-        q, k, v = (x if skip_reshape else _split(x, heads) for x in (q, k, v))
+        require_plain(mask, enable_gqa)
+        q, k, v = (x if skip_reshape else split_heads(x, heads) for x in (q, k, v))
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         merged = state(q, k, v, scale)
         sums = [] if note_mass is None else [merged[1].clone()]  # the kernel writes on the log-sum-exps
@@ -193,12 +193,12 @@ def _extend_by_kernel(q, identity_k, identity_v, video, scale, bias):
 
 def _concatenate(host, q, k, v, identities, heads, mask=None, skip_reshape=False, enable_gqa=False, note_mass=None,
                  own=False, **kwargs):
-    _require_plain(mask, enable_gqa)
+    require_plain(mask, enable_gqa)
     keys, values = [k], [v]
     for identity_k, identity_v, _ in identities:
         for collected, x in ((keys, identity_k), (values, identity_v)):
             x = x if own else x.flatten(0, 1).unsqueeze(0).expand(len(q), -1, -1)
-            collected.append(_split(x, heads) if skip_reshape else x)
+            collected.append(split_heads(x, heads) if skip_reshape else x)
     if skip_reshape:
         kwargs["skip_reshape"] = True
     return host(q, torch.cat(keys, dim=-2), torch.cat(values, dim=-2), heads=heads, **kwargs)
@@ -207,12 +207,14 @@ def _concatenate(host, q, k, v, identities, heads, mask=None, skip_reshape=False
 _concatenate_own = functools.partial(_concatenate, own=True)
 
 
-def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, N, C] -> [B, H, N, D]
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, N, C] -> [B, H, N, D]"""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _require_plain(mask, enable_gqa: bool) -> None:
+def require_plain(mask, enable_gqa: bool) -> None:
+    """Raise UserError for an attention beside which no identity can be read."""
     if mask is not None or enable_gqa:
         came = "a mask" if mask is not None else "grouped keys"
         raise UserError(f"the self-attention of this model comes with {came}, which the identity cannot be read "
-                           "beside: take out the node that brings it.")
+                        "beside: take out the node that brings it.")

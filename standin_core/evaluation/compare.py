@@ -141,7 +141,7 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
         seen = embedder.see(picture, index)
         if seen is None:
             raise UserError(f"no face was found in photo {index + 1} of {len(pictures)} ({embedder.name}): "
-                               "connect a clear photo, lower min_score, or set region to whole frame.")
+                            "connect a clear photo, lower min_score, or set region to whole frame.")
         references.append(seen)
     frames, vectors = [], []
     for index, frame in enumerate(images):
@@ -211,7 +211,7 @@ def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool
         why = "region is whole frame" if name == "auto" else "embedder is clip vision"
     if clip_vision is None:
         raise UserError(f"{why}, and no CLIP vision is connected: connect Load CLIP Vision (any model, like "
-                           "clip_vision_h.safetensors).")
+                        "clip_vision_h.safetensors).")
     return clip_embedder(clip_vision, settings.region == "whole frame", settings.min_score)
 
 
@@ -219,11 +219,11 @@ def _named(settings: CompareSettings, download_missing: bool) -> Embedder:
     name = settings.embedder
     if settings.region == "whole frame":
         raise UserError(f"{name} compares faces, and region is whole frame: set region to face, or embedder to clip "
-                           "vision.")
+                        "vision.")
     if download_missing:
         download_face_embedder(name)
     refusal = face_embedder_refusal(name)
     if refusal is not None:
         raise UserError(f"{name} cannot run: {refusal}. Supply what is missing, or set embedder to auto or clip "
-                           "vision.")
+                        "vision.")
     return face_embedder(name, settings.min_score)

@@ -147,7 +147,7 @@ def choose(faces: list[Face], which: str, index: int) -> list[Face]:
         return [max(faces, key=lambda face: face.area)]
     if index >= len(faces):
         raise UserError(f"face_index is {index}, but {len(faces)} faces were found, counted from 0: lower it, or "
-                           "lower min_score to find more.")
+                        "lower min_score to find more.")
     return [from_left[index]]
 
 
@@ -187,7 +187,10 @@ def _insightface_refusal() -> str | None:
 
 def _yunet(min_score: float) -> Detector:
     """YuNet, run by OpenCV on the CPU (Wu, Peng, Yu: YuNet, a tiny millisecond-level face detector, 2023)."""
-    network = opencv_network(YUNET, lambda *file: cv2.FaceDetectorYN.create(*file, (32, 32), min_score),
+    def create(kind: str, weights: np.ndarray, configuration: np.ndarray):
+        return cv2.FaceDetectorYN.create(kind, weights, configuration, (32, 32), min_score)
+
+    network = opencv_network(YUNET, create,
                              lambda network: network.detect(np.zeros((32, 32, 3), np.uint8)))
 
     def scan(photo: np.ndarray) -> list[Face]:

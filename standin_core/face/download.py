@@ -34,7 +34,7 @@ def download_if_missing(model_file: ModelFile) -> None:
         _continue(partial, model_file)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
         raise UserError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
-                           f"stopped, or get by hand {model_file}.") from error
+                        f"stopped, or get by hand {model_file}.") from error
     _check(partial, model_file)
     partial.rename(folder / model_file.name)
 
@@ -67,4 +67,4 @@ def _check(partial: Path, model_file: ModelFile) -> None:
         size = partial.stat().st_size
         partial.unlink()
         raise UserError(f"{model_file.url} sent another file than expected ({size} bytes, SHA-256 {found}); it was "
-                           f"deleted: try again, or get by hand {model_file}.")
+                        f"deleted: try again, or get by hand {model_file}.")

@@ -56,7 +56,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     size = tuple(landmarks["image_size"])
     if size != pictures[1:]:
         raise UserError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
-                           f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
+                        f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
     return _from_landmarks(landmarks)
 
 
@@ -107,7 +107,7 @@ def _of_photo(for_each, index: int, name: str):
         return for_each[0]
     if index >= len(for_each):
         raise UserError(f"{name} has {len(for_each)} entries and there are more photos: connect one for each, or "
-                           "one for all.")
+                        "one for all.")
     return for_each[index]
 
 

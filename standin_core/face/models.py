@@ -147,4 +147,4 @@ def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
 
 def _broken(path: Path, model_file: ModelFile) -> UserError:
     return UserError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
-                        f"{model_file}.")
+                     f"{model_file}.")

@@ -14,7 +14,7 @@ def check_finite(values: torch.Tensor, name: str) -> None:
     """
     if not bool(torch.isfinite(values).all()):
         raise UserError(f"the {name} holds values that are not numbers (NaN or infinite): check the node it comes "
-                           "from, a VAE in half precision makes them.")
+                        "from, a VAE in half precision makes them.")
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
@@ -38,6 +38,6 @@ def checked_masks(mask: torch.Tensor, name: str, count: int, height: int, width:
     masks = mask if mask.ndim == 3 else mask[None]
     if masks.shape[0] not in (1, count) or tuple(masks.shape[1:]) != (height, width):
         raise UserError(f"the {name} is {list(masks.shape)} (number, height, width) and the picture "
-                           f"{[count, height, width]}, the same size is needed: make the mask from this picture.")
+                        f"{[count, height, width]}, the same size is needed: make the mask from this picture.")
     check_finite(masks, name)
     return masks.cpu().float().clamp(0, 1)

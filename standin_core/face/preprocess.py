@@ -109,8 +109,8 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
         faces = choose(detector.find(photo, index), settings.which_face, settings.face_index)
         if not faces and settings.no_face == "error":
             raise UserError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: lower "
-                               "min_score, choose another detector, connect a box or mask, or set no_face to whole "
-                               "image.")
+                            "min_score, choose another detector, connect a box or mask, or set no_face to whole "
+                            "image.")
         for face in faces or (None,):
             place, done = _place(photo, face, rules, settings)
             crop, removed = _crop(photo, index, place, settings, fill, cut_out.mask)
@@ -153,7 +153,7 @@ def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSe
         return Place(square), done
     if face.keypoints is None:
         raise UserError("level_eyes needs key points, and this face was found without them: set detector to "
-                           "retinaface or yunet, connect face_landmarks, or switch level_eyes off.")
+                        "retinaface or yunet, connect face_landmarks, or switch level_eyes off.")
     roll, _ = pose(face.keypoints)
     return Place(square, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
 
@@ -193,7 +193,7 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
     removes_parts = rules.keep != ALL_BUT_BACKGROUND
     if refusal is not None and (settings.parser == "bisenet" or removes_parts):
         raise UserError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
-                           "switch download_missing on), connect subject_mask, or set parser to none.")
+                        "switch download_missing on), connect subject_mask, or set parser to none.")
     if refusal is not None:
         return _CutOut(_everything, "background kept", (f"bisenet not used: {refusal}",))
     parse, kept = load_parser(rules.normalization), KEPT_LABELS[rules.keep]
@@ -237,7 +237,7 @@ def _checked(image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor | None]:
     """The photos, [B, H, W, 3] uint8, and their alpha, [B, H, W] float32, or None where nothing is transparent."""
     if image.ndim != 4 or image.numel() == 0:
         raise UserError(f"the image is empty or no batch of pictures, its shape is {list(image.shape)}: connect a "
-                           "photo.")
+                        "photo.")
     if image.shape[-1] not in (1, 3, 4):
         raise UserError(f"the image has {image.shape[-1]} channels, needed are 1, 3 or 4: connect a photo.")
     photos, alpha = to_uint8(image[..., :3]), None
@@ -251,4 +251,4 @@ def _rgb(colour: str) -> tuple[int, int, int]:
         return PIL.ImageColor.getrgb(colour.strip())[:3]
     except ValueError as error:
         raise UserError(f"background is {colour!r}, needed is the name of a colour (white, grey, ...) or #rrggbb."
-                           ) from error
+                        ) from error

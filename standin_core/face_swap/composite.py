@@ -96,5 +96,5 @@ def _check(source: torch.Tensor, images: torch.Tensor) -> None:
         raise UserError(f"the swapped video is empty, its shape is {list(images.shape)}: connect VAE Decode.")
     if any(have < need for have, need in zip(source.shape[:3], images.shape[:3])):
         raise UserError(f"the source is {list(source.shape[:3])} (frames, height, width) and the swapped video "
-                           f"{list(images.shape[:3])}, which must fit into it: connect the frames that went into Face "
-                           "Swap Prepare.")
+                        f"{list(images.shape[:3])}, which must fit into it: connect the frames that went into Face "
+                        "Swap Prepare.")

@@ -28,18 +28,18 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
     count = len(images)
     if count % FRAMES_PER_LATENT != 1:
         raise UserError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
-                           "node, it trims them.")
+                        "node, it trims them.")
     height, width = images.shape[1:3]
     if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
         raise UserError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "
-                           "Prepare before this node, it crops them.")
+                        "Prepare before this node, it crops them.")
     if background == "free":
         return {"samples": vae.encode(images[..., :3])}
     masks = checked_masks(mask, "mask", count, height, width).expand(count, -1, -1)
     noise_mask = latent_mask(masks, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT), mask_edge)
     if not bool(noise_mask.any()):
         raise UserError("the mask covers no latent pixel in any frame, so nothing would be swapped: connect the "
-                           "mask of Face Swap Prepare, grow it, or set mask_edge to soft.")
+                        "mask of Face Swap Prepare, grow it, or set mask_edge to soft.")
     return {"samples": vae.encode(images[..., :3]), "noise_mask": noise_mask}
 
 

@@ -80,7 +80,7 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
         progress.update(1)
     if not found:
         raise UserError(f"{detector.name} found no face{_which(settings)} in {length} frames: lower min_score, "
-                           "choose another detector, or connect face_box, face_mask or face_landmarks.")
+                        "choose another detector, or connect face_box, face_mask or face_landmarks.")
     return SwapFrames(frames, masks, _report(images, frames, found, held, detector, person))
 
 
@@ -107,15 +107,15 @@ def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
     """The reference, [S, S, 4] uint8, and the face in it."""
     if len(face.rgba) != 1:
         raise UserError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
-                           "FacePreprocess and give it one photo.")
+                        "FacePreprocess and give it one photo.")
     (person,) = face.faces
     if person.points is None:
         raise UserError("the reference has no face to put on the video's: choose another photo or detector in "
-                           "FacePreprocess, or connect face_box there.")
+                        "FacePreprocess, or connect face_box there.")
     if not person.cut_out:
         raise UserError("the reference is not cut out, so its background would be pasted too: put "
-                           "parsing_bisenet.pth into models/facexlib (download_missing does), or connect subject_mask "
-                           "to FacePreprocess.")
+                        "parsing_bisenet.pth into models/facexlib (download_missing does), or connect subject_mask "
+                        "to FacePreprocess.")
     return to_uint8(face.rgba[0]), person
 
 
@@ -123,14 +123,14 @@ def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
     """The number of frames, and top, left, height and width of the crop around their centre."""
     if images.ndim != 4 or images.numel() == 0 or images.shape[-1] not in (3, 4):
         raise UserError(f"the video is empty or has no colours, its shape is {list(images.shape)}: connect the "
-                           "frames of a video.")
+                        "frames of a video.")
     count, full_height, full_width = images.shape[:3]
     # the authors take n // 4 * 4 + 1, which is one frame too many where n is a multiple of 4
     length = frames_of(latent_frames_of(count))
     height, width = (side // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for side in (full_height, full_width))
     if not height or not width:
         raise UserError(f"the video is {full_width}x{full_height}, at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} "
-                           "is needed: resize it first.")
+                        "is needed: resize it first.")
     return length, (full_height - height) // 2, (full_width - width) // 2, height, width
 
 

@@ -99,35 +99,35 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
-                           "choose a Stand-In file.")
+                        "choose a Stand-In file.")
     found, foreign = _by_block(weights, name)
     if any(ORDINARY_LORA.search(key) for key in foreign):
         raise UserError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
-                           "LoraLoaderModelOnly, and choose a Stand-In file here.")
+                        "LoraLoaderModelOnly, and choose a Stand-In file here.")
     if not found:
         came = f"the first of its {len(foreign)} entries is {foreign[0]}" if foreign else "it holds no tensors"
         raise UserError(f"{name} is not a Stand-In adapter: {came}, needed are tensors named "
-                           "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")
+                        "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")
     if foreign:
         raise UserError(f"{name} has {len(foreign)} entries that no Stand-In adapter has (the first is "
-                           f"{foreign[0]}): take the file as the authors or Kijai publish it.")
+                        f"{foreign[0]}): take the file as the authors or Kijai publish it.")
     count = max(block for block, _, _ in found) + 1
     needed = {(block, which, factor) for block in range(count) for which in "qkv" for factor in ("down", "up")}
     missing = sorted(needed - found.keys())
     if missing:
         raise UserError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that {count} blocks need (the "
-                           f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
-                           "download it again.")
+                        f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
+                        "download it again.")
     for key, weight in sorted(found.items()):
         if weight.dtype not in DTYPES:
             raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
-                               "the file in one of these.")
+                            "the file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
             raise UserError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, needed is a "
-                               f"matrix like the first block's, {list(shape)}: download it again.")
+                            f"matrix like the first block's, {list(shape)}: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)
@@ -156,7 +156,7 @@ def _by_block(weights: dict, name: str) -> tuple[dict[tuple[int, str, str], torc
         place = int(match["block"]), which, FACTORS[match["factor"]]
         if place in found:
             raise UserError(f"{name} has {official_key(*place)} twice, under two names (one is {key}): take the "
-                               "file as the authors or Kijai publish it.")
+                            "file as the authors or Kijai publish it.")
         found[place] = weight
     return found, foreign
 

@@ -39,7 +39,7 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     needed, came = model.model.latent_format.latent_channels, reference_latent.shape[1]
     if came != needed:
         raise UserError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
-                           "reference with the VAE of this model.")
+                        "reference with the VAE of this model.")
     common = {field.name: settings.pop(field.name) for field in dataclasses.fields(RunSettings)
               if field.name in settings}
     identity = Identity(adapter, model.model.process_latent_in(reference_latent), **settings)
@@ -47,8 +47,8 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     blocks = len(Wan(model.model).blocks)
     if not identity.blocks(blocks):
         raise UserError(f"the identity is read in blocks {identity.first_block} to {identity.last_block}, and the "
-                           f"model has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there "
-                           "is).")
+                        f"model has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there "
+                        "is).")
     patched = remove_identity_branch(model)
     install(patched, applied)
     return patched

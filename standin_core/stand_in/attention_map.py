@@ -65,8 +65,8 @@ class AttentionRecorder:
             for person, mass in zip(persons, masses, strict=True):
                 if mass.shape[-1] != math.prod(grid):
                     raise UserError(f"the attention map has {math.prod(grid)} places and this model "
-                                       f"{mass.shape[-1]} video tokens, because another node adds some: switch "
-                                       "attention_map off.")
+                                    f"{mass.shape[-1]} video tokens, because another node adds some: switch "
+                                    "attention_map off.")
                 # [B, H, N] -> [t, h, w]; a window may have a frame more before its own first
                 mean = mass.mean(dim=(0, 1)).reshape(grid)[grid[0] - len(frames):]
                 with self._lock:
@@ -103,11 +103,11 @@ def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:
     """
     if not maps:
         raise UserError("there is no attention map: switch attention_map on in Stand-In Sampler, with Apply "
-                           "Identity Branch before it at a strength above 0.")
+                        "Identity Branch before it at a strength above 0.")
     shapes = {tuple(each.mass.shape) for each in maps}
     if len(shapes) > 1:
         raise UserError(f"the two experts read {' and '.join(str(shape[0]) for shape in sorted(shapes))} people, or "
-                           "have other blocks, so they have no map in common: give both the same people.")
+                        "have other blocks, so they have no map in common: give both the same people.")
     persons = maps[0].mass.shape[0]
     if person >= persons:
         raise UserError(f"person is {person} and the model reads {persons}, counted from 0: lower it.")
@@ -123,7 +123,7 @@ def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Te
     end = blocks if last_block == -1 else min(last_block + 1, blocks)
     if first_block >= end:
         raise UserError(f"blocks {first_block} to {last_block} are none of the model's, 0 to {blocks - 1}: set the "
-                           "first below the last (-1 is the last there is).")
+                        "first below the last (-1 is the last there is).")
     return mass[first_block:end].mean(dim=0)
 
 
@@ -134,7 +134,7 @@ def on_frames(mass: torch.Tensor, frames: int, height: int, width: int) -> torch
     """
     if frames != frames_of(len(mass)):
         raise UserError(f"the video has {frames} frames, the attention map {frames_of(len(mass))}: connect all the "
-                           "frames of this very run, one video, and set trim_latent to what Trim Video Latent cut off.")
+                        "frames of this very run, one video, and set trim_latent to what Trim Video Latent cut off.")
     latent_frame = [0, *(1 + i // FRAMES_PER_LATENT for i in range(frames - 1))]
     return torch.nn.functional.interpolate(mass[latent_frame][:, None], (height, width), mode="bilinear")[:, 0]
 

@@ -14,6 +14,8 @@ from .settings import Applied
 
 def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
     """options: ``transformer_options`` of the run."""
+    if applied.is_ordinary:  # no path is passed over: there is one
+        return AttentionChoice("concatenate", None, ())
     needs = applied.needs or ((Reason(Need.MAP),) if maps_attention(options) else ())
     return choose_attention(applied.settings.attention, needs, attention_in_use(options), device, wan.dtype,
                             wan.dim // wan.heads)

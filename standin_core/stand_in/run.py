@@ -105,7 +105,8 @@ class Run:
         if self.applied.settings.cache == "streaming":
             for device in devices:
                 for adapter in {id(each.adapter): each.adapter for each in self.applied.identities}.values():
-                    self.managed[_key(device, adapter)] = manage(adapter, device)
+                    if _key(device, adapter) not in self.managed:  # a run may prepare its sampling twice
+                        self.managed[_key(device, adapter)] = manage(adapter, device)
         return list(self.managed.values())
 
     def adapter(self, identity: Identity, device: torch.device) -> Adapter | ManagedAdapter:
@@ -166,11 +167,11 @@ class Run:
         """
         if window is not None and window.dim != TIME:
             raise UserError(f"{what} cannot follow context windows along height or width: set their dim to {TIME}, "
-                               f"or take out {what}.")
+                            f"or take out {what}.")
         seen = grid if window is None else (window.total_frames, *grid[1:])
         if seen != self.whole:
             raise UserError("the model sees a part of the picture, as it does for a prompt with an area, and "
-                               f"{what} would not lie where it should: take out the area, or {what}.")
+                            f"{what} would not lie where it should: take out the area, or {what}.")
 
     def close(self, finished: bool, sink: ReportSink | None) -> None:
         """Let the identity K/V go; hand the report over if the run came to its end."""

@@ -42,7 +42,7 @@ class Identity(Controls):
         Controls.__post_init__(self)
         if len(self.reference_latent) > MOST_REFERENCES:
             raise UserError(f"{len(self.reference_latent)} reference images came, at most {MOST_REFERENCES} photos "
-                               "of a person are read: pick some with ImageFromBatch.")
+                            "of a person are read: pick some with ImageFromBatch.")
 
     @property
     def controls(self) -> tuple[Reason, ...]:
@@ -115,11 +115,11 @@ class Applied:
         if settings.attention == "concatenate" and needs:
             words = " and ".join(map(str, needs))
             raise UserError(f"attention is set to concatenate, which knows one weight for all, and {words} needs "
-                               "another: set attention to auto or merge, or take that setting back.")
+                            "another: set attention to auto or merge, or take that setting back.")
         differing = settings.differing(self.settings) if self.identities else []
         if differing:
             raise UserError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
-                               "it alike in every Apply Identity Branch.")
+                            "it alike in every Apply Identity Branch.")
         return Applied((*self.identities, identity), settings)
 
     def _for_ordinary_attention(self, identity: Identity, settings: RunSettings) -> RunSettings:
@@ -127,8 +127,8 @@ class Applied:
         if (self.identities or identity.needs or len(identity.reference_latent) > 1
                 or (identity.first_block, identity.last_block) != (0, -1) or settings != RunSettings()):
             raise UserError("an adapter of this model was trained with ordinary attention, which reads one photo of "
-                               "one person at strength 1 in every block, and knows no choice of attention, cache or "
-                               "guidance: take the other settings back.")
+                            "one person at strength 1 in every block, and knows no choice of attention, cache or "
+                            "guidance: take the other settings back.")
         return RunSettings(attention="concatenate", cache="streaming")
 
     @property

@@ -26,8 +26,8 @@ class Variant:
     def __post_init__(self):
         for name, known in (("positions", POSITIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in known:
-                raise UserError(f"the {name} that the adapter was trained with is {getattr(self, name)}, needed is "
-                                   f"one of {', '.join(known)}: update this pack, or take another adapter.")
+                raise UserError(f"the adapter's file says {name} {getattr(self, name)}, and this pack knows "
+                                f"{', '.join(known)}: update this pack, or take another adapter.")
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -70,7 +70,7 @@ class _Wrappers:
         run = Run(self.applied, len(sigmas) - 1, _hook_groups(guider.conds), whole, maps_attention(options))
         run.passes.check(guider)
         if run.maps_attention:
-            _check_map(self.applied.settings.attention)
+            _check_map(self.applied)
         options[KEY] = run
         finished = False
         try:
@@ -177,11 +177,14 @@ def guide_identity(args: dict) -> list[torch.Tensor]:
     return args["conds_out"] if run is None else run.passes.guide(args, WITHOUT)
 
 
-def _check_map(attention: str) -> None:
-    """Raises UserError where the attention gives no log-sum-exp to make a map of."""
-    if attention == "concatenate":
+def _check_map(applied: Applied) -> None:
+    """Raise UserError where the attention gives no log-sum-exp to make a map of."""
+    if applied.is_ordinary:
+        raise UserError("an attention map needs log-sum-exps, and an adapter that was trained with ordinary attention "
+                        "gives none: switch attention_map off, or take an adapter of restricted attention.")
+    if applied.settings.attention == "concatenate":
         raise UserError("an attention map needs log-sum-exps, and attention is set to concatenate: set it to auto "
-                           "or merge in Apply Identity Branch, or switch attention_map off.")
+                        "or merge in Apply Identity Branch, or switch attention_map off.")
 
 
 def _hook_groups(conds: dict) -> int:

@@ -35,7 +35,7 @@ def resume(trainer: Trainer, file: Path) -> None:
                  if name not in FREE and saved["settings"].get(name) != value]
     if differing:
         raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
-                           "another name to begin anew.")
+                        "another name to begin anew.")
     trainer.restore(saved)
 
 
@@ -133,4 +133,4 @@ class TrainingRun:
             yield
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # in turn Python's, torch's, safetensors'
             raise UserError(f"step {self.trainer.step} could not be written to {self.folder} ({error}): make room "
-                               "there and start again; it goes on from the last checkpoint.") from error
+                            "there and start again; it goes on from the last checkpoint.") from error

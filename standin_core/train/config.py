@@ -78,7 +78,7 @@ def parse_config(table: dict) -> TrainConfig:
         return config
     if table.get("train", {}).keys() & {"noise_from", "noise_to"}:
         raise UserError(f"expert is {config.adapter.expert}, which sets the noise levels: take noise_from and "
-                           "noise_to out of [train], or set expert to single.")
+                        "noise_to out of [train], or set expert to single.")
     noise_from, noise_to = EXPERTS[config.adapter.expert]
     return config.model_copy(update={
         "train": dataclasses.replace(config.train, noise_from=noise_from, noise_to=noise_to)})

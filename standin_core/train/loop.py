@@ -39,7 +39,7 @@ class Trainer:
         self.share = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         if settings.batch_size % self.share[1]:
             raise UserError(f"batch_size is {settings.batch_size} and {self.share[1]} devices share it: take a "
-                               "multiple of their number.")
+                            "multiple of their number.")
         self.learner, self.examples, self.settings, self.accelerator = learner, examples, settings, accelerator
         self.origin = origin or {}
         self.weights = learner.weights
@@ -87,8 +87,8 @@ class Trainer:
         self.bad_steps = 0 if good else self.bad_steps + 1
         if self.bad_steps == MOST_BAD_STEPS:
             raise UserError(f"loss or gradients were no numbers in {MOST_BAD_STEPS} steps in a row, up to step "
-                               f"{self.step}, and changed nothing: look at the data, or lower the learning rate, and "
-                               "start again.")
+                            f"{self.step}, and changed nothing: look at the data, or lower the learning rate, and "
+                            "start again.")
         return value if good else math.nan
 
     def _gradients(self, batches: list[Batch]) -> float:

@@ -42,7 +42,7 @@ def training_run(model, method: Method, shards: Path, folder: Path, adapter: Ada
     wan, examples = Wan(model.model, WITH_GRADIENTS), CachedExamples(shards)
     if not wan.from_text_alone:
         raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
-                           "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
+                        "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
     method.check(wan)
     size, (video, photo) = size_of(wan), (wan.count(latent.shape) for latent in (examples[0].video, examples[0].photos))
     needed = parameter_bytes(method, size, settings) + activation_bytes(method, size, settings, video, photo,
@@ -92,8 +92,8 @@ def train(model, method: Method, shards: Path, file: Path, adapter: AdapterSetti
                     on_step(step, loss)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise UserError(f"the device is out of memory ({error}): take fewer frames or a smaller picture, "
-                               "checkpointing, together 1, or weights in fp8; scripts/train.py --dry-run says how much "
-                               "each needs.") from error
+                            "checkpointing, together 1, or weights in fp8; scripts/train.py --dry-run says how much "
+                            "each needs.") from error
         run.finish(file)
     if accelerator is not None:
         accelerator.wait_for_everyone()
@@ -114,7 +114,7 @@ def trainable(model):
         return model.clone(disable_dynamic=True) if dynamic else model.clone(force_deepcopy=True)
     except (TypeError, RuntimeError) as error:  # before 0.30, or a loader that does not say how to load again
         raise UserError(f"this model cannot be loaded again for training ({error}): take Load Diffusion Model of "
-                           "ComfyUI 0.30 or newer, or train with scripts/train.py.") from error
+                        "ComfyUI 0.30 or newer, or train with scripts/train.py.") from error
 
 
 def _file_of(model) -> str:

@@ -61,7 +61,7 @@ class TrainSettings:
             raise UserError(f"ema is {self.ema}, needed is at least 0 and less than 1, like 0.999.")
         if not 0 <= self.noise_from < self.noise_to <= 1:
             raise UserError(f"the noise levels are {self.noise_from} to {self.noise_to}, needed is a range within 0 "
-                               "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
+                            "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
 
     def sigma(self, uniform: torch.Tensor) -> torch.Tensor:
         """Noise levels of numbers evenly spread over 0 to 1: ``shift s / (1 + (shift - 1) s)``, as a sampler's."""

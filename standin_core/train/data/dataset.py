@@ -38,7 +38,7 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
             return _made(sources, folder, settings, encoders, say, pairs, clip_vision, captioner)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"the data could not be written to {folder} ({error}): make room there and start again; it "
-                           "goes on.") from error
+                        "goes on.") from error
 
 
 def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, clip_vision, captioner) -> Path:

@@ -41,7 +41,7 @@ class PairSettings:
     def __post_init__(self):
         if not -1 <= self.lowest < self.highest <= 1:
             raise UserError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, needed is a range "
-                               "within -1 to 1, like 0.7 to 0.9.")
+                            "within -1 to 1, like 0.7 to 0.9.")
 
 
 def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettings,

@@ -39,7 +39,7 @@ class DataSettings:
     def __post_init__(self):
         if self.frames % FRAMES_PER_LATENT != 1 or self.frames < 5:
             raise UserError(f"frames is {self.frames}, needed is a multiple of 4 and 1 more, like 81: Wan's VAE "
-                               "makes one latent frame of 4.")
+                            "makes one latent frame of 4.")
         for name in ("width", "height"):
             if getattr(self, name) % 16 or getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is a multiple of 16, like 832 or 480.")
@@ -60,7 +60,7 @@ def keep_settings(folder: Path, settings: DataSettings) -> None:
     differing = sorted(name for name in now if before.get(name) != now[name])
     if differing:
         raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
-                           "another folder.")
+                        "another folder.")
 
 
 def kept_settings(folder: Path) -> dict:

@@ -32,7 +32,7 @@ def sources_in(folder: Path) -> list[Source]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise UserError(f"there is no video in {folder}: put files there, with a caption in a .txt file of the same "
-                           "name beside each.")
+                        "name beside each.")
     return [Source(path, path.relative_to(folder).as_posix(), _caption(path)) for path in found]
 
 
@@ -47,16 +47,16 @@ def sources_of(videos: list, captions: list[str]) -> list[Source]:
     """
     if len(videos) != len(captions):
         raise UserError(f"{len(videos)} videos and {len(captions)} captions came, needed is one for each: connect "
-                           "both outputs of Load Video-Text (from Folder).")
+                        "both outputs of Load Video-Text (from Folder).")
     sources: dict[str, Source] = {}
     for video, caption in zip(videos, captions):
         path = video.get_stream_source()
         if hasattr(video, "get_active_trim_window") and any(video.get_active_trim_window()):
             raise UserError("a video came that is trimmed, and its file is read from end to end: save the trimmed "
-                               "video, and load its folder with Load Video-Text (from Folder).")
+                            "video, and load its folder with Load Video-Text (from Folder).")
         if not isinstance(path, str):
             raise UserError("a video came that is no file, and the clips are read from files: save it, and load the "
-                               "folder with Load Video-Text (from Folder).")
+                            "folder with Load Video-Text (from Folder).")
         sources.setdefault(path, Source(Path(path), Path(path).name, caption))
     names = Counter(source.name for source in sources.values())
     twice = next((name for name, count in names.items() if count > 1), None)
