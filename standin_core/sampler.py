@@ -54,6 +54,11 @@ def flow_matching_sigmas(steps: int, shift: float, denoise: float) -> torch.Tens
     return comfy.model_sampling.time_snr_shift(shift, s).float()
 
 
+def unshifted(shift: float, sigma: float) -> float:
+    """The inverse of ComfyUI's ``time_snr_shift``: which level a shift makes sigma of."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
 def switch_step(sigmas: torch.Tensor, boundary: float) -> int:
     """The first step of the low-noise expert; the high-noise one takes every step that begins at sigma >= boundary."""
     return int((sigmas[:-1] >= boundary).sum())

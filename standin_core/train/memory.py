@@ -7,6 +7,7 @@ from pathlib import Path
 import safetensors
 
 from ..contracts import UserError
+from ..latents import PIXELS_PER_TOKEN, latent_frames_of
 from ..wan import Wan
 from .method import Method, ModelSize
 from .settings import TrainSettings
@@ -36,7 +37,7 @@ def size_of(wan: Wan) -> ModelSize:
 
 def tokens(frames: int, height: int, width: int) -> int:
     """Tokens of a video in pixels: 32,760 for 81 frames of 832x480."""
-    return ((frames - 1) // 4 + 1) * (height // 16) * (width // 16)
+    return latent_frames_of(frames) * (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
 
 
 def parameter_bytes(method: Method, size: ModelSize, settings: TrainSettings) -> int:

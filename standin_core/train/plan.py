@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..latents import PIXELS_PER_TOKEN
 from .config import TrainConfig
 from .memory import activation_bytes, model_size, parameter_bytes, tokens
 from .method import Method
@@ -13,7 +14,7 @@ COMPUTED_BYTES = 2  # of bf16 and fp16, in which the published models compute
 def plan(config: TrainConfig, method: Method, model_file: Path, devices: int = 1) -> str:
     """The plan in words, from the configuration and the header of the model's file."""
     size, data, train = model_size(model_file), config.data, config.train
-    video, photo = tokens(data.frames, data.height, data.width), (data.face.size // 16) ** 2
+    video, photo = tokens(data.frames, data.height, data.width), (data.face.size // PIXELS_PER_TOKEN) ** 2
     trained = parameter_bytes(method, size, train)
     activations = activation_bytes(method, size, train, video, photo, COMPUTED_BYTES)
     given = ", ".join(f"{key} {value}" for key, value in method.origin.items() if value)

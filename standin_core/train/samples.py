@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..sampler import SamplerSettings, sample
+from ..sampler import SamplerSettings, sample, unshifted
 from .data.shards import Example
 
 FRAMES_SHOWN = 4
@@ -27,7 +27,7 @@ def sample_grid(model, applied: Callable, vae, examples: list[Example], settings
     Returns [H, W, 3] uint8.
     """
     rows = []
-    denoise = noise_to / (settings.shift - (settings.shift - 1) * noise_to)
+    denoise = unshifted(settings.shift, noise_to)
     for example in examples:
         reference = model.model.process_latent_out(example.photos[:1])
         condition, nothing = ([[context[None], {}]] for context in (example.context, torch.zeros_like(example.context)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import comfy.model_sampling
 import torch
 
 from ..contracts import UserError
 from ..folders import plain_name
+from ..sampler import unshifted
 
 # noise levels of Wan 2.2's experts: the boundary of its text-to-video model (Wan 2.2, wan/configs/wan_t2v_A14B.py)
 EXPERTS = {"single": (0.0, 1.0), "high noise": (0.875, 1.0), "low noise": (0.0, 0.875)}
@@ -65,9 +67,8 @@ class TrainSettings:
 
     def sigma(self, uniform: torch.Tensor) -> torch.Tensor:
         """Noise levels of numbers evenly spread over 0 to 1: ``shift s / (1 + (shift - 1) s)``, as a sampler's."""
-        first, last = (level / (self.shift - (self.shift - 1) * level) for level in (self.noise_from, self.noise_to))
-        s = first + (last - first) * uniform
-        return self.shift * s / (1 + (self.shift - 1) * s)
+        first, last = (unshifted(self.shift, level) for level in (self.noise_from, self.noise_to))
+        return comfy.model_sampling.time_snr_shift(self.shift, first + (last - first) * uniform)
 
     def rate_share(self, step: int) -> float:
         """What share of its learning rate a step takes, 0 to 1; steps count from 0."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...contracts import UserError
 from ...face import FaceSettings
 from ...files import replacing
-from ...latents import FRAMES_PER_LATENT
+from ...latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN
 
 FILE = "settings.json"
 
@@ -41,7 +41,7 @@ class DataSettings:
             raise UserError(f"frames is {self.frames}, needed is a multiple of 4 and 1 more, like 81: Wan's VAE "
                             "makes one latent frame of 4.")
         for name in ("width", "height"):
-            if getattr(self, name) % 16 or getattr(self, name) <= 0:
+            if getattr(self, name) % PIXELS_PER_TOKEN or getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is a multiple of 16, like 832 or 480.")
         for name in ("fps", "references"):
             if getattr(self, name) <= 0:
