@@ -71,14 +71,16 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="session")
-def photo(server, tmp_path_factory):
-    """The name under which the server has a photo of a face, cut out as a face swap needs it."""
-    import PIL.Image
+@pytest.fixture(scope="module")
+def photo(server, request, tmp_path_factory):
+    """The name under which the server has a photo of a face, cut out as a face swap needs it.
 
+    Each file has a name of its own for it, since ComfyUI runs no node again whose inputs are what they were.
+    """
+    import PIL.Image
     from support import moving_photo
 
-    path = tmp_path_factory.mktemp("photo") / "cut_out.png"
+    path = tmp_path_factory.mktemp("photo") / f"cut_out_{request.module.__name__}.png"
     PIL.Image.fromarray(moving_photo.cut_out()).save(path)
     return server.upload(path)
 
