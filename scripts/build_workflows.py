@@ -106,7 +106,7 @@ def thumbnail(workflow: Workflow) -> PIL.Image.Image:
 
 
 def note_height(words: str) -> int:
-    """Of text in the note's width, with room."""
+    """How high a note is that holds this text, with some room."""
     lines = sum(1 + len(line) // 95 for line in words.splitlines())
     return 60 + 19 * lines
 

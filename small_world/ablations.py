@@ -12,7 +12,7 @@ ABLATIONS = {"shared positions": Variant(positions="shared"), "ordinary attentio
 
 
 def variant_of(name: str | None) -> Variant:
-    """Of an ablation, or the paper's."""
+    """The variant of an ablation, or the paper's for None."""
     return PAPER if name is None else ABLATIONS[name]
 
 

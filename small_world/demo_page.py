@@ -74,7 +74,7 @@ class Shown:
 
     @property
     def summary(self) -> str:
-        """Of the person's traits, how many are found."""
+        """How many of the person's traits are found."""
         found, without, real = (reading.agreement(self.person) for reading in (
             self.reading, self.reading_without, self.reading_real))
         return (f"{found:.0%} with the identity, {without:.0%} without it; {CHANCE:.0%} by a guess, {real:.0%} in a "

@@ -92,12 +92,14 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of the videos of some cases. agreement, with its standard error; actions, backgrounds: the share of videos that
-    have the caption's; motion: how far the pose moves, which is not 0 in a still video, since the reader errs.
+    """What the reader says of the videos of some cases.
 
+    agreement, error: the mean over the cases, and its standard error.
+    actions, backgrounds: the share of videos that have the caption's.
+    motion: how far the pose moves, which is not 0 in a still video, since the reader errs.
     expression: how much more mouth, eyes and smile move in the videos whose caption says so than in the others.
     pose_of_photo: what is copied from the photo though it is not the person, the correlation over the videos of the
-    photo's pose with theirs, the mean over VARIED.
+        photo's pose with theirs, the mean over VARIED.
     """
 
     agreement: float
@@ -119,7 +121,7 @@ class Kept:
 
 
 def score(cases: list[Case], readings: list[Readings]) -> Score:
-    """Of one video for each case, which are as many as there are ACTIONS or more."""
+    """One video for each case, and at least as many cases as there are ACTIONS."""
     own, both = np.diag(_agreements(cases, readings)), list(zip(cases, readings))
     return Score(*(round(float(value), 4) for value in (
         own.mean(), own.std(ddof=1) / np.sqrt(len(own)),
@@ -172,7 +174,7 @@ def _more(both: list[tuple[Case, Readings]], action: str, part: str) -> float:
 
 
 def _correlation(courses: list[list[Pose]], readings: list[Readings]) -> float:
-    """Of poses, their means over time, with those that were read; the mean over VARIED."""
+    """The correlation of the poses' means over time with those that were read; the mean over VARIED."""
     return np.mean([np.corrcoef([np.mean([getattr(pose, part) for pose in course]) for course in courses],
                                 [reading.part(part).mean() for reading in readings])[0, 1] for part in VARIED])
 

@@ -47,7 +47,7 @@ def new_wan():
 
 
 def encoder_hash() -> str:
-    """Of the weights that make latents."""
+    """The hash of the weights that make latents."""
     weights = safetensors.torch.load_file(VAE_FILE)
     return hashlib.sha256(b"".join(weights[key].view(torch.uint8).numpy().tobytes() for key in sorted(weights)
                                    if key.startswith(ENCODER))).hexdigest()[:12]

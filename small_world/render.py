@@ -91,7 +91,7 @@ def _shade(colour, factor: float) -> np.ndarray:
 
 
 def _outline(shape: str) -> np.ndarray:
-    """Of the face, from the top around, smoothed by splines through temples, cheeks and chin."""
+    """The face's outline from the top around, smoothed, through temples, cheeks and chin."""
     temples, cheeks, chin = FACE_OUTLINES[shape]
     heights = np.array([-0.5, -0.44, -0.25, 0.08, 0.3, 0.44, 0.5])
     widths = np.array([0.0, 0.6 * temples, temples, cheeks, 0.45 * (cheeks + chin) + 0.1 * chin, chin, 0.0])

@@ -58,7 +58,7 @@ class TinyWan:
         return self._weights(comfy.ldm.wan.model.WanModel)
 
     def vace_weights(self) -> dict[str, torch.Tensor]:
-        """Of the VACE model, which has two blocks of its own beside the others."""
+        """Weights of a VACE model, which has two blocks of its own beside the others."""
         return self._weights(comfy.ldm.wan.model.VaceWanModel, vace_layers=2, vace_in_dim=96)
 
     def _weights(self, kind: type, **more) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ def new_adapter_file(name: str) -> Path:
 
 
 def training_folder(name: str) -> Path:
-    """Of the data, and the runs, of this name."""
+    """The folder that holds the data and the runs of this name."""
     return Path(folder_paths.get_output_directory()) / TRAINING / plain_name(name)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from .contracts import UserError
 
-# which pass reads the identity: both is the paper
+# which pass reads the identity; the paper's is both passes
 GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 

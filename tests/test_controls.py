@@ -134,7 +134,7 @@ POSITIVE, NEGATIVE = tiny.prompt(), tiny.prompt(seed=3)
 
 @pytest.fixture(scope="module")
 def predictions(model):
-    """Of each prompt, without and with the identity, one pass at a time."""
+    """The prediction of each prompt, without and with the identity, one pass at a time."""
     patched = tiny.with_identity(model)
     return {(which, identity): one_step(patched if identity else model, prompt)
             for which, prompt in (("positive", POSITIVE), ("negative", NEGATIVE)) for identity in (False, True)}

@@ -53,7 +53,7 @@ def some():
 
 @pytest.fixture(scope="module")
 def truth(world, some):
-    """Of real videos of the same people through the VAE."""
+    """Readings of real videos of the same people through the VAE."""
     return [read(world.reader, world.through_vae(real(case))) for case in some]
 
 
@@ -71,7 +71,7 @@ def test_nobody_here_was_seen_in_training(some):
 
 
 def test_the_reader_is_right_on_renders(calibration):
-    """Of people it was not trained on; chance is 1/n of n values of a trait, 0.25 in the mean, and an eighth of
+    """About people it was not trained on; chance is 1/n of n values of a trait, 0.25 in the mean, and an eighth of
     actions, of which the VAE blurs the small ones."""
     rendered, decoded = calibration["rendered"], calibration["through the VAE"]
     assert rendered["agreement"] > 0.95 and min(rendered["traits"].values()) > 0.9
@@ -189,7 +189,7 @@ def test_the_adapter_says_where_it_comes_from():
 
 
 def test_the_weights_are_small():
-    """Of all that ships; in bf16."""
+    """All that ships, in bf16."""
     files = list(WEIGHTS.glob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) < 30e6
     for file in files:

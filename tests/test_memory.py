@@ -84,8 +84,10 @@ def test_the_peak_of_a_path_is_what_it_says(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def deep_model():
-    """Of many blocks, so that the identity K/V weigh; its feed-forward is narrow, so that the model's peak is in the
-    self-attention, where all that was announced is held at a time.
+    """A model of many blocks, so that the identity K/V weigh.
+
+    Its feed-forward is narrow, so that the model's peak is in the self-attention, where all that was announced is held
+    at a time.
     """
     wan = TinyWan(dim=256, ffn_dim=256, blocks=20, text_dim=tiny.WAN.text_dim)
     model = comfy.sd.load_diffusion_model_state_dict(wan.weights(), model_options={"dtype": torch.float32},

@@ -25,7 +25,7 @@ class AttentionMap:
 
     mass: [P, L, t, h, w] float32 on the CPU, for P identities, L main blocks and the video's tokens: the share of the
     softmax that lies on the identity's tokens, the mean over heads, steps and passes; 0 where a block did not read.
-    calls: of the model, that were recorded.
+    calls: how many calls of the model were recorded.
     """
 
     mass: torch.Tensor

@@ -33,6 +33,6 @@ def cache_spec(identity: Identity, wan: Wan, hook_groups: int) -> IdentityCacheS
 
 
 def token_count(identity: Identity, wan: Wan) -> int:
-    """Of all references together."""
+    """How many identity tokens all references have together."""
     kept = identity.kept_tokens
     return len(identity.reference_latent) * (wan.count(identity.reference_latent.shape) if kept is None else len(kept))

@@ -20,7 +20,7 @@ FP8 = torch.float8_e4m3fn
 class IdentityCacheSpec:
     """The size of the identity K/V of one identity in one expert, known before a byte is allocated.
 
-    blocks: that read it; tokens: of all its references. entries: how many are kept at a time on one device, one for
+    blocks: how many read it; tokens: of all its references. entries: how many are kept at a time on one device, one for
     each LoRA-hook group of the run.
     """
 

@@ -15,7 +15,7 @@ from .adapter import Adapter, BlockAdapter, LowRank
 
 
 class ManagedLowRank(torch.nn.Module):
-    """As LowRank, of ComfyUI's linears."""
+    """A LowRank made of ComfyUI's linear layers, which ComfyUI can move."""
 
     def __init__(self, low_rank: LowRank):
         super().__init__()
@@ -26,7 +26,7 @@ class ManagedLowRank(torch.nn.Module):
 
 
 class ManagedBlock(torch.nn.Module):
-    """As BlockAdapter."""
+    """A BlockAdapter of managed parts."""
 
     def __init__(self, block: BlockAdapter):
         super().__init__()
@@ -34,7 +34,10 @@ class ManagedBlock(torch.nn.Module):
 
 
 class ManagedAdapter(torch.nn.Module):
-    """As Adapter, for the identity stream. It shares the memory of the adapter's tensors until it is moved."""
+    """An Adapter of managed parts, for the identity stream.
+
+    It shares the memory of the adapter's tensors until it is moved.
+    """
 
     def __init__(self, adapter: Adapter):
         super().__init__()

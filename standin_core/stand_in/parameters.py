@@ -16,7 +16,7 @@ def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.d
     """PEFT's modules of an adapter that changes nothing yet, in fp32: down from N(0, 1/rank), up zero, which PEFT calls
     gaussian and is how the authors' modules begin (``LoRALinearLayer`` in WeChatCV/Stand-In's
     models/wan_video_dit.py). They are kept beside the model, not in it: the video's own tokens do not pass them.
-    variant: that it is trained with.
+    variant: what the adapter is trained as.
     """
     from peft import LoraConfig, inject_adapter_in_model  # 6 s
 

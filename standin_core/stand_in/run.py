@@ -200,7 +200,7 @@ class Run:
 
 
 def _key(device: torch.device, adapter: Adapter) -> tuple:
-    """Of an adapter on a device; a tensor says mps:0 where ComfyUI says mps."""
+    """What tells an adapter on one device from others; a tensor says mps:0 where ComfyUI says mps."""
     return device.type, device.index or 0, id(adapter)
 
 

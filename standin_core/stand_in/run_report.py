@@ -46,7 +46,7 @@ class StandInReport(RunReport):
     """attention: the path taken; refusals: what was passed over and why.
     cache: where the identity K/V lived; cache_bytes: the most held at a time.
     builds, build_ms: of the identity K/V.
-    reads: by blocks.
+    reads: how often a block read an identity.
     """
 
     attention: str = ""

@@ -46,7 +46,7 @@ class Identity(Controls):
 
     @property
     def controls(self) -> tuple[Reason, ...]:
-        """What of strength's companions is used."""
+        """Which settings beside strength change how a query weighs this identity."""
         used = {Need.SCHEDULE: bool(self.schedule), Need.REGION: self.region is not None,
                 Need.NORMALIZED: self.shared_by > 1}
         return tuple(Reason(need) for need, is_used in used.items() if is_used)
@@ -138,5 +138,5 @@ class Applied:
 
     @property
     def needs(self) -> tuple[Reason, ...]:
-        """What needs a log-sum-exp: the first identity's that needs any."""
+        """What needs a log-sum-exp: the needs of the first identity that has any."""
         return next((needs for identity in self.identities if (needs := (*identity.needs, *self.settings.needs))), ())

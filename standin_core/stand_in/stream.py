@@ -2,8 +2,8 @@
 
 Per block (Stand-In, arXiv 2508.07901, and the authors' code): the identity tokens are modulated at timestep 0, take
 ``Linear(x) + up(down(x))`` for q, k and v, attend to themselves alone, pass gate and feed-forward, and skip the
-cross-attention. They never read the video, the prompt or the timestep, so one pass serves the whole run. Of the last
-block only K and V are needed.
+cross-attention. They never read the video, the prompt or the timestep, so one pass serves the whole run. The last
+block is needed for its K and V alone.
 """
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def identity_layers(wan: Wan, latent: torch.Tensor, adapter: Adapter | ManagedAd
 
 def _key_value(block: AdaptedBlock, tokens: torch.Tensor,
                modulation: Modulation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The normalised tokens, and of them K before rotation and V."""
+    """The normalised tokens, their K before rotation, and their V."""
     normed = block.attention_input(tokens, modulation)
     return normed, block.key(normed), block.value(normed)
 

@@ -1,4 +1,4 @@
-"""Flow matching: what the video's velocity should be, and what the model says that knows the person.
+"""Flow matching: the velocity that a video should have, compared with the model's prediction, which knows the person.
 
 ``x = (1 - s) x_0 + s noise``, target ``noise - x_0``, loss the mean square of the difference over the video's latents
 (WeChatCV/Stand-In's ``pipeline.training_loss``, without its weights over s).
