@@ -33,7 +33,7 @@ from small_world.render import face_points, picture, subject_mask
 from small_world.scenes import photo_scene
 from standin_core.controls import kept_tokens
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
-from standin_core.face_swap.prepare import paste
+from standin_core.face_swap.paste import paste
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.parameters import as_adapter, new_adapter

@@ -18,7 +18,7 @@ from standin_core.face.detectors import Face
 from standin_core.face_swap import SwapSettings, composite_swap, encode_swap, prepare_swap
 from standin_core.face_swap.encode import latent_mask
 from standin_core.face_swap.follow import Follower, OneEuro
-from standin_core.face_swap.prepare import paste
+from standin_core.face_swap.paste import paste
 from support import moving_photo
 from support.memory import peak_bytes
 

@@ -5,7 +5,7 @@ experimental.
 """
 from .composite import COLOR_REGIONS, composite_swap
 from .encode import MASK_EDGES, SWAP_BACKGROUNDS, encode_swap
-from .prepare import SwapSettings, prepare_swap
+from .paste import SwapSettings, prepare_swap
 
 __all__ = ["COLOR_REGIONS", "MASK_EDGES", "SWAP_BACKGROUNDS", "SwapSettings", "composite_swap", "encode_swap",
            "prepare_swap"]
