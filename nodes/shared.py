@@ -1,6 +1,4 @@
 """What several nodes share: types, inputs, and how a node shows text and pictures."""
-import inspect
-
 from comfy_api.latest import io, ui
 from server import PromptServer
 
@@ -13,8 +11,7 @@ FaceCropType = io.Custom("FACE_CROP")
 AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
 
-# ComfyUI 0.3.64 knows no advanced inputs, 0.16.3 does
-ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
+ADVANCED = {"advanced": True}  # the page folds these inputs away
 
 
 def detector_input():
