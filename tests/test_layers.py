@@ -76,6 +76,11 @@ def test_nothing_in_the_core_knows_who_uses_it(name):
     assert not {other.partition(".")[0] for other in imports(name)} & {"nodes", "scripts", "small_world", "tests"}
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("nodes.")])
+def test_nodes_stand_side_by_side(name):
+    assert {other for other in imports(name) if other.startswith("nodes.")} <= {"nodes.shared"}
+
+
 def test_no_import_runs_in_a_circle():
     graph = {name: {other for other in imports(name) if other in FILES} for name in FILES}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
