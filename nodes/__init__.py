@@ -7,7 +7,7 @@ from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
 from .stand_in import ApplyIdentityBranch, IdentityAttentionMap, LoadStandIn, StandInSampler
-from .training import PrepareTrainingData, TrainStandIn
+from .train import PrepareTrainingData, TrainStandIn
 
 
 class StandInExtension(ComfyExtension):

@@ -86,20 +86,20 @@ def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callabl
     return points[-1][1]
 
 
-def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, reads: torch.Tensor | None,
+def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, readers: torch.Tensor | None,
                device: torch.device) -> torch.Tensor:
     """[B or 1, N_vid or 1] float32.
 
     shared_by: R, among how many photos the strength is divided, 1 where each has all of it.
     region: from region_weights, on the device.
-    reads: [B] bool, or None for all.
+    readers: [B] bool, which of the batch read the identity; None for all.
     """
     bias = torch.full((1, 1), math.log(strength), device=device)
     bias -= math.log(shared_by)
     if region is not None:
         bias = bias + region.log().unsqueeze(0)
-    if reads is not None:
-        bias = bias.masked_fill(~reads.to(device).unsqueeze(1), -math.inf)
+    if readers is not None:
+        bias = bias.masked_fill(~readers.to(device).unsqueeze(1), -math.inf)
     return bias
 
 

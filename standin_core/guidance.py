@@ -51,9 +51,11 @@ class Passes:
                 if cond["uuid"] in self._positive:
                     cond["uuid"] = uuid.uuid4()
 
-    def reads(self, options: dict, batch: int) -> torch.Tensor | None:
-        """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in one
-        batch. options: ``transformer_options`` of the call.
+    def readers(self, options: dict, batch: int) -> torch.Tensor | None:
+        """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in a batch.
+
+        options: ``transformer_options`` of the call.
+        batch: B.
         """
         if self.guidance == "both passes":
             return None

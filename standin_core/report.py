@@ -13,7 +13,7 @@ LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
 
 class ReportedIdentity(Protocol):
-    """What one identity of a run was told: a dataclass of its method."""
+    """What a run was set to do with one identity: a dataclass of its method."""
 
     @property
     def strength(self) -> float: ...

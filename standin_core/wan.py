@@ -192,9 +192,9 @@ class Wan:
         modules = []
         try:
             for i, block in enumerate(self.blocks):
-                reads = [reading for reading in readings if i in reading.blocks]
+                in_block = [reading for reading in readings if i in reading.blocks]
                 identities = tuple((_source(reading.layers, i - reading.blocks.start), reading.rotation, reading.bias)
-                                   for reading in reads)
+                                   for reading in in_block)
                 if not identities:
                     continue
                 module = block.attn
@@ -202,17 +202,17 @@ class Wan:
                 modules.append((module, type(module), foreign))
                 note = None
                 if note_mass is not None:
-                    note = functools.partial(note_mass, i, [reading.person for reading in reads])
-                module.__dict__.update(identities=identities, identity_attend=attend, identity_read=False,
+                    note = functools.partial(note_mass, i, [reading.person for reading in in_block])
+                module.__dict__.update(identities=identities, identity_attend=attend, has_read=False,
                                        maps_mass=note is not None, note_mass=note, foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
             # an exception would keep this frame, and with it K and V of the last block
-            identities, reads = (), []
-            yield lambda: sum(module.identity_read for module, _, _ in modules)
+            identities, in_block = (), []
+            yield lambda: sum(module.has_read for module, _, _ in modules)
         finally:
             for module, original, foreign in modules:
                 module.__class__ = original
-                for name in ("identities", "identity_attend", "identity_read", "maps_mass", "note_mass",
+                for name in ("identities", "identity_attend", "has_read", "maps_mass", "note_mass",
                              "foreign_forward"):
                     module.__dict__.pop(name, None)
                 if foreign is not None:
@@ -270,12 +270,12 @@ def _with_identity(base: type) -> type:
             options[MODULE] = (self, options.get(OVERRIDE))
             options[OVERRIDE] = _override
             kwargs["transformer_options"] = options
-            self.identity_read = False
+            self.has_read = False
             if self.foreign_forward is None:
                 out = base.forward(self, x, *args, **kwargs)
             else:
                 out = self.foreign_forward(x, *args, **kwargs)
-            if not self.identity_read:
+            if not self.has_read:
                 raise UserError(
                     "another node replaced the self-attention of this model by one that does not call ComfyUI's "
                     "attention, so the identity cannot be read there: take that node out (for SageAttention, start "
@@ -294,7 +294,7 @@ def _note_mass(module, masses: list[torch.Tensor]) -> None:
 
 def _override(func, q, k, v, *args, **kwargs):
     module, previous = kwargs["transformer_options"][MODULE]
-    module.identity_read = True
+    module.has_read = True
     identities = []
     for source, rotation, bias in module.identities:
         if bias.shape[1] not in (1, q.shape[-2]):

@@ -10,11 +10,11 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 import tiny
 from standin_core.contracts import UserError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
+from standin_core.stand_in.applied import Identity
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.stand_in.budget import cache_spec
 from standin_core.stand_in.choices import chosen_cache
 from standin_core.stand_in.kv_cache import CACHE_MODES
-from standin_core.stand_in.settings import Identity
 from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms

@@ -14,11 +14,11 @@ from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import LowRank
+from standin_core.stand_in.applied import Applied, Identity
 from standin_core.stand_in.apply import remove_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
 from standin_core.stand_in.managed import ManagedAdapter
 from standin_core.stand_in.run import Run
-from standin_core.stand_in.settings import Applied, Identity
 from standin_core.stand_in.wrappers import KEY, apply_model
 
 

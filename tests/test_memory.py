@@ -9,10 +9,10 @@ from standin_core.attention import restricted_attention
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.states import FUSED, TILED
 from standin_core.stand_in.adapter import parse_adapter
+from standin_core.stand_in.applied import Applied, Identity, RunSettings
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.budget import extra_bytes
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCacheSpec
-from standin_core.stand_in.settings import Applied, Identity, RunSettings
 from standin_core.stand_in.wrappers import installed
 from support.peak_memory import allocated_peak
 

@@ -21,7 +21,7 @@ from .variant import PAPER, Variant
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
-KEY = re.compile(
+TENSOR_KEY = re.compile(
     r"blocks\.(?P<block>\d+)\."
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
@@ -149,7 +149,7 @@ def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:
 def _by_block(weights: dict, name: str) -> tuple[dict[tuple[int, str, str], torch.Tensor], list[str]]:
     found, foreign = {}, []
     for key, weight in weights.items():
-        match = KEY.fullmatch(_without_prefixes(key))
+        match = TENSOR_KEY.fullmatch(_without_prefixes(key))
         if match is None or not isinstance(weight, torch.Tensor):
             foreign.append(key)
             continue

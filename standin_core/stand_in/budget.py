@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from ..wan import Wan
+from .applied import Applied, Identity
 from .choices import chosen_attention
 from .kv_cache import IdentityCacheSpec
-from .settings import Applied, Identity
 
 
 def extra_bytes(model, applied: Applied, noise_shape: tuple[int, ...], hook_groups: int, options: dict) -> int:

@@ -8,8 +8,8 @@ from ..attention import AttentionChoice, Need, Reason, choose_attention
 from ..contracts import UserError
 from ..report import ReportSink
 from ..wan import Wan, attention_in_use
+from .applied import Applied
 from .kv_cache import IdentityCacheSpec
-from .settings import Applied
 
 
 def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:

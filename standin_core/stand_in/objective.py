@@ -24,7 +24,7 @@ TIME_OFFSET = -1  # the paper's place of the identity, one frame before the vide
 
 
 @contextlib.contextmanager
-def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
+def reading_photo(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
                   checkpointing: bool = False) -> Iterator[None]:
     """Within the context, calls of ``wan`` for a latent of video_shape read the identities, each video its own,
     with gradients, by the adapter's method.
@@ -32,12 +32,12 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
     Raises UserError where checkpointing cannot be.
     """
     variant, size, photo_size = adapter.variant, wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:]
-    if checkpointing and variant.attention == ORDINARY:
+    if checkpointing and variant.self_attention == ORDINARY:
         raise UserError("with ordinary attention nothing can be computed again: train without checkpointing.")
     with differentiable(), contextlib.ExitStack() as stack:
         rotation = wan.rotation(POSITIONS[variant.positions](size, photo_size, TIME_OFFSET, device=reference.device))
         layers: JointStream | ResidentLayers
-        if variant.attention == ORDINARY:
+        if variant.self_attention == ORDINARY:
             layers = joint_stream(wan, reference, adapter, rotation)
             attend = layers.attend
         else:

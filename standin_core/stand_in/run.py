@@ -17,13 +17,13 @@ from ..joint import JointStream
 from ..report import ReportSink, as_text
 from ..wan import Wan
 from .adapter import Adapter
+from .applied import Applied, Identity
 from .attention_map import AttentionRecorder
 from .budget import cache_spec, token_count
 from .choices import chosen_attention, chosen_cache
 from .kv_cache import IdentityCache, hold
 from .managed import ManagedAdapter, let_go, manage
-from .run_report import StandInReport, ToldIdentity
-from .settings import Applied, Identity
+from .run_report import StandInIdentity, StandInReport
 from .stream import identity_layers, joint_stream
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,13 @@ class Run:
                 self.started = time.perf_counter()
                 self.report.model = type(base).__name__
                 self.report.video_grid = grid
-                self.report.identities = [_told(identity, self.applied, wan) for identity in self.applied.identities]
+                self.report.identities = [_reported(identity, self.applied, wan)
+                                          for identity in self.applied.identities]
                 if self.maps_attention:
                     self.recorder = AttentionRecorder(len(self.applied.identities), len(wan.blocks))
             self.report.model_calls += 1
 
-    def identity_read(self, blocks: int) -> None:
+    def note_reads(self, blocks: int) -> None:
         """After a call of the model in which so many blocks read."""
         with self.lock:
             self.passes.identity_read = True
@@ -204,10 +205,10 @@ def _key(device: torch.device, adapter: Adapter) -> tuple:
     return device.type, device.index or 0, id(adapter)
 
 
-def _told(identity: Identity, applied: Applied, wan: Wan) -> ToldIdentity:
+def _reported(identity: Identity, applied: Applied, wan: Wan) -> StandInIdentity:
     references, _, _, height, width = identity.reference_latent.shape
     blocks = identity.blocks(len(wan.blocks))
-    return ToldIdentity(
+    return StandInIdentity(
         adapter_file=identity.adapter.name, adapter_sha256=identity.adapter.sha256, adapter_rank=identity.adapter.rank,
         reference_size=(height, width), references=references,
         tokens=token_count(identity, wan), strength=identity.strength,

@@ -8,8 +8,8 @@ from ..report import RunReport
 
 
 @dataclass(frozen=True, slots=True)
-class ToldIdentity:
-    """What one identity of a run was told.
+class StandInIdentity:
+    """A ``report.ReportedIdentity``.
 
     reference_size: (h, w) of the reference latent; references: how many photos there are.
     tokens: of all photos.

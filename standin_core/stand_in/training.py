@@ -14,7 +14,7 @@ from ..train.settings import AdapterSettings, TrainSettings
 from ..wan import Wan
 from .adapter import ADAPTERS, Adapter, check_fit, load_adapter, parse_adapter
 from .apply import apply_identity_branch
-from .objective import identity_read
+from .objective import reading_photo
 from .parameters import as_adapter, new_adapter, parameters, save_adapter
 from .variant import PAPER, Variant
 
@@ -97,7 +97,7 @@ class StandInLearner:
     @contextlib.contextmanager
     def velocity(self, noisy: torch.Tensor, batch: Batch, checkpointing: bool) -> Iterator[torch.Tensor]:
         """The identity stream is computed anew, and its K and V stay attached."""
-        with identity_read(self.wan, self.adapter, noisy.shape, batch.reference, checkpointing):
+        with reading_photo(self.wan, self.adapter, noisy.shape, batch.reference, checkpointing):
             yield self.wan(noisy.to(self.wan.dtype), 1000 * batch.sigma, batch.context)
 
     def applied(self, model, weights: dict[str, torch.Tensor], photo: torch.Tensor):

@@ -109,7 +109,7 @@ class Applied:
 
     def with_identity(self, identity: Identity, settings: RunSettings) -> Applied:
         """Raises UserError where settings are not those of the identities before, or cannot serve this one."""
-        if ORDINARY in {each.adapter.variant.attention for each in (*self.identities, identity)}:
+        if ORDINARY in {each.adapter.variant.self_attention for each in (*self.identities, identity)}:
             return Applied((identity,), self._for_ordinary_attention(identity, settings))
         needs = (*identity.needs, *settings.needs)
         if settings.attention == "concatenate" and needs:
@@ -134,7 +134,7 @@ class Applied:
     @property
     def is_ordinary(self) -> bool:
         """Whether the one identity reads the video too."""
-        return any(identity.adapter.variant.attention == ORDINARY for identity in self.identities)
+        return any(identity.adapter.variant.self_attention == ORDINARY for identity in self.identities)
 
     @property
     def needs(self) -> tuple[Reason, ...]:
