@@ -20,7 +20,11 @@ class Passes:
     """
 
     def __init__(self, guidance: str, scale: float):
-        """guidance: one of GUIDANCES; scale: of "own scale"."""
+        """How the user set them.
+
+        guidance: one of GUIDANCES.
+        scale: the identity's guidance scale, used by "own scale" only.
+        """
         self.guidance = guidance
         self.scale = scale
         self.identity_read = False

@@ -25,7 +25,10 @@ class ReportedIdentity(Protocol):
     def end_percent(self) -> float: ...
 
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
-        """One fact a line, about a run in which it was read. video_grid: as in RunReport."""
+        """One fact a line, about a run in which the identity was read.
+
+        video_grid: as in RunReport.
+        """
 
 
 @dataclass(slots=True)

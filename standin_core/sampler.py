@@ -33,8 +33,11 @@ def sampler_names() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """boundary: sigma at which the low-noise expert takes over, 0 to 1. attention_map: record where the identity is
-    read. The rest is as in ComfyUI's KSampler.
+    """How to sample; what is not listed here is as in ComfyUI's KSampler.
+
+    shift: of the noise levels.
+    boundary: the sigma at which the low-noise expert takes over, 0 to 1.
+    attention_map: whether to record where the identity is read.
     """
 
     seed: int
@@ -87,7 +90,10 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
 
 def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, noise: torch.Tensor,
             noise_mask: torch.Tensor | None, settings: SamplerSettings) -> tuple[torch.Tensor, ReportSink]:
-    """As ``sample``, from given noise. samples, noise: [B, 16, T, h, w], VAE space; returns the same."""
+    """As ``sample``, from given noise; the result is of the shape of samples.
+
+    samples, noise: [B, 16, T, h, w], VAE space.
+    """
     experts = [_with_shift(expert, settings.shift) for expert in _experts(model, low_noise_model)]
     sigmas = _sigmas(experts[0], settings)
     steps = len(sigmas) - 1

@@ -51,9 +51,11 @@ class Modulation(NamedTuple):
 class Reading(NamedTuple):
     """One identity as the blocks of one model call read it.
 
-    person: its place among the identities of the model. layers: K before rotation and V, [R, N_ref, C], by
-    ``layers[i]`` for the i-th of the blocks; rotation: of the identity tokens; bias: on their logits, for each query
-    [B or 1, N_vid or 1] float32; blocks: which read it.
+    person: its place among the identities of the model.
+    layers: ``layers[i]`` gives K before rotation and V, [R, N_ref, C], for the i-th of the blocks.
+    rotation: of the identity tokens.
+    bias: on their logits, for each query, [B or 1, N_vid or 1] float32.
+    blocks: which blocks read it.
     """
 
     person: int
@@ -89,7 +91,7 @@ class Block:
         return self.attn.v(normed)
 
     def rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        """x: [B, N, C] queries or keys, after RMSNorm; rotation: from Wan.rotation."""
+        """As the function ``rotate``, with the heads of this block."""
         return rotate(self.attn, x, rotation)
 
     def after_attention(self, tokens: torch.Tensor, attended: torch.Tensor, modulation: Modulation) -> torch.Tensor:
@@ -100,8 +102,10 @@ class Block:
 
 
 class Wan:
-    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan. attend: what computes the identity's own
-    attention, and all attention of a call of this object; not every attention that ComfyUI may run has gradients.
+    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan.
+
+    attend: what computes the identity's own attention, and all attention of a call of this object. (Not every attention
+        that ComfyUI may run has gradients.)
 
     Raises UserError for any other model.
     """
@@ -119,7 +123,12 @@ class Wan:
         self.blocks = [Block(block) for block in self.model.blocks]
 
     def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The velocity, of the shape of noisy [B, 16, T, h, w]; timestep: [B], 0 to 1000; context: [B, N, text dim]."""
+        """The velocity, of the shape of noisy.
+
+        noisy: [B, 16, T, h, w]
+        timestep: [B], 0 to 1000.
+        context: [B, N, text dim]
+        """
         return self.model(noisy, timestep, context, transformer_options={
             OVERRIDE: lambda _, *args, **kwargs: self.attend(*args, **kwargs)})
 
@@ -231,8 +240,9 @@ def differentiable() -> Iterator[None]:
 
 
 def attention_in_use(options: dict) -> AttentionInUse:
-    """What computes the model's attention, by the order of choice in comfy/ldm/modules/attention.py. options: the
-    model's ``transformer_options``.
+    """What computes the model's attention, by the order of choice in comfy/ldm/modules/attention.py.
+
+    options: the model's ``transformer_options``.
     """
     manager = comfy.model_management
     if OVERRIDE in options:
@@ -254,7 +264,12 @@ def _source(layers, block: int):
 
 
 def rotate(attn, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """x: [B, N, C] -> [B, N, C], with RoPE on the heads of the attention module attn."""
+    """Queries or keys with RoPE, [B, N, C].
+
+    attn: the attention module, which has the number of heads.
+    x: [B, N, C], after RMSNorm.
+    rotation: from ``Wan.rotation``.
+    """
     return apply_rope1(x.unflatten(2, (attn.num_heads, attn.head_dim)), rotation).flatten(2)
 
 

@@ -22,8 +22,12 @@ KERNEL_HEAD_DIMS = (64, 128)
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """path: "merge" or "concatenate"; source: of the states, None when concatenating; kernel: whether the identity is
-    merged by the Triton kernel.
+    """How the video reads the identity in one run on one device.
+
+    path: "merge" or "concatenate".
+    source: what computes the attention states; None when concatenating.
+    passed_over: what comes before this in the order of choice, and why it is not taken.
+    kernel: whether the Triton kernel merges the identity.
     """
 
     path: str
@@ -57,8 +61,9 @@ ATTACHED = AttentionChoice("concatenate", None, ())
 
 @dataclass(frozen=True, slots=True)
 class AttentionInUse:
-    """What computes the model's attention without the identity; merging keeps PyTorch's. source: the same with a
-    log-sum-exp, where there is such a thing.
+    """What computes the model's attention without the identity; merging keeps PyTorch's.
+
+    source: the same attention with a log-sum-exp; None where there is none.
     """
 
     host: Host
@@ -73,7 +78,10 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
     """Choose for one device of one run.
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
-    explicit path is taken. needs: what needs a log-sum-exp, nothing where every query reads every identity at weight 1.
+        explicit path is taken.
+    needs: what needs a log-sum-exp; empty where every query reads every identity at weight 1.
+    in_use: what computes the model's attention.
+    device, dtype, head_dim: of the queries, keys and values.
     """
     if requested == "concatenate":
         return AttentionChoice("concatenate", None, (PassedOver("merge", Reason(Why.CONCATENATION_SET)),))
@@ -145,12 +153,18 @@ def kernel_trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> Rea
 def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable:
     """The function that ``Wan.identity_installed`` puts in: ``(host, q, k, v, identities, heads, ...)``.
 
-    host: the attention in use. q, k, v: [B, N_vid, C] (or [B, H, N_vid, D] with skip_reshape); identities: for each
-    person K and V, [R, N_ref, C], and the bias of each query, [B or 1, N_vid or 1] float32. note_mass: called, when
-    merging, with the share of the softmax on each person's tokens, a list of [B, H, N_vid] float32. Returns what the
-    host would return. Equal arguments give the same object, so that torch.compile, which guards on a function's
-    identity, does not compile anew for every run. own: as in training, on the path "concatenate": the b-th video reads
-    the b-th of the R photos alone.
+    It returns what the host would return. Equal arguments give the same object, so that torch.compile, which guards on
+    a function's identity, does not compile anew for every run.
+
+    own: the b-th video reads the b-th of the R photos alone, as in training; with the path "concatenate" only.
+
+    The function's arguments:
+
+    host: the attention in use.
+    q, k, v: [B, N_vid, C], or [B, H, N_vid, D] with skip_reshape.
+    identities: for each person K and V, [R, N_ref, C], and the bias of each query, [B or 1, N_vid or 1] float32.
+    note_mass: called, when merging, with the share of the softmax on each person's tokens, a list of [B, H, N_vid]
+        float32.
     """
     if choice.path == "concatenate":
         return _concatenate_own if own else _concatenate
@@ -179,7 +193,7 @@ def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable
 
 
 def _extend_by_state(state: Callable) -> Callable:
-    """The identity's attention as a state of its own, merged into the video's. identity_k, identity_v: [M, H, D]."""
+    """The identity's attention as a state of its own, merged into the video's; its K and V are [M, H, D]."""
     def extend(q, identity_k, identity_v, video, scale, bias):
         k, v = (x.transpose(0, 1).expand(len(q), -1, -1, -1) for x in (identity_k, identity_v))
         return merge_states(video, state(q, k, v, scale), bias.unsqueeze(1))

@@ -30,10 +30,12 @@ def trial_inputs(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
 
 
 def refusal_by(trial: Callable[[], tuple[State, State]], device: torch.device, bar: float) -> Reason | None:
-    """What goes wrong, or None. Being out of memory refuses nothing.
+    """What goes wrong in a trial, or None. A lack of memory is raised: it says nothing about the path.
 
-    trial: -> the state found and the one expected; device: of the trial, which is made the current one; bar: the most
-    that the output may be off, relative RMS, and, above LOG_SUM_EXP_BAR, the log-sum-exp, in nats.
+    trial: returns the state found and the state expected.
+    device: of the trial; it is made the current one.
+    bar: the largest allowed difference of the output, relative RMS. The log-sum-exp, in nats, may differ as much, and
+        by LOG_SUM_EXP_BAR in any case.
     """
     try:
         with on(device):

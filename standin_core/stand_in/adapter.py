@@ -35,7 +35,8 @@ ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a
 class LowRank:
     """One low-rank weight, ``x -> up(down(x))``; no alpha and no bias (the official adapters have neither).
 
-    down: [r, C], up: [C, r], both on the CPU in the dtype of the file.
+    down: [r, C], on the CPU, in the dtype of the file.
+    up: [C, r], likewise.
     """
 
     down: torch.Tensor
@@ -95,7 +96,15 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
-    """weights: key -> tensor, as in the file. Raises UserError with what came, what is needed and what to do."""
+    """The adapter of the tensors of a file.
+
+    weights: key -> tensor.
+    name: of the file, for errors and reports.
+    sha256: of the file; empty where there is none.
+    variant: what the adapter was trained with.
+
+    Raises UserError where they are no Stand-In adapter.
+    """
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):

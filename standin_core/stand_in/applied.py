@@ -71,8 +71,10 @@ class Identity(Controls):
 class RunSettings:
     """What all identities of a run have in common.
 
-    attention: one of ATTENTION_PATHS. cache: one of CACHE_MODES.
-    guidance: one of GUIDANCES. guidance_scale: of "own scale".
+    attention: one of ATTENTION_PATHS.
+    cache: one of CACHE_MODES.
+    guidance: one of GUIDANCES; the paper's is "both passes".
+    guidance_scale: the identity's guidance scale, used by "own scale" only.
 
     Raises UserError for another value.
     """

@@ -8,12 +8,14 @@ from .kv_cache import IdentityCacheSpec
 
 
 def extra_bytes(model, applied: Applied, noise_shape: tuple[int, ...], hook_groups: int, options: dict) -> int:
-    """What a run needs on one device beside the plain model: the identity K/V, and what the attention path holds.
+    """The bytes that a run needs on one device beside the plain model: the identity K/V, and what the attention holds.
 
-    Twice the batch, as ComfyUI's own estimate has it: positive and negative go through the model together.
+    The batch counts twice, as in ComfyUI's own estimate: positive and negative go through the model together.
 
-    model: a ModelPatcher; noise_shape: [B, 16, T, h, w]; hook_groups: LoRA-hook groups among the conditions; options:
-    ``transformer_options`` of the run.
+    model: a ModelPatcher.
+    noise_shape: [B, 16, T, h, w]
+    hook_groups: how many LoRA-hook groups are among the conditions.
+    options: ``transformer_options`` of the run.
     """
     read = [identity for identity in applied.identities if identity.strength > 0]
     if not read:
@@ -33,6 +35,6 @@ def cache_spec(identity: Identity, wan: Wan, hook_groups: int) -> IdentityCacheS
 
 
 def token_count(identity: Identity, wan: Wan) -> int:
-    """How many identity tokens all references have together."""
+    """How many identity tokens all photos of a person have together."""
     kept = identity.kept_tokens
     return len(identity.reference_latent) * (wan.count(identity.reference_latent.shape) if kept is None else len(kept))

@@ -13,7 +13,10 @@ from .kv_cache import IdentityCacheSpec
 
 
 def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
-    """options: ``transformer_options`` of the run."""
+    """How the video reads the identities on a device.
+
+    options: ``transformer_options`` of the run.
+    """
     if applied.is_ordinary:  # no path is passed over: there is one
         return AttentionChoice("concatenate", None, ())
     needs = applied.needs or ((Reason(Need.MAP),) if maps_attention(options) else ())
@@ -22,15 +25,22 @@ def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: 
 
 
 def maps_attention(options: dict) -> bool:
-    """Whether who listens to a run asks for a map of its attention."""
+    """Whether the run's listener asks for a map of its attention.
+
+    options: ``transformer_options`` of the run.
+    """
     sink = ReportSink.of(options)
     return sink is not None and sink.maps_attention
 
 
 def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device) -> str:
-    """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample.
+    """Where the identity K/V live on a device.
 
-    requested: one of CACHE_MODES; specs: of all identities. Raises UserError for what the device cannot do.
+    requested: one of CACHE_MODES; "auto" is resident if half of the free memory holds them, which leaves room to
+        sample, and offloaded otherwise.
+    specs: of all identities.
+
+    Raises UserError for what the device cannot do.
     """
     if requested == "fp8" and device.type == "mps":
         raise UserError("cache is set to fp8, which this device (MPS) does not know: set it to auto or offloaded.")

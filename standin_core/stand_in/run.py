@@ -39,8 +39,12 @@ class Run:
 
     def __init__(self, applied: Applied, steps: int, hook_groups: int, whole: tuple[int, int, int],
                  maps_attention: bool = False):
-        """hook_groups: LoRA-hook groups among the conditions. whole: (t, h, w) of the video in tokens. maps_attention:
-        record where the identity is read.
+        """A run before its first model call.
+
+        steps: of the sampler.
+        hook_groups: how many LoRA-hook groups are among the conditions.
+        whole: (t, h, w) of the video in tokens.
+        maps_attention: whether to record where the identity is read.
         """
         self.applied = applied
         self.whole = whole
@@ -73,7 +77,7 @@ class Run:
             self.report.model_calls += 1
 
     def note_reads(self, blocks: int) -> None:
-        """After a call of the model in which so many blocks read."""
+        """Count a call of the model in which so many blocks read an identity."""
         with self.lock:
             self.passes.identity_read = True
             self.report.identity_calls += 1
@@ -135,7 +139,11 @@ class Run:
                                          lambda: hold(mode, build, device, wan.heads), synchronize)
 
     def joint_stream(self, identity: Identity, wan: Wan, batch: int, rotation: torch.Tensor) -> JointStream:
-        """For one call of the model with so many videos. rotation: of the identity tokens."""
+        """The identity stream of one call of the model, for an adapter of ordinary attention.
+
+        batch: how many videos the call has.
+        rotation: of the identity tokens.
+        """
         self.cache_mode(wan, rotation.device)
         latent = identity.reference_latent.to(device=rotation.device, dtype=wan.dtype).expand(batch, -1, -1, -1, -1)
         adapter = self.adapter(identity, rotation.device)

@@ -105,9 +105,10 @@ def sampler_sample(executor, guider, *args, **kwargs):
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """This one call of the model reads the identities whose time it is.
+    """One call of the model. The video reads each identity for which the call lies between start and end percent.
 
-    x: [B, 16, T, h, w], model space; t: [B] sigmas.
+    x: [B, 16, T, h, w], model space.
+    t: [B] sigmas.
     """
     options = {} if transformer_options is None else transformer_options
     arguments = (x, t, c_concat, c_crossattn, control, options)
