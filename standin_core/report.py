@@ -57,8 +57,8 @@ class RunReport:
 class ReportSink:
     """Takes the reports of the runs of the models that it listens to, and their attention maps.
 
-    An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run (0.3.64 with
-    ``deepcopy``, hence ``__deepcopy__``).
+    An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run. Some node
+    packs deep-copy them (ComfyUI-Spectrum-KSampler does), hence ``__deepcopy__``.
     """
 
     def __init__(self, maps_attention: bool = False):

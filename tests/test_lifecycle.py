@@ -1,4 +1,5 @@
 """What an identity leaves behind: nothing, on the model, in memory or in the next run."""
+import copy
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import tiny
 from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import UserError
+from standin_core.report import LISTENER
 from standin_core.stand_in.adapter import LowRank
 from standin_core.stand_in.applied import Applied, Identity
 from standin_core.stand_in.apply import remove_identity_branch
@@ -47,7 +49,9 @@ def assert_nothing_left(model, built):
     assert len(built) > 1 and all(reference() is None for reference in built)
     for block in model.model.diffusion_model.blocks:
         assert type(block.self_attn).__name__ == "WanSelfAttention"
-        assert not [name for name in vars(block.self_attn) if "identity" in name or "foreign" in name]
+        left = [name for name in vars(block.self_attn)
+                if any(part in name for part in ("identit", "foreign", "mass", "has_read"))]
+        assert not left
 
 
 def test_a_run_leaves_nothing(model, plain, built):
@@ -68,6 +72,22 @@ def test_applied_twice_is_two_people_and_one_run(model):
     assert len(reports) == 1 and len(reports[0].identities) == 2 and reports[0].builds == 2
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.APPLY_MODEL):
         assert len(twice.get_wrappers(kind, KEY)) == 1
+
+
+def test_another_node_may_deep_copy_the_options_of_a_run(model):
+    """The run and its listener stay what they are, in the copy too."""
+    kept = []
+
+    def pre_cfg(args):
+        options = args["model_options"]["transformer_options"]
+        copied = copy.deepcopy(options)
+        kept.append(copied[KEY] is options[KEY] and copied[LISTENER] is options[LISTENER])
+        return args["conds_out"]
+
+    patched = tiny.with_identity(model)
+    patched.set_model_sampler_pre_cfg_function(pre_cfg)
+    tiny.sample(patched)
+    assert kept == [True] * tiny.STEPS
 
 
 def test_removed(model, plain):

@@ -61,7 +61,7 @@ class Run:
         self.recorder: AttentionRecorder | None = None
         self.report = StandInReport(steps=steps)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo):  # for node packs that deep-copy the options of a run
         return self
 
     def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
@@ -96,8 +96,11 @@ class Run:
                 self.report.refusals = list(map(str, passed_over))
             return self.choices[device]
 
-    def cache_mode(self, wan: Wan, device: torch.device) -> str:
-        """Chosen once for each device, when the model is loaded and the free memory is known."""
+    def settle_cache(self, wan: Wan, device: torch.device) -> str:
+        """Where the identity K/V live on a device, which the report then says too.
+
+        It is chosen once for each device, when the model is loaded and the free memory is known.
+        """
         with self.lock:
             if device not in self.modes:
                 specs = [cache_spec(identity, wan, self.hook_groups) for identity in self.applied.identities]
@@ -123,7 +126,7 @@ class Run:
         """K (before rotation) and V of every block for one identity, from the cache or built now."""
         hooks = getattr(base.current_patcher, "current_hooks", None)
         strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
-        identity, mode = self.applied.identities[index], self.cache_mode(wan, device)
+        identity, mode = self.applied.identities[index], self.settle_cache(wan, device)
 
         def build():
             latent = identity.reference_latent.to(device=device, dtype=wan.dtype)
@@ -144,7 +147,7 @@ class Run:
         batch: how many videos the call has.
         rotation: of the identity tokens.
         """
-        self.cache_mode(wan, rotation.device)
+        self.settle_cache(wan, rotation.device)  # "streaming", for the report: there is nothing to keep
         latent = identity.reference_latent.to(device=rotation.device, dtype=wan.dtype).expand(batch, -1, -1, -1, -1)
         adapter = self.adapter(identity, rotation.device)
         return joint_stream(wan, latent, adapter, rotation, identity.kept_tokens)
