@@ -33,10 +33,15 @@ def run(model, **controls):
 FP8 = 0.002
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.4])
+@pytest.fixture(scope="module", params=[1.0, 0.4])
+def resident(request, model):
+    """A strength, and the video of it with K and V resident."""
+    return request.param, run(model, strength=request.param, cache="resident")[0]
+
+
 @pytest.mark.parametrize("mode", CACHE_MODES)
-def test_every_cache_mode_gives_the_same_video(model, mode, strength):
-    expected = run(model, strength=strength, cache="resident")[0]
+def test_every_cache_mode_gives_the_same_video(model, mode, resident):
+    strength, expected = resident
     found, (report,) = run(model, strength=strength, cache=mode)
     assert report.cache == ("resident" if mode == "auto" else mode)
     if mode == "fp8":

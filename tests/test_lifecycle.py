@@ -1,6 +1,7 @@
 """What an identity leaves behind: nothing, on the model, in memory or in the next run."""
 import copy
 import gc
+import itertools
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -109,17 +110,17 @@ def test_two_identities_on_one_model_do_not_mix(model):
     assert torch.equal(tiny.sample(one)[0], first)
 
 
-@pytest.mark.parametrize("path", ATTENTION_PATHS)
-@pytest.mark.parametrize("cache", CACHE_MODES)
+@pytest.mark.parametrize("cache, path", zip(CACHE_MODES, itertools.cycle(ATTENTION_PATHS)))
 def test_strength_zero_is_the_base_model_bit_for_bit(model, plain, path, cache):
     samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.0, attention=path, cache=cache))
     assert torch.equal(samples, plain)
     assert (report.builds, report.cache_bytes, report.identity_calls) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt,
-                                   comfy.model_management.InterruptProcessingException])
-@pytest.mark.parametrize("step", range(tiny.STEPS))
+ERRORS = (ValueError, KeyboardInterrupt, comfy.model_management.InterruptProcessingException)
+
+
+@pytest.mark.parametrize("step, error", zip(range(tiny.STEPS), itertools.cycle(ERRORS)))
 def test_an_exception_in_mid_run_leaves_nothing(model, plain, built, error, step):
     def fail(index, *_):
         if index == step:
