@@ -253,7 +253,7 @@ def exchanged(module, kind: type, **state) -> Iterator[None]:
 
 @contextlib.contextmanager
 def differentiable() -> Iterator[None]:
-    """ComfyUI's RoPE has a gradient only while it knows that it trains."""
+    """Within the context, ComfyUI's RoPE has a gradient: it has one only while ComfyUI knows that it trains."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
