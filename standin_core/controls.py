@@ -59,8 +59,8 @@ class Controls(Span):
 
     def __post_init__(self):
         if self.strength < 0:
-            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
-                            "paper.")
+            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 what "
+                            "the adapter was trained with.")
         Span.__post_init__(self)
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)

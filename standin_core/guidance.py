@@ -8,7 +8,7 @@ import torch
 
 from .contracts import UserError
 
-# which pass reads the identity; the paper's is both passes
+# which pass reads the identity
 GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 
@@ -39,8 +39,8 @@ class Passes:
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
             raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
-                            "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
-                            "passes.")
+                            "own: sample with plain classifier-free guidance, as KSampler and CFGGuider do, "
+                            "or set guidance to both passes.")
         if self.guidance == OWN_SCALE and sum(isinstance(each, OwnScale) for each in guider.model_options.get(
                 "sampler_pre_cfg_function", ())) > 1:
             raise UserError("two methods on this model have guidance set to own scale, and one identity can have a "

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Protocol
 
-LISTENER = "stand_in_report_sink"  # in ComfyUI's transformer_options
+LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
 
 class ReportedIdentity(Protocol):

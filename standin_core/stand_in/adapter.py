@@ -18,6 +18,7 @@ from ..contracts import UserError
 from ..files import reading_weights, sha256_of
 from .variant import PAPER, Variant
 
+ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
 KEY = re.compile(
