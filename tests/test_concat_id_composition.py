@@ -1,4 +1,5 @@
 """A reference of Concat-ID beside everything else that people put on a Wan model."""
+import dataclasses
 import shutil
 
 import comfy.context_windows
@@ -78,8 +79,7 @@ def test_a_patch_on_the_text_sees_the_video_alone(model, expected):
 
     patched.set_model_attn2_patch(patch)
     found = tiny.sample(patched)[0]
-    assert set(seen) == {VIDEO} or not seen
-    assert seen and relative_rms(found, expected) > 100 * WHOLE_RUN
+    assert set(seen) == {VIDEO} and relative_rms(found, expected) > 100 * WHOLE_RUN
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -206,15 +206,12 @@ def test_half_precision(expected, dtype):
 def test_fp8_weights():
     """The same as fp32 weights of the same, rounded values."""
     rounded = {key: value.to(torch.float8_e4m3fn).float() for key, value in tiny.WAN.weights().items()}
-    in_fp8, as_fp32 = tiny.load(rounded, dtype=torch.float8_e4m3fn), tiny.load(tiny.WAN.weights())
+    in_fp8, as_fp32 = tiny.load(rounded, dtype=torch.float8_e4m3fn), tiny.load()
+    applied = concat_id.with_reference(as_fp32)
     for name, parameter in as_fp32.model.diffusion_model.named_parameters():
         parameter.data.copy_(rounded[name])
     found, _ = tiny.sample(concat_id.with_reference(in_fp8))
-    as_fp32.backup.update({key: type("Kept", (), {"weight": tiny.WAN.weights()[key.removeprefix("diffusion_model.")]})
-                           for key in (f"diffusion_model.blocks.{i}.modulation" for i in range(tiny.WAN.blocks))})
-    patched = concat_id.with_reference(as_fp32)
-    as_fp32.backup.clear()
-    assert torch.equal(found, tiny.sample(patched)[0])
+    assert torch.equal(found, tiny.sample(applied)[0])
 
 
 class Graphs(list):
@@ -226,47 +223,56 @@ class Graphs(list):
 
 
 WHOLE = ["diffusion_model"]
-BLOCKS = [f"diffusion_model.blocks.{i}" for i in range(tiny.WAN.blocks)]
+BLOCKS = [f"diffusion_model.blocks.{i}" for i in range(2)]
 KEYS = pytest.mark.parametrize("keys", [WHOLE, BLOCKS], ids=["whole model", "each block"])
+
+
+@pytest.fixture(scope="module")
+def of_two_blocks():
+    """A model that is compiled in half the time."""
+    return tiny.load(dataclasses.replace(tiny.WAN, blocks=2).weights())
 
 
 @KEYS
 @pytest.mark.parametrize("guards", [None, skip_torch_compile_dict], ids=["all guards", "as core's node"])
-def test_torch_compile(model, plain, expected, guards, keys):
-    """On, off, on, off and another reference, in one process: right each time, without a graph break, and compiled
-    once, though the modulations change with every step."""
+def test_torch_compile(of_two_blocks, guards, keys):
+    """On, off, on, off and another reference for half of the steps, in one process: right each time, without a graph
+    break, and compiled once, though the modulations change with every step."""
     torch.compiler.reset()
     compilations = Graphs()
 
-    def compiled(model):
-        set_torch_compile_wrapper(model, backend=compilations, keys=keys, fullgraph=True,
+    def check(patched):
+        """The same as without compiling; compilations grows where a graph is made anew."""
+        expected = tiny.sample(patched)[0]
+        set_torch_compile_wrapper(patched, backend=compilations, keys=keys, fullgraph=True,
                                   options=None if guards is None else {"guard_filter_fn": guards})
-        return tiny.sample(model)[0]
+        assert_close(tiny.sample(patched)[0], expected, WHOLE_RUN)
 
-    assert_close(compiled(concat_id.with_reference(model)), expected, WHOLE_RUN)
-    assert_close(compiled(model.clone()), plain, WHOLE_RUN)
+    check(concat_id.with_reference(of_two_blocks))
+    check(of_two_blocks.clone())
     graphs = len(compilations)
-    assert_close(compiled(concat_id.with_reference(model)), expected, WHOLE_RUN)
-    assert_close(compiled(model.clone()), plain, WHOLE_RUN)
-    other = tiny.sample(concat_id.with_reference(model, seed=9, end_percent=0.5))[0]
-    assert_close(compiled(concat_id.with_reference(model, seed=9, end_percent=0.5)), other, WHOLE_RUN)
+    check(concat_id.with_reference(of_two_blocks))
+    check(of_two_blocks.clone())
+    check(concat_id.with_reference(of_two_blocks, seed=9, end_percent=0.5))
     assert len(compilations) == graphs > 0
 
 
 @KEYS
-def test_compiled_before_the_reference(model, expected, keys):
+def test_compiled_before_the_reference(of_two_blocks, keys):
     torch.compiler.reset()
-    patched = model.clone()
+    expected = tiny.sample(concat_id.with_reference(of_two_blocks))[0]
+    patched = of_two_blocks.clone()
     set_torch_compile_wrapper(patched, backend="eager", keys=keys, fullgraph=True,
                               options={"guard_filter_fn": skip_torch_compile_dict})
     assert_close(tiny.sample(concat_id.with_reference(patched))[0], expected, WHOLE_RUN)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_torch_compile_to_machine_code(model, expected):
+def test_torch_compile_to_machine_code(of_two_blocks):
     """With inductor, TorchCompileModel's default backend."""
     torch.compiler.reset()
-    patched = concat_id.with_reference(model)
+    patched = concat_id.with_reference(of_two_blocks)
+    expected = tiny.sample(patched)[0]
     set_torch_compile_wrapper(patched, backend="inductor", keys=BLOCKS, fullgraph=True,
                               options={"guard_filter_fn": skip_torch_compile_dict})
     assert_close(tiny.sample(patched)[0], expected, WHOLE_RUN)
