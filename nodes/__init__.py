@@ -3,6 +3,7 @@ from comfy_api.latest import ComfyExtension
 
 from ..standin_core.folders import register_folder
 from ..standin_core.stand_in.adapter import ADAPTERS
+from .concat_id import ApplyConcatID, LoadConcatID
 from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
@@ -13,7 +14,8 @@ from .train import PrepareTrainingData, TrainStandIn
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
-                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn]
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn, LoadConcatID,
+                ApplyConcatID]
 
 
 async def comfy_entrypoint():

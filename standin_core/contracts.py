@@ -35,8 +35,9 @@ class CroppedFace:
 class FaceCrop:
     """The crops of one or several photos.
 
-    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background.
-    rgba: [B, S, S, 4], the photo's own pixels with the subject's mask as alpha.
+    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background; of the photo's size where a preset takes the
+        photo as it is.
+    rgba: of the size of image, the photo's own pixels with the subject's mask as alpha.
     faces: one for each of the B crops.
     preview: [P, H, W, 3], the photos with what was found and cropped drawn on them.
     verdict: what was found and done, in words.

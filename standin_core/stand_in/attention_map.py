@@ -46,7 +46,7 @@ class AttentionRecorder:
         """The function that notes the masses of one model call.
 
         grid: (t, h, w) in tokens of what the call sees.
-        window: as in ``Run.region``.
+        window: as in ``StandInRun.region``.
         """
         frames = list(range(grid[0])) if window is None else list(window.index_list)
         total = grid[0] if window is None else window.total_frames
