@@ -6,11 +6,11 @@ import weakref
 import comfy.model_management
 import comfy.sample
 import comfy.sd
+import concat_id
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-import concat_id
 import tiny
 from small_world.tiny_models import concat_id_weights
 from standin_core.concat_id.forward import ReferenceModulation, references_appended
@@ -188,7 +188,7 @@ def assert_nothing_left(model, plain, reserved):
         assert type(block).__name__ == "WanAttentionBlock"
         assert not [name for name in vars(block) if "reference" in name or "foreign" in name or name == "forward"]
     assert KEY not in model.model_options.get("transformer_options", {})
-    assert comfy.model_management.EXTRA_RESERVED_VRAM == reserved
+    assert reserved == comfy.model_management.EXTRA_RESERVED_VRAM
     assert torch.equal(tiny.sample(model)[0], plain)
 
 

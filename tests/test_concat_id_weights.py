@@ -8,9 +8,9 @@ import comfy.sd
 import pytest
 import safetensors.torch
 import torch
+from concat_id import record
 
 import tiny
-from concat_id import record
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.weights import IN_A_BLOCK, OUTSIDE_BLOCKS, load_concat_id, parse_concat_id

@@ -105,7 +105,7 @@ def test_defaults_are_the_engines():
     face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")
     for node_id, settings in (("StandInSampler", sampler.SamplerSettings), ("FacePreprocess", face.FaceSettings),
                               ("FaceSwapPrepare", swap.SwapSettings),
-                              ("ApplyConcatID", pack.module("standin_core.concat_id.settings").AppendedReference)):
+                              ("ApplyConcatID", pack.module("standin_core.concat_id.applied").AppendedReference)):
         fields = settings.__dataclass_fields__
         assert {name: fields[name].default for name in DEFAULTS[node_id]} == DEFAULTS[node_id]
 

@@ -6,8 +6,8 @@ import torch
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
 from ..reference import reference_from
-from .picture import fitted
 from .applied import AppendedReference
+from .picture import fitted
 from .weights import ConcatID, check_fit
 from .wrappers import install, is_installed
 

@@ -8,9 +8,9 @@ from ..guidance import Passes
 from ..latents import PIXELS_PER_LATENT
 from ..runs import Run
 from ..wan import Wan
-from .forward import ReferenceModulation
-from .run_report import ConcatIDReport, ToldReference
 from .applied import AppendedReference
+from .forward import ReferenceModulation
+from .run_report import ConcatIDReference, ConcatIDReport
 
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 # What a block holds at its peak for each token, in numbers, with C for dim and F for ffn_dim: in the feed-forward its
@@ -29,10 +29,10 @@ class ConcatIDRun(Run):
         self.applied = applied
         self._own: dict[tuple[torch.device, torch.dtype], ReferenceModulation] = {}
 
-    def told(self, wan: Wan) -> list[ToldReference]:
+    def reported(self, wan: Wan) -> list[ConcatIDReference]:
         """For the report."""
         applied = self.applied
-        return [ToldReference(
+        return [ConcatIDReference(
             file=applied.concat_id.name, sha256=applied.concat_id.sha256, variant=applied.concat_id.variant,
             reference_size=tuple(applied.latent.shape[-2:]), references=len(applied.latent),
             tokens=len(applied.latent) * wan.count(applied.latent.shape), start_percent=applied.start_percent,

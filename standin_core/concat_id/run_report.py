@@ -8,8 +8,8 @@ from ..report import RunReport
 
 
 @dataclass(frozen=True, slots=True)
-class ToldReference:
-    """What the reference of a run was told.
+class ConcatIDReference:
+    """What a run reports of its reference.
 
     variant: "first stage" or "AdaLN".
     reference_size: (h, w) of the reference latent.

@@ -13,9 +13,9 @@ from ..contracts import UserError
 from ..guidance import OWN_SCALE, OwnScale
 from ..runs import announced, opened
 from ..wan import Wan
+from .applied import AppendedReference
 from .forward import references_appended
 from .run import ConcatIDRun, check_place, extra_bytes
-from .applied import AppendedReference
 
 KEY = "concat_id"
 WITHOUT = "concat_id_without"  # set for a call in which the reference is zeros
@@ -81,7 +81,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     base = executor.class_obj
     wan = Wan(base)
     grid = wan.grid(x.shape)
-    run.model_called(base, grid, lambda: run.told(wan))
+    run.model_called(base, grid, lambda: run.reported(wan))
     reads = _reads(run, base, x, t, options)
     timestep = base.model_sampling.timestep(t).float()
     with references_appended(wan, grid, len(run.applied.latent), timestep, run.own(x.device, wan.dtype),

@@ -161,9 +161,9 @@ class StandInRun(Run):
             raise UserError("the model sees a part of the picture, as it does for a prompt with an area, and "
                             f"{what} would not lie where it should: take out the area, or {what}.")
 
-    def told(self, wan: Wan) -> list[ToldIdentity]:
+    def reported(self, wan: Wan) -> list[StandInIdentity]:
         """For the report."""
-        return [_told(identity, self.applied, wan) for identity in self.applied.identities]
+        return [_reported(identity, self.applied, wan) for identity in self.applied.identities]
 
     def release(self) -> None:
         if "streaming" not in self.modes.values():
