@@ -42,8 +42,13 @@ def told_sizes(monkeypatch):
     monkeypatch.setattr(comfy.model_detection, "model_config_from_unet", detected)
 
 
-FORMS = {"safetensors": ("a.safetensors", None, ""), "flat": ("a.pt", None, ""),
-         "state_dict": ("a.pt", "state_dict", ""), "DeepSpeed": ("a.pt", "module", ""), "of a checkpoint": ("a.safetensors", None, "model.diffusion_model.")}
+FORMS = {
+    "safetensors": ("a.safetensors", None, ""),
+    "flat": ("a.pt", None, ""),
+    "state_dict": ("a.pt", "state_dict", ""),
+    "DeepSpeed": ("a.pt", "module", ""),
+    "of a checkpoint": ("a.safetensors", None, "model.diffusion_model."),
+}
 
 
 @pytest.mark.parametrize("adaln", [False, True], ids=["first stage", "AdaLN"])
