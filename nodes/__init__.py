@@ -14,8 +14,8 @@ from .train import PrepareTrainingData, TrainStandIn
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
-                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn, LoadConcatID,
-                ApplyConcatID]
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn,
+                LoadConcatID, ApplyConcatID]
 
 
 async def comfy_entrypoint():
