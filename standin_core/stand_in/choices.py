@@ -1,7 +1,6 @@
 """What a run chooses for a device: how the video reads the identity, and where the identity K/V live."""
 from __future__ import annotations
 
-import comfy.model_management
 import torch
 
 from ..attention import AttentionChoice, Need, Reason, choose_attention
@@ -27,16 +26,17 @@ def maps_attention(options: dict) -> bool:
     return sink is not None and sink.maps_attention
 
 
-def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device) -> str:
+def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device, free: int) -> str:
     """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample.
 
-    requested: one of CACHE_MODES; specs: of all identities. Raises UserError for what the device cannot do.
+    requested: one of CACHE_MODES.
+    specs: of all identities.
+    free: bytes on the device that a run may take.
+    Raises UserError for what the device cannot do.
     """
     if requested == "fp8" and device.type == "mps":
         raise UserError("cache is set to fp8, which this device (MPS) does not know: set it to auto or offloaded.")
     if requested != "auto":
         return requested
     needed = sum(spec.device_bytes("resident") for spec in specs)
-    if device.type == "cpu" or 2 * needed <= comfy.model_management.get_free_memory(device):
-        return "resident"
-    return "offloaded"
+    return "resident" if device.type == "cpu" or 2 * needed <= free else "offloaded"

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -20,7 +21,7 @@ from .adapter import Adapter
 from .attention_map import AttentionRecorder
 from .budget import cache_spec, token_count
 from .choices import chosen_attention, chosen_cache
-from .kv_cache import IdentityCache, hold
+from .kv_cache import IdentityCache, Pinning, hold
 from .managed import ManagedAdapter, let_go, manage
 from .run_report import StandInReport, ToldIdentity
 from .settings import Applied, Identity
@@ -28,6 +29,7 @@ from .stream import identity_layers, joint_stream
 
 log = logging.getLogger(__name__)
 
+PINNING = Pinning(comfy.model_management.pin_memory, comfy.model_management.unpin_memory)  # which keep within a budget
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
@@ -96,7 +98,7 @@ class Run:
         with self.lock:
             if device not in self.modes:
                 specs = [cache_spec(identity, wan, self.hook_groups) for identity in self.applied.identities]
-                self.modes[device] = chosen_cache(self.applied.settings.cache, specs, device)
+                self.modes[device] = chosen_cache(self.applied.settings.cache, specs, device, wan.free_memory(device))
                 self.report.cache = "; ".join(dict.fromkeys(self.modes.values()))
             return self.modes[device]
 
@@ -119,10 +121,10 @@ class Run:
         hooks = getattr(base.current_patcher, "current_hooks", None)
         strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
         identity, mode = self.applied.identities[index], self.cache_mode(wan, device)
+        blocks = identity.blocks(len(wan.blocks))
 
         def build():
             latent = identity.reference_latent.to(device=device, dtype=wan.dtype)
-            blocks = identity.blocks(len(wan.blocks))
             layers = identity_layers(wan, latent, self.adapter(identity, device), identity.kept_tokens)
             return itertools.islice(layers, blocks.start, blocks.stop)
 
@@ -131,7 +133,8 @@ class Run:
                 torch.cuda.synchronize(device)
 
         return self.caches[index].layers((device, wan.dtype, id(wan.model)), strengths,
-                                         lambda: hold(mode, build, device, wan.heads), synchronize)
+                                         lambda: hold(mode, build, len(blocks), device, wan.heads, PINNING),
+                                         synchronize)
 
     def joint_stream(self, identity: Identity, wan: Wan, batch: int, rotation: torch.Tensor) -> JointStream:
         """For one call of the model with so many videos. rotation: of the identity tokens."""
