@@ -26,7 +26,7 @@ import torch
 
 from support import moving_photo
 from machine import machine
-from support.memory import peak_bytes
+from support.peak_memory import resident_peak
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import SwapSettings, prepare_swap
 
@@ -69,7 +69,7 @@ def swap(length: int) -> dict:
                            FaceSettings(detector="cascade"))
     prepare_swap(frames[:1], reference, SwapSettings(detector="cascade"))  # the caches of libraries
     started = time.perf_counter()
-    prepared, peak = peak_bytes(lambda: prepare_swap(frames, reference, SwapSettings(detector="cascade")))
+    prepared, peak = resident_peak(lambda: prepare_swap(frames, reference, SwapSettings(detector="cascade")))
     seconds = time.perf_counter() - started
     returned = sum(tensor.numel() * tensor.element_size() for tensor in (prepared.frames, prepared.mask))
     return {"frames": length, "seconds": seconds, "ms_per_frame": 1000 * seconds / length,

@@ -161,7 +161,7 @@ def attention_alone(options, n: int) -> dict:
     for name, row in timed.items():
         keys = n if name.startswith("plain") else n + IDENTITY_TOKENS
         row["tflops_per_second"] = 4 * n * keys * heads * HEAD_DIM / row["ms"] / 1e9
-        row["peak_bytes"] = peak_bytes(variants[name]) if device.type == "cuda" else None
+        row["peak_bytes"] = cuda_peak(variants[name]) if device.type == "cuda" else None
     return {
         "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {IDENTITY_TOKENS} identity tokens, "
                 f"{options.dtype}",
@@ -169,8 +169,8 @@ def attention_alone(options, n: int) -> dict:
     }
 
 
-def peak_bytes(call) -> int:
-    """What a call allocates on the GPU at its peak."""
+def cuda_peak(call) -> int:
+    """The most bytes that a call allocates on the GPU."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()

@@ -1,12 +1,13 @@
 """The nodes, one file for each method or purpose. Each node is a schema and one call into standin_core."""
 from comfy_api.latest import ComfyExtension
 
-from ..standin_core.folders import register_adapters
+from ..standin_core.folders import register_folder
+from ..standin_core.stand_in.adapter import ADAPTERS
 from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
 from .stand_in import ApplyIdentityBranch, IdentityAttentionMap, LoadStandIn, StandInSampler
-from .training import PrepareTrainingData, TrainStandIn
+from .train import PrepareTrainingData, TrainStandIn
 
 
 class StandInExtension(ComfyExtension):
@@ -16,5 +17,5 @@ class StandInExtension(ComfyExtension):
 
 
 async def comfy_entrypoint():
-    register_adapters()
+    register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
     return StandInExtension()

@@ -8,7 +8,7 @@ from standin_core.stand_in.variant import PAPER, Variant
 
 from .models import adapter_file
 
-ABLATIONS = {"shared positions": Variant(positions="shared"), "ordinary attention": Variant(attention="ordinary")}
+ABLATIONS = {"shared positions": Variant(positions="shared"), "ordinary attention": Variant(self_attention="ordinary")}
 
 
 def variant_of(name: str | None) -> Variant:

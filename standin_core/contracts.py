@@ -20,9 +20,10 @@ class UserError(ValueError):
 class CroppedFace:
     """What is known of a face in a crop.
 
-    points: left eye, right eye (of the viewer), nose and corners of the mouth, [5, 2] float64 in the crop's pixels, or
-    None without a face; measured: whether a detector found them, rather than a box they were estimated from; cut_out:
-    whether anything of the photo around the face was removed.
+    points: left eye, right eye (as the viewer sees them), nose and corners of the mouth, [5, 2] float64 in the crop's
+        pixels; None without a face.
+    measured: whether a detector found the points; otherwise they were estimated from a box.
+    cut_out: whether anything of the photo around the face was removed.
     """
 
     points: np.ndarray | None
@@ -32,10 +33,13 @@ class CroppedFace:
 
 @dataclass(frozen=True, slots=True)
 class FaceCrop:
-    """The crops of one or several photos, and what was done, in words.
+    """The crops of one or several photos.
 
-    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background; rgba: [B, S, S, 4], the photo's own pixels
-    with the subject's mask as alpha; faces: B of them; preview: [P, H, W, 3], the photos with all that drawn on.
+    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background.
+    rgba: [B, S, S, 4], the photo's own pixels with the subject's mask as alpha.
+    faces: one for each of the B crops.
+    preview: [P, H, W, 3], the photos with what was found and cropped drawn on them.
+    verdict: what was found and done, in words.
     """
 
     image: torch.Tensor
@@ -47,8 +51,11 @@ class FaceCrop:
 
 @dataclass(frozen=True, slots=True)
 class SwapFrames:
-    """A video ready to be swapped. frames: [4k+1, H, W, 3] and mask: [4k+1, H, W], float32 in 0..1, H and W multiples
-    of 16; report: what was found in how many frames, in words.
+    """A video that is ready for the swap; H and W are multiples of 16.
+
+    frames: [4k+1, H, W, 3] float32 in 0..1.
+    mask: [4k+1, H, W] float32 in 0..1.
+    report: in how many frames what was found, in words.
     """
 
     frames: torch.Tensor

@@ -37,8 +37,8 @@ class Controls:
 
     def __post_init__(self):
         if self.strength < 0:
-            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
-                            "paper.")
+            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 what "
+                            "the adapter was trained with.")
         if self.start_percent >= self.end_percent:
             raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
                             "identity would never be read: set end above start.")
@@ -63,7 +63,10 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def strength_at(controls: Controls, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> float:
-    """The strength at the noise of a model call, 0 outside start and end. t: [B] sigmas."""
+    """The strength at the noise of a model call, 0 outside start and end.
+
+    t: [B] sigmas of the call.
+    """
     if controls.start_percent <= 0 and controls.end_percent >= 1 and not controls.schedule:
         return controls.strength  # without asking the device for t
     # a step that begins exactly at a percentage meets it only up to the rounding of fp32 sigmas
@@ -86,26 +89,30 @@ def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callabl
     return points[-1][1]
 
 
-def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, reads: torch.Tensor | None,
+def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, readers: torch.Tensor | None,
                device: torch.device) -> torch.Tensor:
-    """[B or 1, N_vid or 1] float32.
+    """The bias on the logits of an identity for each query, [B or 1, N_vid or 1] float32.
 
-    shared_by: R, among how many photos the strength is divided, 1 where each has all of it.
+    shared_by: R, among how many photos the strength is divided; 1 where each has all of it.
     region: from region_weights, on the device.
-    reads: [B] bool, or None for all.
+    readers: [B] bool, which of the batch read the identity; None for all.
     """
     bias = torch.full((1, 1), math.log(strength), device=device)
     bias -= math.log(shared_by)
     if region is not None:
         bias = bias + region.log().unsqueeze(0)
-    if reads is not None:
-        bias = bias.masked_fill(~reads.to(device).unsqueeze(1), -math.inf)
+    if readers is not None:
+        bias = bias.masked_fill(~readers.to(device).unsqueeze(1), -math.inf)
     return bias
 
 
 def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """mask: [R or 1, H, W] or [H, W], of the reference images; grid: (h, w) of their tokens -> [n], those that any of
-    the masks touches. Raises UserError if that is none.
+    """The indices of the tokens that any of the masks touches, [n].
+
+    mask: [R or 1, H, W] or [H, W], of the reference images.
+    grid: (h, w) of their tokens.
+
+    Raises UserError if no mask touches any.
     """
     masks = mask if mask.ndim == 3 else mask[None]
     touched = torch.nn.functional.adaptive_max_pool2d(masks.float().cpu(), grid).amax(dim=0).flatten() > 0
@@ -116,10 +123,13 @@ def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """region: [F, H, W] in 0..1 -> [t * h * w], the share of each video token that it covers.
+    """The share of each video token that a region covers, [t * h * w].
 
-    F is 1 (or left out), t, or the 4t - 3 frames that t latent frames hold; of those, the largest value counts. Raises
-    UserError for another number.
+    region: [F, H, W] or [H, W] in 0..1; F is 1, t, or the 4t - 3 frames that t latent frames hold. The largest value
+        among the frames of a latent frame counts.
+    grid: (t, h, w) of the video in tokens.
+
+    Raises UserError for another F.
     """
     frames, height, width = grid
     region = (region if region.ndim == 3 else region[None]).float().clamp(0, 1)

@@ -8,7 +8,7 @@ import torch
 
 from .contracts import UserError
 
-# which pass reads the identity; the paper's is both passes
+# which pass reads the identity
 GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 
@@ -20,7 +20,11 @@ class Passes:
     """
 
     def __init__(self, guidance: str, scale: float):
-        """guidance: one of GUIDANCES; scale: of "own scale"."""
+        """How the user set them.
+
+        guidance: one of GUIDANCES.
+        scale: the identity's guidance scale, used by "own scale" only.
+        """
         self.guidance = guidance
         self.scale = scale
         self.identity_read = False
@@ -33,8 +37,8 @@ class Passes:
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
             raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
-                            "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
-                            "passes.")
+                            "own: sample with plain classifier-free guidance, as KSampler and CFGGuider do, "
+                            "or set guidance to both passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                             "guidance.")
@@ -51,9 +55,11 @@ class Passes:
                 if cond["uuid"] in self._positive:
                     cond["uuid"] = uuid.uuid4()
 
-    def reads(self, options: dict, batch: int) -> torch.Tensor | None:
-        """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in one
-        batch. options: ``transformer_options`` of the call.
+    def readers(self, options: dict, batch: int) -> torch.Tensor | None:
+        """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in a batch.
+
+        options: ``transformer_options`` of the call.
+        batch: B.
         """
         if self.guidance == "both passes":
             return None

@@ -14,15 +14,21 @@ from .wan import Block
 
 
 class JointStream:
-    """The reference's tokens of one model call, block by block, as the layers of a ``Reading``: ``stream[i]`` gives K
-    before rotation and V [B, N_ref, C], ``attend`` lets both sides read and takes the tokens on to the next block.
+    """The reference's tokens in one model call, block by block, as the layers of a ``Reading``.
+
+    ``stream[i]`` gives K before rotation and V of the i-th block, [B, N_ref, C]. ``attend`` then lets the video and the
+    reference read each other, and takes the reference's tokens on to the next block.
     """
 
     stay = False
 
     def __init__(self, blocks: Sequence[Block], tokens: torch.Tensor, time: torch.Tensor, rotation: torch.Tensor):
-        """blocks: all of the model's main blocks, as the reference passes them. tokens: [B, N_ref, C], a reference for
-        each video. time: of ``Wan.time``. rotation: of the reference's tokens.
+        """The stream before the first block.
+
+        blocks: all of the model's main blocks, as the reference passes them.
+        tokens: [B, N_ref, C], a reference for each video.
+        time: of ``Wan.time``.
+        rotation: of the reference's tokens, from ``Wan.rotation``.
         """
         self.blocks, self.tokens, self.time, self.rotation = blocks, tokens, time, rotation
 
@@ -34,7 +40,10 @@ class JointStream:
 
     def attend(self, host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False,
                enable_gqa=False, **kwargs):
-        """As ``restricted_attention``. identities: the one (K, V, bias) of this stream, K with its rotation."""
+        """An ``attend`` of ``Wan.identity_installed``.
+
+        identities: the one (K, V, bias) of this stream; K is rotated.
+        """
         require_plain(mask, enable_gqa)
         ((key, value, _),) = identities
         query = self._block.rotate(self._block.query(self._normed), self.rotation)

@@ -9,11 +9,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Protocol
 
-LISTENER = "stand_in_report_sink"  # in ComfyUI's transformer_options
+LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
 
 class ReportedIdentity(Protocol):
-    """What one identity of a run was told: a dataclass of its method."""
+    """What a run was set to do with one identity: a dataclass of its method."""
 
     @property
     def strength(self) -> float: ...
@@ -25,7 +25,10 @@ class ReportedIdentity(Protocol):
     def end_percent(self) -> float: ...
 
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
-        """One fact a line, about a run in which it was read. video_grid: as in RunReport."""
+        """One fact a line, about a run in which the identity was read.
+
+        video_grid: as in RunReport.
+        """
 
 
 @dataclass(slots=True)
@@ -54,8 +57,8 @@ class RunReport:
 class ReportSink:
     """Takes the reports of the runs of the models that it listens to, and their attention maps.
 
-    An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run (0.3.64 with
-    ``deepcopy``, hence ``__deepcopy__``).
+    An object and not a list, because ComfyUI copies the dicts and lists of ``model_options`` for every run. Some node
+    packs deep-copy them (ComfyUI-Spectrum-KSampler does), hence ``__deepcopy__``.
     """
 
     def __init__(self, maps_attention: bool = False):

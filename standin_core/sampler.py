@@ -1,4 +1,4 @@
-"""Sampling as the authors do it, with every sampler and scheduler of ComfyUI, for one expert or Wan 2.2's two.
+"""Sampling by flow matching, and with every sampler and scheduler of ComfyUI, for one expert or Wan 2.2's two.
 
 Euler flow matching: ``x += v (sigma_next - sigma)`` over ``sigma = shift s / (1 + (shift - 1) s)`` with s evenly
 spaced from denoise to 0, ``v = v_uncond + cfg (v_cond - v_uncond)`` (WeChatCV/Stand-In, ``schedulers/flow_match.py``).
@@ -23,7 +23,7 @@ FLOW_MATCHING = "flow_matching"
 
 
 def scheduler_names() -> list[str]:
-    """The authors' schedule first, then ComfyUI's."""
+    """Flow matching first, then ComfyUI's."""
     return [FLOW_MATCHING, *comfy.samplers.KSampler.SCHEDULERS]
 
 
@@ -33,8 +33,11 @@ def sampler_names() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """boundary: sigma at which the low-noise expert takes over, 0 to 1. attention_map: record where the identity is
-    read. The rest is as in ComfyUI's KSampler.
+    """How to sample; what is not listed here is as in ComfyUI's KSampler.
+
+    shift: of the noise levels.
+    boundary: the sigma at which the low-noise expert takes over, 0 to 1.
+    attention_map: whether to record where the identity is read.
     """
 
     seed: int
@@ -87,7 +90,10 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
 
 def denoise(model, low_noise_model, positive, negative, samples: torch.Tensor, noise: torch.Tensor,
             noise_mask: torch.Tensor | None, settings: SamplerSettings) -> tuple[torch.Tensor, ReportSink]:
-    """As ``sample``, from given noise. samples, noise: [B, 16, T, h, w], VAE space; returns the same."""
+    """As ``sample``, from given noise; the result is of the shape of samples.
+
+    samples, noise: [B, 16, T, h, w], VAE space.
+    """
     experts = [_with_shift(expert, settings.shift) for expert in _experts(model, low_noise_model)]
     sigmas = _sigmas(experts[0], settings)
     steps = len(sigmas) - 1
@@ -144,7 +150,7 @@ def _check(experts: list, latent: dict, settings: SamplerSettings) -> None:
         raise UserError(f"denoise is {settings.denoise:g}, needed is more than 0 and at most 1: raise denoise, or "
                         "leave this node out to keep the latent as it is.")
     if settings.shift <= 0:
-        raise UserError(f"shift is {settings.shift:g}, needed is more than 0: the authors use 5.")
+        raise UserError(f"shift is {settings.shift:g}, needed is more than 0, such as 5: raise shift.")
     shape = tuple(latent["samples"].shape)
     if 0 in shape:
         raise UserError(f"the latent is empty, its shape is {list(shape)}: make one of at least one frame with "

@@ -33,7 +33,7 @@ RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_sta
 
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 OVERRIDE = "optimized_attention_override"
-MODULE = "stand_in_module"
+MODULE = "identity_module"
 
 
 def unwrapped(module):
@@ -55,9 +55,11 @@ class Modulation(NamedTuple):
 class Reading(NamedTuple):
     """One identity as the blocks of one model call read it.
 
-    person: its place among the identities of the model. layers: K before rotation and V, [R, N_ref, C], by
-    ``layers[i]`` for the i-th of the blocks; rotation: of the identity tokens; bias: on their logits, for each query
-    [B or 1, N_vid or 1] float32; blocks: which read it.
+    person: its place among the identities of the model.
+    layers: ``layers[i]`` gives K before rotation and V, [R, N_ref, C], for the i-th of the blocks.
+    rotation: of the identity tokens.
+    bias: on their logits, for each query, [B or 1, N_vid or 1] float32.
+    blocks: which blocks read it.
     """
 
     person: int
@@ -93,7 +95,7 @@ class Block:
         return self.attn.v(normed)
 
     def rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        """x: [B, N, C] queries or keys, after RMSNorm; rotation: from Wan.rotation."""
+        """As the function ``rotate``, with the heads of this block."""
         return rotate(self.attn, x, rotation)
 
     def after_attention(self, tokens: torch.Tensor, attended: torch.Tensor, modulation: Modulation) -> torch.Tensor:
@@ -104,8 +106,10 @@ class Block:
 
 
 class Wan:
-    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan. attend: what computes the identity's own
-    attention, and all attention of a call of this object; not every attention that ComfyUI may run has gradients.
+    """A ComfyUI ``BaseModel`` whose diffusion model is a native Wan.
+
+    attend: what computes the identity's own attention, and all attention of a call of this object. (Not every attention
+        that ComfyUI may run has gradients.)
 
     Raises UserError for any other model.
     """
@@ -113,8 +117,8 @@ class Wan:
     def __init__(self, base, attend: Callable = optimized_attention):
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
-            raise UserError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
-                            "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+            raise UserError(f"the model is {type(self.model).__name__}, needed is a Wan 2.1 or 2.2 video model as "
+                            "ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
         self.base = base
         self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()
@@ -124,7 +128,12 @@ class Wan:
         self.blocks = [Block(block) for block in self.model.blocks]
 
     def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The velocity, of the shape of noisy [B, 16, T, h, w]; timestep: [B], 0 to 1000; context: [B, N, text dim]."""
+        """The velocity, of the shape of noisy.
+
+        noisy: [B, 16, T, h, w]
+        timestep: [B], 0 to 1000.
+        context: [B, N, text dim]
+        """
         return self.model(noisy, timestep, context, transformer_options={
             OVERRIDE: lambda _, *args, **kwargs: self.attend(*args, **kwargs)})
 
@@ -201,9 +210,9 @@ class Wan:
         modules = []
         try:
             for i, block in enumerate(self.blocks):
-                reads = [reading for reading in readings if i in reading.blocks]
+                in_block = [reading for reading in readings if i in reading.blocks]
                 identities = tuple((_source(reading.layers, i - reading.blocks.start), reading.rotation, reading.bias)
-                                   for reading in reads)
+                                   for reading in in_block)
                 if not identities:
                     continue
                 module = block.attn
@@ -211,25 +220,39 @@ class Wan:
                 modules.append((module, type(module), foreign))
                 note = None
                 if note_mass is not None:
-                    note = functools.partial(note_mass, i, [reading.person for reading in reads])
-                module.__dict__.update(identities=identities, identity_attend=attend, identity_read=False,
+                    note = functools.partial(note_mass, i, [reading.person for reading in in_block])
+                module.__dict__.update(identities=identities, identity_attend=attend, has_read=False,
                                        maps_mass=note is not None, note_mass=note, foreign_forward=foreign)
                 module.__class__ = _with_identity(type(module))
             # an exception would keep this frame, and with it K and V of the last block
-            identities, reads = (), []
-            yield lambda: sum(module.identity_read for module, _, _ in modules)
+            identities, in_block = (), []
+            yield lambda: sum(module.has_read for module, _, _ in modules)
         finally:
             for module, original, foreign in modules:
                 module.__class__ = original
-                for name in ("identities", "identity_attend", "identity_read", "maps_mass", "note_mass",
+                for name in ("identities", "identity_attend", "has_read", "maps_mass", "note_mass",
                              "foreign_forward"):
                     module.__dict__.pop(name, None)
                 if foreign is not None:
                     module.__dict__["forward"] = foreign
 
 
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Within the context, ComfyUI's RoPE has a gradient: it has one only while ComfyUI knows that it trains."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
 def attention_in_use(options: dict) -> AttentionInUse:
-    """What computes the model's attention. options: the model's ``transformer_options``."""
+    """What computes the model's attention.
+
+    options: the model's ``transformer_options``.
+    """
     override = options.get(OVERRIDE)
     if override is None:
         return _by_function(comfy.ldm.wan.model.optimized_attention)
@@ -283,7 +306,12 @@ def _source(layers, block: int):
 
 
 def rotate(attn, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """x: [B, N, C] -> [B, N, C], with RoPE on the heads of the attention module attn."""
+    """Queries or keys with RoPE, [B, N, C].
+
+    attn: the attention module, which has the number of heads.
+    x: [B, N, C], after RMSNorm.
+    rotation: from ``Wan.rotation``.
+    """
     return apply_rope1(x.unflatten(2, (attn.num_heads, attn.head_dim)), rotation).flatten(2)
 
 
@@ -299,12 +327,12 @@ def _with_identity(base: type) -> type:
             options[MODULE] = (self, options.get(OVERRIDE))
             options[OVERRIDE] = _override
             kwargs["transformer_options"] = options
-            self.identity_read = False
+            self.has_read = False
             if self.foreign_forward is None:
                 out = base.forward(self, x, *args, **kwargs)
             else:
                 out = self.foreign_forward(x, *args, **kwargs)
-            if not self.identity_read:
+            if not self.has_read:
                 raise UserError(
                     "another node replaced the self-attention of this model by one that does not call ComfyUI's "
                     "attention, so the identity cannot be read there: take that node out (for SageAttention, start "
@@ -323,7 +351,7 @@ def _note_mass(module, masses: list[torch.Tensor]) -> None:
 
 def _override(func, q, k, v, *args, **kwargs):
     module, previous = kwargs["transformer_options"][MODULE]
-    module.identity_read = True
+    module.has_read = True
     identities = []
     for source, rotation, bias in module.identities:
         if bias.shape[1] not in (1, q.shape[-2]):

@@ -40,7 +40,10 @@ def as_uint8(image: torch.Tensor) -> np.ndarray:
 
 
 def crop(*photos: np.ndarray, given=None, **settings):
-    """The photos through the whole stage; given: what other nodes would connect."""
+    """The photos through the whole stage.
+
+    given: what other nodes would connect.
+    """
     return crop_faces(as_image(*photos), FaceSettings(**settings), **(given or {}))
 
 

@@ -12,11 +12,11 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 import tiny
 from standin_core.contracts import UserError
 from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
+from standin_core.stand_in.applied import Identity
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.stand_in.budget import cache_spec
 from standin_core.stand_in.choices import chosen_cache
 from standin_core.stand_in.kv_cache import CACHE_MODES
-from standin_core.stand_in.settings import Identity
 from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
@@ -35,10 +35,15 @@ def run(model, **controls):
 FP8 = 0.002
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.4])
+@pytest.fixture(scope="module", params=[1.0, 0.4])
+def resident(request, model):
+    """A strength, and the video of it with K and V resident."""
+    return request.param, run(model, strength=request.param, cache="resident")[0]
+
+
 @pytest.mark.parametrize("mode", CACHE_MODES)
-def test_every_cache_mode_gives_the_same_video(model, mode, strength):
-    expected = run(model, strength=strength, cache="resident")[0]
+def test_every_cache_mode_gives_the_same_video(model, mode, resident):
+    strength, expected = resident
     found, (report,) = run(model, strength=strength, cache=mode)
     assert report.cache == ("resident" if mode == "auto" else mode)
     if mode == "fp8":

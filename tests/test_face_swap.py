@@ -20,7 +20,7 @@ from standin_core.face_swap.encode import latent_mask
 from standin_core.face_swap.follow import Follower, OneEuro
 from standin_core.face_swap.paste import paste
 from support import moving_photo
-from support.memory import peak_bytes
+from support.peak_memory import resident_peak
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 
@@ -319,7 +319,7 @@ def test_memory_does_not_grow_with_the_length(reference):
     """
     def beside(length):
         frames, seen = torch.zeros(1, 480, 832, 3).expand(length, -1, -1, -1), gaps(length, (), size=(480, 832))
-        swap, peak = peak_bytes(lambda: prepare_swap(frames, reference, PLAIN, face_landmarks=seen))
+        swap, peak = resident_peak(lambda: prepare_swap(frames, reference, PLAIN, face_landmarks=seen))
         return peak - sum(tensor.numel() * tensor.element_size() for tensor in (swap.frames, swap.mask))
 
     beside(5)

@@ -20,7 +20,7 @@ from small_world.scenes import ACTIONS
 from standin_core.joint import JointStream
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.adapter import load_adapter
-from standin_core.stand_in.objective import identity_read
+from standin_core.stand_in.objective import reading_photo
 from standin_core.stand_in.positions import shared_positions
 from standin_core.stand_in.variant import PAPER, Variant
 from standin_core.wan import Wan
@@ -131,7 +131,7 @@ def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
         cache="auto").args
     wan, context = Wan(world.model.model), world.contexts[case.scene.caption]
     reference = world.model.model.process_latent_in(world.reference(case.photo))
-    with torch.no_grad(), identity_read(wan, load_adapter(ADAPTER_FILE), NOISY.shape, reference):
+    with torch.no_grad(), reading_photo(wan, load_adapter(ADAPTER_FILE), NOISY.shape, reference):
         expected = wan.model(NOISY, torch.full((1,), 1000.0), context)
     assert_close(tiny.velocity(patched, NOISY, context), expected, WHOLE_RUN)
 
@@ -144,7 +144,7 @@ def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
     inside = world.model.model.process_latent_in(reference)
 
     def trained(adapter):
-        with torch.no_grad(), identity_read(wan, adapter, NOISY.shape, inside):
+        with torch.no_grad(), reading_photo(wan, adapter, NOISY.shape, inside):
             return wan.model(NOISY, torch.full((1,), 1000.0), context)
 
     expected = trained(adapter)
@@ -175,8 +175,8 @@ def test_ordinary_attention_with_a_photo_that_reads_itself_is_the_restricted_one
 
     monkeypatch.setattr(JointStream, "attend", restricted)
     found = []
-    for variant in (Variant(attention="ordinary"), PAPER):
-        with torch.no_grad(), identity_read(wan, dataclasses.replace(adapter, variant=variant), NOISY.shape, reference):
+    for variant in (Variant(self_attention="ordinary"), PAPER):
+        with torch.no_grad(), reading_photo(wan, dataclasses.replace(adapter, variant=variant), NOISY.shape, reference):
             found.append(wan.model(NOISY, torch.full((1,), 1000.0), context))
     assert_close(*found, WHOLE_RUN)
 

@@ -1,5 +1,7 @@
 """What an identity leaves behind: nothing, on the model, in memory or in the next run."""
+import copy
 import gc
+import itertools
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,12 +15,13 @@ import tiny
 from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import UserError
+from standin_core.report import LISTENER
 from standin_core.stand_in.adapter import LowRank
+from standin_core.stand_in.applied import Applied, Identity
 from standin_core.stand_in.apply import remove_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
 from standin_core.stand_in.managed import ManagedAdapter
 from standin_core.stand_in.run import Run
-from standin_core.stand_in.settings import Applied, Identity
 from standin_core.stand_in.wrappers import KEY, apply_model
 
 
@@ -47,7 +50,9 @@ def assert_nothing_left(model, built):
     assert len(built) > 1 and all(reference() is None for reference in built)
     for block in model.model.diffusion_model.blocks:
         assert type(block.self_attn).__name__ == "WanSelfAttention"
-        assert not [name for name in vars(block.self_attn) if "identity" in name or "foreign" in name]
+        left = [name for name in vars(block.self_attn)
+                if any(part in name for part in ("identit", "foreign", "mass", "has_read"))]
+        assert not left
 
 
 def test_a_run_leaves_nothing(model, plain, built):
@@ -70,6 +75,22 @@ def test_applied_twice_is_two_people_and_one_run(model):
         assert len(twice.get_wrappers(kind, KEY)) == 1
 
 
+def test_another_node_may_deep_copy_the_options_of_a_run(model):
+    """The run and its listener stay what they are, in the copy too."""
+    kept = []
+
+    def pre_cfg(args):
+        options = args["model_options"]["transformer_options"]
+        copied = copy.deepcopy(options)
+        kept.append(copied[KEY] is options[KEY] and copied[LISTENER] is options[LISTENER])
+        return args["conds_out"]
+
+    patched = tiny.with_identity(model)
+    patched.set_model_sampler_pre_cfg_function(pre_cfg)
+    tiny.sample(patched)
+    assert kept == [True] * tiny.STEPS
+
+
 def test_removed(model, plain):
     removed = remove_identity_branch(tiny.with_identity(model))
     samples, reports = tiny.sample(removed)
@@ -89,17 +110,17 @@ def test_two_identities_on_one_model_do_not_mix(model):
     assert torch.equal(tiny.sample(one)[0], first)
 
 
-@pytest.mark.parametrize("path", ATTENTION_PATHS)
-@pytest.mark.parametrize("cache", CACHE_MODES)
+@pytest.mark.parametrize("cache, path", zip(CACHE_MODES, itertools.cycle(ATTENTION_PATHS)))
 def test_strength_zero_is_the_base_model_bit_for_bit(model, plain, path, cache):
     samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.0, attention=path, cache=cache))
     assert torch.equal(samples, plain)
     assert (report.builds, report.cache_bytes, report.identity_calls) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt,
-                                   comfy.model_management.InterruptProcessingException])
-@pytest.mark.parametrize("step", range(tiny.STEPS))
+ERRORS = (ValueError, KeyboardInterrupt, comfy.model_management.InterruptProcessingException)
+
+
+@pytest.mark.parametrize("step, error", zip(range(tiny.STEPS), itertools.cycle(ERRORS)))
 def test_an_exception_in_mid_run_leaves_nothing(model, plain, built, error, step):
     def fail(index, *_):
         if index == step:

@@ -1,6 +1,4 @@
 """What is announced to ComfyUI's memory manager before a run, against what the run takes."""
-import json
-
 import comfy.sd
 import pytest
 import torch
@@ -11,11 +9,12 @@ from standin_core.attention import restricted_attention
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.states import FUSED, TILED
 from standin_core.stand_in.adapter import parse_adapter
+from standin_core.stand_in.applied import Applied, Identity, RunSettings
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.budget import extra_bytes
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCacheSpec
-from standin_core.stand_in.settings import Applied, Identity, RunSettings
 from standin_core.stand_in.wrappers import installed
+from support.peak_memory import allocated_peak
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,17 +38,6 @@ def test_the_bytes_of_a_mode_are_announced():
     assert announced["offloaded"] - path == held["offloaded"] == 2 * layer
     assert announced["streaming"] - path == held["streaming"] == 2 * layer
     assert announced["fp8"] - path == held["fp8"] + layer < 0.6 * held["resident"]
-
-
-def peak_bytes(call, folder) -> int:
-    """The most that PyTorch's CPU allocator gives out during a call, beside what it had before, by its own count."""
-    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
-        call()
-    profiler.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    events = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
-    before = events[0]["args"]["Total Allocated"] - events[0]["args"]["Bytes"]
-    return max(event["args"]["Total Allocated"] for event in events) - before
 
 
 def host(q, k, v, heads):
@@ -76,9 +64,9 @@ def test_the_peak_of_a_path_is_what_it_says(name, tmp_path):
     q, k, v = (tiny.random(1, video, heads * 64, seed=seed).bfloat16() for seed in range(3))
     key, value = (tiny.random(1, tokens, heads * 64, seed=seed).bfloat16() for seed in range(3, 5))
     attend = restricted_attention(choice)
-    peak, plain = (peak_bytes(call, tmp_path) for call in (
+    peak, plain = (allocated_peak(call, tmp_path) for call in (
         lambda: attend(host, q, k, v, [(key, value, torch.zeros(1, 1))], heads=heads), lambda: host(q, k, v, heads)))
-    announced = choice.peak_bytes(1, video, tokens, heads, 64, itemsize=2)
+    announced = choice.working_bytes(1, video, tokens, heads, 64, itemsize=2)
     assert least * announced <= peak - plain <= 1.02 * announced
 
 
@@ -102,8 +90,8 @@ DEEP_LATENT = 1, 16, 4, 32, 16
 def plain_peak(deep_model, tmp_path_factory):
     model, _ = deep_model
     tiny.sample(model, latent=torch.zeros(DEEP_LATENT), steps=1)  # what PyTorch and ComfyUI keep from the first run on
-    return peak_bytes(lambda: tiny.sample(model, latent=torch.zeros(DEEP_LATENT), steps=1),
-                      tmp_path_factory.mktemp("plain"))
+    return allocated_peak(lambda: tiny.sample(model, latent=torch.zeros(DEEP_LATENT), steps=1),
+                          tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.parametrize("mode", ["resident", "offloaded", "streaming", "fp8"])
@@ -111,7 +99,7 @@ def test_the_peak_of_a_run_is_what_was_announced(deep_model, plain_peak, mode, t
     """Beside the peak of the plain model; within 5 %."""
     model, adapter = deep_model
     patched = apply_identity_branch(model, adapter, tiny.random(1, 16, 1, 8, 16), cache=mode)
-    peak = peak_bytes(lambda: tiny.sample(patched, latent=torch.zeros(DEEP_LATENT), steps=1), tmp_path)
+    peak = allocated_peak(lambda: tiny.sample(patched, latent=torch.zeros(DEEP_LATENT), steps=1), tmp_path)
     announced = extra_bytes(model, installed(patched), DEEP_LATENT, 1, {})
     if mode == "offloaded":  # the host's memory is the device's here, and holds all blocks
         spec = IdentityCacheSpec(blocks=20, tokens=4 * 8, dim=256, heads=TinyWan().heads, dtype=torch.float32)

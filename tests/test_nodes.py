@@ -94,7 +94,7 @@ def test_everything_is_explained(node_id):
 
 def test_defaults_are_the_engines():
     """A script that leaves a value out gets what the node shows."""
-    stand_in, sampler = pack.module("standin_core.stand_in.settings"), pack.module("standin_core.sampler")
+    stand_in, sampler = pack.module("standin_core.stand_in.applied"), pack.module("standin_core.sampler")
     branch = stand_in.Identity.__dataclass_fields__ | stand_in.RunSettings.__dataclass_fields__
     assert {name: branch[name].default for name in DEFAULTS["ApplyIdentityBranch"]} == DEFAULTS["ApplyIdentityBranch"]
     face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")

@@ -1,4 +1,5 @@
 """What is said in one place must hold in the other: ruff's rules, packages, versions, what the registry is given."""
+import ast
 import asyncio
 import itertools
 import os
@@ -16,6 +17,9 @@ from support.environment import PACK
 
 PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSIONS = re.findall(r"^## (\d\S*)$", (PACK / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 
 
 def git(*arguments):
@@ -38,6 +42,44 @@ def test_ruff():
 def test_mypy():
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=PACK, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def arguments(node):
+    """Names of the arguments of a function, or of the fields and the ``__init__`` of a class."""
+    inside = node.body if isinstance(node, ast.ClassDef) else [node]
+    functions = [each.args for each in inside if isinstance(each, FUNCTIONS)
+                 and (each is node or each.name == "__init__")]
+    return {*(argument.arg for each in functions for argument in (*each.posonlyargs, *each.args, *each.kwonlyargs)),
+            *(each.target.id for each in inside if isinstance(each, ast.AnnAssign))}
+
+
+def crowded_lines(text):
+    """Lines of docstrings in which an argument is told after a sentence, or after another argument."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            for line in (ast.get_docstring(node) or "").split("\n"):
+                if set(re.findall(r"[.;] (?:\w+, )*(\w+): ", line)) & arguments(node):
+                    yield f"{node.name}: {line.strip()}"
+
+
+def test_a_docstring_has_one_argument_a_line():
+    assert list(crowded_lines('''def f(a, b):
+        """The sum. a: one number; b: another; c: none."""
+        """Not a docstring. a: one."""''')) == ["f: The sum. a: one number; b: another; c: none."]
+    assert not list(crowded_lines('''class C:
+        """One of a kind: a thing.
+
+        a, b: two numbers, of one kind.
+        c: a third.
+        """
+        a: int
+        b: int
+        def __init__(self, c): ...'''))
+    found = [f"{path.relative_to(PACK)}, {line}"
+             for folder in ("standin_core", "nodes", "scripts", "benchmarks", "tests")
+             for path in sorted((PACK / folder).rglob("*.py"))
+             for line in crowded_lines(path.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
 
 
 def test_the_packages_are_the_same_in_both_lists():

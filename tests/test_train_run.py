@@ -38,6 +38,7 @@ from standin_core.train.samples import sample_grid
 from standin_core.train.session import training_run
 from standin_core.wan import Wan
 from support.environment import PACK
+from support.peak_memory import allocated_peak
 
 RANK = 16
 SETTINGS = TrainSettings(steps=6, batch_size=2, learning_rate=1e-3, warmup=2, ema=0.5, seed=3)
@@ -390,7 +391,6 @@ def test_the_plan_of_another_file(tmp_path):
 def test_the_memory_of_a_step_is_what_was_planned(checkpointing, tmp_path):
     """By PyTorch's own allocator, for a model of none of the sizes that the estimate was made from; within 15 %."""
     import comfy.sd
-    from test_memory import peak_bytes
 
     sizes = TinyWan(dim=192, ffn_dim=512, heads=2, blocks=8, text_dim=64)
     loaded = comfy.sd.load_diffusion_model_state_dict(sizes.weights(), model_options={"dtype": torch.float32},
@@ -401,7 +401,7 @@ def test_the_memory_of_a_step_is_what_was_planned(checkpointing, tmp_path):
     trainer = Trainer(method.begin(wan, 0, torch.device("cpu")), [example], settings)
     trainer.train_step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    measured = peak_bytes(trainer.train_step, tmp_path)
+    measured = allocated_peak(trainer.train_step, tmp_path)
     planned = activation_bytes(method, size_of(wan), settings, 1200, 100, 4) + 4 * method.parameters(size_of(wan))
     assert planned == pytest.approx(measured, rel=0.15)
 

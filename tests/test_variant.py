@@ -21,7 +21,7 @@ from standin_core.stand_in.variant import PAPER, Variant
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
-VARIANTS = {"shared": Variant(positions="shared"), "ordinary": Variant(attention="ordinary"),
+VARIANTS = {"shared": Variant(positions="shared"), "ordinary": Variant(self_attention="ordinary"),
            "both": Variant("shared", "ordinary")}
 
 
@@ -45,10 +45,17 @@ def test_a_file_that_says_nothing_is_the_papers(tmp_path):
     assert {load_adapter(tmp_path / name).variant for name in ("a.ckpt", "a.safetensors")} == {PAPER}
 
 
+def test_what_files_say(tmp_path):
+    """The keys are in files that exist: they stay."""
+    file, said = tmp_path / "a.safetensors", {"stand_in_positions": "shared", "stand_in_attention": "ordinary"}
+    safetensors.torch.save_file(adapter_weights(), file, metadata=said)
+    assert load_adapter(file).variant == VARIANTS["both"]
+
+
 def test_an_unknown_name_is_refused(tmp_path):
     file, said = tmp_path / "a.safetensors", {"stand_in_positions": "elsewhere"}
     safetensors.torch.save_file(adapter_weights(), file, metadata=said)
-    with pytest.raises(UserError, match="says positions elsewhere, and this pack knows conditional, shared: update"):
+    with pytest.raises(UserError, match="says stand_in_positions elsewhere, and this pack knows conditional, shared:"):
         load_adapter(file)
 
 

@@ -18,7 +18,12 @@ UP_MS = 120_000
 
 @dataclass
 class ComfyPage:
-    """A page of ComfyUI. errors: what was thrown, and what the console and the server answered as errors."""
+    """A page of ComfyUI.
+
+    browser: playwright's.
+    size: of the window in pixels, as playwright's viewport.
+    errors: exceptions on the page, errors on its console, and answers of the server with an error status.
+    """
 
     browser: object
     url: str

@@ -28,7 +28,12 @@ class PromptFailed(RuntimeError):
 
 @dataclass
 class Result:
-    """outputs: node id -> what the node put into the UI; previews: how many latent previews came."""
+    """What came of a prompt.
+
+    outputs: node id -> what the node put into the UI.
+    previews: how many latent previews came.
+    progress: (value, maximum) of each step that the server told.
+    """
 
     outputs: dict[str, dict] = field(default_factory=dict)
     previews: int = 0
@@ -126,7 +131,9 @@ class Server:
             interrupt_at: int | None = None) -> Result:
         """Queue a prompt (API format) and follow the websocket to the end.
 
-        on_progress: called with node class, value and maximum. interrupt_at: sampler step at which to interrupt.
+        on_progress: called with node class, value and maximum.
+        interrupt_at: the sampler step at which to interrupt.
+
         Raises PromptFailed with the server's words.
         """
         return asyncio.run(self._run(prompt, on_progress, interrupt_at))

@@ -72,7 +72,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Workflow:
-    """headline: of the thumbnail, with so many photos; columns: title of the group and its nodes, from top to bottom;
+    """A workflow before it is laid out.
+
+    headline: of the thumbnail.
+    photos: how many of them the thumbnail shows.
+    columns: each with the title of its group and the nodes, from top to bottom.
     note: Markdown, above the table of the files.
     """
 

@@ -21,8 +21,12 @@ ATTENTION_PATHS = ("auto", "merge", "concatenate")
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """path: "merge" or "concatenate"; source: of the states, None when concatenating; kernel: whether the identity is
-    merged by the Triton kernel.
+    """How the video reads the identity in one run on one device.
+
+    path: "merge" or "concatenate".
+    source: what computes the attention states; None when concatenating.
+    passed_over: what comes before this in the order of choice, and why it is not taken.
+    kernel: whether the Triton kernel merges the identity.
     """
 
     path: str
@@ -34,8 +38,8 @@ class AttentionChoice:
         parts = [self.path, *([self.source.name] if self.source else []), *(["Triton kernel"] if self.kernel else [])]
         return ", ".join(parts)
 
-    def peak_bytes(self, batch: int, video_tokens: int, identity_tokens: int, heads: int, head_dim: int,
-                   itemsize: int) -> int:
+    def working_bytes(self, batch: int, video_tokens: int, identity_tokens: int, heads: int, head_dim: int,
+                      itemsize: int) -> int:
         """The most that this path holds beside what the plain attention holds, in one block.
 
         Merging holds the identity's output beside the video's, the kernel nothing; concatenating holds K and V a second
@@ -50,11 +54,15 @@ class AttentionChoice:
         return merged
 
 
+# for training: keys and values are appended, because PyTorch's operators give a log-sum-exp no gradient
+ATTACHED = AttentionChoice("concatenate", None, ())
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionInUse:
     """What computes the model's attention without the identity; merging keeps PyTorch's.
 
-    source: the same with a log-sum-exp, where there is such a thing.
+    source: the same attention with a log-sum-exp; None where there is none.
     backend: for PyTorch's, tells which of its backends would compute q, k, v, [B, H, N, D] each.
     """
 
@@ -72,7 +80,9 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
         explicit path is taken.
-    needs: what needs a log-sum-exp, nothing where every query reads every identity at weight 1.
+    needs: what needs a log-sum-exp; empty where every query reads every identity at weight 1.
+    in_use: what computes the model's attention.
+    device, dtype, head_dim: of the queries, keys and values.
     """
     if requested == "concatenate":
         return AttentionChoice("concatenate", None, (
@@ -136,12 +146,18 @@ def _merging_by(source: StateSource, in_use: AttentionInUse, passed_over: list[P
 def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable:
     """The function that ``Wan.identity_installed`` puts in: ``(host, q, k, v, identities, heads, ...)``.
 
-    host: the attention in use. q, k, v: [B, N_vid, C] (or [B, H, N_vid, D] with skip_reshape); identities: for each
-    person K and V, [R, N_ref, C], and the bias of each query, [B or 1, N_vid or 1] float32. note_mass: called, when
-    merging, with the share of the softmax on each person's tokens, a list of [B, H, N_vid] float32. Returns what the
-    host would return. Equal arguments give the same object, so that torch.compile, which guards on a function's
-    identity, does not compile anew for every run. own: as in training, on the path "concatenate": the b-th video reads
-    the b-th of the R photos alone.
+    It returns what the host would return. Equal arguments give the same object, so that torch.compile, which guards on
+    a function's identity, does not compile anew for every run.
+
+    own: the b-th video reads the b-th of the R photos alone, as in training; with the path "concatenate" only.
+
+    The function's arguments:
+
+    host: the attention in use.
+    q, k, v: [B, N_vid, C], or [B, H, N_vid, D] with skip_reshape.
+    identities: for each person K and V, [R, N_ref, C], and the bias of each query, [B or 1, N_vid or 1] float32.
+    note_mass: called, when merging, with the share of the softmax on each person's tokens, a list of [B, H, N_vid]
+        float32.
     """
     if choice.path == "concatenate":
         return _concatenate_own if own else _concatenate

@@ -175,11 +175,14 @@ def extend_state_(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: tor
                   scale: float, bias: torch.Tensor) -> None:
     """Let an attention state read the identity too, in its own memory.
 
-    q, output: [B, H, N, D]; log_sum_exp: [B, H, N] float32, natural.
-    k, v: [M, H, D], the same for all of the batch.
-    bias: [B, N] float32, which may be expanded from fewer, -inf where a query does not read.
-    The last dimension of q, k, v and output must be contiguous, every other stride is free. D is 64 or 128; q, k, v and
-    output are of one dtype, float32, float16 or bfloat16.
+    q, output: [B, H, N, D]
+    k, v: [M, H, D], the same for the whole batch.
+    log_sum_exp: [B, H, N] float32, natural.
+    scale: of the logits.
+    bias: [B, N] float32, which may be expanded from fewer numbers; -inf where a query does not read.
+
+    D is 64 or 128. q, k, v and output have one dtype: float32, float16 or bfloat16. Their last dimension must be
+    contiguous; every other stride is free.
     """
     grid, arguments, constants = launch_of(tiles_on(q.device, q.dtype), q, k, v, output, log_sum_exp,
                                            scale, bias)

@@ -7,10 +7,13 @@ from einops import rearrange
 
 def naive_state(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                 scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with its log-sum-exp.
+    """Attention, [B, H, N, D] in the dtype of q, and the log-sum-exp of its scaled logits, [B, H, N].
 
-    q: [B, H, N, D]; k, v: [B, H, M, D]; any float dtype, computed in fp32, or in fp64 where q is; scale: of the logits,
-    1 / sqrt(D) for Wan. -> output [B, H, N, D] in the dtype of q, log-sum-exp of the scaled logits [B, H, N].
+    It is computed in fp32, or in fp64 where q is fp64.
+
+    q: [B, H, N, D], any float dtype.
+    k, v: [B, H, M, D], any float dtype.
+    scale: of the logits, 1 / sqrt(D) for Wan.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     logits = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * scale
@@ -19,10 +22,11 @@ def naive_state(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
 
 def naive_restricted_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, identities: list,
                                heads: int) -> torch.Tensor:
-    """q, k, v: [B, N_vid, C]; identities: K and V [R, N_ref, C], R photos that a query reads alike, and their bias
-    [B or 1, N_vid or 1]: log(strength), -inf where a query does not read them.
+    """The video's self-attention that reads the identities too, [B, N_vid, C] in fp32.
 
-    -> [B, N_vid, C] in fp32.
+    q, k, v: [B, N_vid, C]
+    identities: for each person K and V, [R, N_ref, C], R photos that a query reads alike, and the bias of each query,
+        [B or 1, N_vid or 1]: log(strength), -inf where the query does not read them.
     """
     def split(x):
         return rearrange(x.float(), "b n (h d) -> b h n d", h=heads)

@@ -35,7 +35,7 @@ class StateSource:
     can_use: of ``torch.backends.cuda``, whether PyTorch has a kernel for such tensors; None where it need not be asked.
     package: what must be installed, for a source that is not PyTorch's.
     backend: which of PyTorch's it is.
-    rounding: what it rounds beside the dtype, relative RMS.
+    rounding: how much it rounds beside the dtype, relative RMS.
     """
 
     name: str
@@ -47,7 +47,7 @@ class StateSource:
     rounding: float = 0.0
 
     def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
-        """None where it computes, and computes rightly."""
+        """Why it cannot be taken there, or None if it computes, and computes rightly."""
         if self.device_type not in (None, device.type):
             return Reason(Why.OTHER_DEVICE, (self.device_type, device.type))
         if self.package is not None and importlib.util.find_spec(self.package) is None:
@@ -150,8 +150,9 @@ TILED = StateSource("fp32 attention in tiles of queries", None, _tiled)
 def merge_states(state: State, identity: State, bias: torch.Tensor) -> State:
     """Merge the identity's state into the video's, in the memory of the video's output.
 
-    state, identity: (output [B, H, N, D], log-sum-exp [B, H, N]); bias: on the identity's logits, of the shape of the
-    log-sum-exps or one that broadcasts to it; -inf leaves a query as it is, bit for bit.
+    state, identity: (output [B, H, N, D], log-sum-exp [B, H, N])
+    bias: on the identity's logits, of the shape of the log-sum-exps or one that broadcasts to it; -inf leaves a query
+        as it is, bit for bit.
     """
     (output, log_sum_exp), (identity_output, identity_log_sum_exp) = state, identity
     biased = identity_log_sum_exp + bias

@@ -40,11 +40,12 @@ def shared(identity: torch.Tensor, batch: int) -> torch.Tensor:
 
 def refusal_by(trial: Callable[[], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]], device: torch.device,
                bar: float) -> Reason | None:
-    """What goes wrong, or None. Being out of memory refuses nothing.
+    """What goes wrong in a trial, or None. A lack of memory is raised: it says nothing about the path.
 
-    trial: -> the states found and the states expected, each as outputs and log-sum-exps in turn.
-    device: of the trial, which is made the current one.
-    bar: the most that an output may be off, relative RMS, and, above LOG_SUM_EXP_BAR, a log-sum-exp, in nats.
+    trial: returns the states found and the states expected, each as outputs and log-sum-exps in turn.
+    device: of the trial; it is made the current one.
+    bar: the largest allowed difference of an output, relative RMS. A log-sum-exp, in nats, may differ as much, and by
+        LOG_SUM_EXP_BAR in any case.
     """
     try:
         with on(device):

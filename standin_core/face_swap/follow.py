@@ -22,7 +22,11 @@ class Follower:
     """
 
     def __init__(self, which: str, face_index: int):
-        """which: "largest" or "from left"; face_index: which face "from left" follows, 0 is the leftmost."""
+        """The face to follow.
+
+        which: "largest" or "from left".
+        face_index: which face "from left" follows; 0 is the leftmost.
+        """
         self._which, self._index = which, face_index
         self._last: Face | None = None
         self._others: list[tuple[Face, int]] = []  # and how many frames ago each was seen

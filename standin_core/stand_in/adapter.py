@@ -18,9 +18,10 @@ import torch
 from ..contracts import UserError
 from .variant import PAPER, Variant
 
+ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
-KEY = re.compile(
+TENSOR_KEY = re.compile(
     r"blocks\.(?P<block>\d+)\."
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
@@ -34,7 +35,8 @@ ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a
 class LowRank:
     """One low-rank weight, ``x -> up(down(x))``; no alpha and no bias (the official adapters have neither).
 
-    down: [r, C], up: [C, r], both on the CPU in the dtype of the file.
+    down: [r, C], on the CPU, in the dtype of the file.
+    up: [C, r], likewise.
     """
 
     down: torch.Tensor
@@ -94,7 +96,15 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
-    """weights: key -> tensor, as in the file. Raises UserError with what came, what is needed and what to do."""
+    """The adapter of the tensors of a file.
+
+    weights: key -> tensor.
+    name: of the file, for errors and reports.
+    sha256: of the file; empty where there is none.
+    variant: what the adapter was trained with.
+
+    Raises UserError where they are no Stand-In adapter.
+    """
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
@@ -148,7 +158,7 @@ def check_fit(adapter: Adapter, blocks: int, dim: int) -> None:
 def _by_block(weights: dict, name: str) -> tuple[dict[tuple[int, str, str], torch.Tensor], list[str]]:
     found, foreign = {}, []
     for key, weight in weights.items():
-        match = KEY.fullmatch(_without_prefixes(key))
+        match = TENSOR_KEY.fullmatch(_without_prefixes(key))
         if match is None or not isinstance(weight, torch.Tensor):
             foreign.append(key)
             continue

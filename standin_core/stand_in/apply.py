@@ -10,7 +10,7 @@ from ..controls import kept_tokens
 from ..reference import reference_from
 from ..wan import Wan
 from .adapter import Adapter, check_fit
-from .settings import Identity, RunSettings
+from .applied import Identity, RunSettings
 from .wrappers import install, installed, uninstall
 
 

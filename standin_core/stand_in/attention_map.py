@@ -43,7 +43,11 @@ class AttentionRecorder:
         self._lock = threading.Lock()
 
     def for_call(self, grid: tuple[int, int, int], window=None):
-        """The function that notes the masses of one model call. window: as in ``Run.region``."""
+        """The function that notes the masses of one model call.
+
+        grid: (t, h, w) in tokens of what the call sees.
+        window: as in ``Run.region``.
+        """
         frames = list(range(grid[0])) if window is None else list(window.index_list)
         total = grid[0] if window is None else window.total_frames
         counted = False
@@ -88,8 +92,12 @@ def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, per
              last_block: int = -1, trim_latent: int = 0) -> tuple[torch.Tensor, torch.Tensor, str]:
     """The frames under the map, the map as a mask [F, H, W] that is 1 at its most, and its figures in words.
 
-    images: [F, H, W, 3], of the run that the maps (of each expert) are of; trim_latent: latent frames that were cut off
-    its beginning; the rest is as in ``of_person`` and ``of_blocks``.
+    images: [F, H, W, 3], the frames of the run.
+    maps: one for each expert of the run.
+    opacity: of the map over the frames, 0 to 1.
+    person: see ``of_person``.
+    first_block, last_block: see ``of_blocks``.
+    trim_latent: how many latent frames were cut off the beginning.
     """
     by_block = of_person(maps, person)
     mass = on_frames(of_blocks(by_block, first_block, last_block)[trim_latent:], *images.shape[:3])
@@ -98,8 +106,10 @@ def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, per
 
 
 def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:
-    """[L, t, h, w], the mean over runs by their calls. Raises UserError for a person who is not there, and for runs
-    of which one has another person, other blocks or another video.
+    """The map of one person, [L, t, h, w]: the mean over the experts, weighted by their calls.
+
+    Raises UserError for a person who is not there, and for experts whose people, blocks or videos differ in number or
+    size.
     """
     if not maps:
         raise UserError("there is no attention map: switch attention_map on in Stand-In Sampler, with Apply "
@@ -116,8 +126,11 @@ def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:
 
 
 def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Tensor:
-    """[L, t, h, w] -> [t, h, w], the mean over blocks, both ends included (-1 is the last). Raises UserError for
-    blocks that are not there.
+    """The mean over blocks, [L, t, h, w] -> [t, h, w].
+
+    first_block, last_block: both included; last_block -1 is the last.
+
+    Raises UserError for blocks that are not there.
     """
     blocks = len(mass)
     end = blocks if last_block == -1 else min(last_block + 1, blocks)
@@ -128,7 +141,8 @@ def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Te
 
 
 def on_frames(mass: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
-    """mass: [t, h, w] -> [F, H, W], bilinear in space; a frame has the value of its latent frame.
+    """The map on the frames of the video, [t, h, w] -> [F, H, W]: bilinear in space, and in time each frame has the
+    value of its latent frame.
 
     Raises UserError unless the video has just the frames that were sampled.
     """
@@ -140,7 +154,12 @@ def on_frames(mass: torch.Tensor, frames: int, height: int, width: int) -> torch
 
 
 def heat(images: torch.Tensor, mask: torch.Tensor, opacity: float) -> torch.Tensor:
-    """images: [F, H, W, 3] and mask: [F, H, W] in 0..1 -> [F, H, W, 3], from black (0) to yellow (1)."""
+    """The frames under the map as colours from black (0) to yellow (1), [F, H, W, 3].
+
+    images: [F, H, W, 3] in 0..1.
+    mask: [F, H, W] in 0..1.
+    opacity: of the colours, 0 to 1.
+    """
     shown = torch.empty_like(images[..., :3])
     for frame, values in enumerate(np.rint(255 * mask.numpy()).astype(np.uint8)):
         colours = cv2.cvtColor(cv2.applyColorMap(values, COLOURS), cv2.COLOR_BGR2RGB)
@@ -149,7 +168,7 @@ def heat(images: torch.Tensor, mask: torch.Tensor, opacity: float) -> torch.Tens
 
 
 def as_text(mass: torch.Tensor) -> str:
-    """mass: [L, t, h, w] -> the mean and the largest, and those of each block."""
+    """The mean and the largest value of a map [L, t, h, w], and the mean of each block, in words."""
     of_each = mass.mean(dim=(1, 2, 3))
     most = int(of_each.argmax())
     return "\n".join([

@@ -7,12 +7,15 @@ from ..attention import AttentionChoice, Need, Reason, choose_attention
 from ..contracts import UserError
 from ..report import ReportSink
 from ..wan import Wan, attention_in_use
+from .applied import Applied
 from .kv_cache import IdentityCacheSpec
-from .settings import Applied
 
 
 def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
-    """options: ``transformer_options`` of the run."""
+    """How the video reads the identities on a device.
+
+    options: ``transformer_options`` of the run.
+    """
     if applied.is_ordinary:  # no path is passed over: there is one
         return AttentionChoice("concatenate", None, ())
     needs = applied.needs or ((Reason(Need.MAP),) if maps_attention(options) else ())
@@ -21,17 +24,22 @@ def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: 
 
 
 def maps_attention(options: dict) -> bool:
-    """Whether who listens to a run asks for a map of its attention."""
+    """Whether the run's listener asks for a map of its attention.
+
+    options: ``transformer_options`` of the run.
+    """
     sink = ReportSink.of(options)
     return sink is not None and sink.maps_attention
 
 
 def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device, free: int) -> str:
-    """What is set, or what fits: resident while half of the free memory holds it, which leaves room to sample.
+    """Where the identity K/V live on a device.
 
-    requested: one of CACHE_MODES.
+    requested: one of CACHE_MODES; "auto" is resident if half of the free memory holds them, which leaves room to
+        sample, and offloaded otherwise.
     specs: of all identities.
-    free: bytes on the device that a run may take.
+    free: how many bytes on the device a run may take.
+
     Raises UserError for what the device cannot do.
     """
     if requested == "fp8" and device.type == "mps":

@@ -20,8 +20,11 @@ FP8 = torch.float8_e4m3fn
 class IdentityCacheSpec:
     """The size of the identity K/V of one identity in one expert, known before a byte is allocated.
 
-    blocks: how many read it; tokens: of all its references. entries: how many are kept at a time on one device, one for
-    each LoRA-hook group of the run.
+    blocks: how many blocks read it.
+    tokens: how many tokens all its photos have together.
+    dim, heads: of the model.
+    dtype: of K and V.
+    entries: how many are kept at a time on one device, one for each LoRA-hook group of the run.
     """
 
     blocks: int
@@ -39,8 +42,9 @@ class IdentityCacheSpec:
     def device_bytes(self, mode: str) -> int:
         """The most that a mode holds on the device: 838,860,800 for Wan 14B in bf16 with 1,024 tokens, resident.
 
-        offloaded holds the block that reads and the next one; streaming the one that reads, and the tokens and their
-        norm to go on from; fp8 a byte for each value, a scale for each head, and the block that reads.
+        "offloaded" holds K and V of the block that reads and of the next one. "streaming" holds those of the block that
+        reads, and the tokens with their norm, from which it goes on. "fp8" holds a byte for each value, a scale for
+        each head, and K and V of the block that reads.
         """
         layers = self.blocks * self.entries
         if mode in ("auto", "resident"):
@@ -212,9 +216,13 @@ Layers = ResidentLayers | OffloadedLayers | Fp8Layers | StreamingLayers
 
 def hold(mode: str, build: Callable[[], Iterable[Layer]], blocks: int, device: torch.device, heads: int,
          pinning: Pinning) -> Layers:
-    """mode: one of CACHE_MODES but "auto".
-    build: yields (K, V), [R, M, C] each, for one block after the other, which are counted from 0 at the first that it
-        yields; blocks: how many it yields.
+    """K and V of every block, held as a mode says.
+
+    mode: one of CACHE_MODES but "auto".
+    build: yields (K, V), [R, M, C] each, for one block after the other; the first is number 0 of the result.
+    blocks: how many it yields.
+    heads: of the model.
+    pinning: how host memory is pinned.
     """
     if mode == "streaming":
         return StreamingLayers(build)
@@ -245,7 +253,12 @@ class IdentityCache:
 
     def layers(self, place: Hashable, weights: Hashable, make: Callable[[], Layers],
                synchronize: Callable[[], None]) -> Layers:
-        """K and V of every block. make: see ``hold``. synchronize: waits for the device, so that the time is true."""
+        """K and V of every block.
+
+        place, weights: see ``IdentityCache``.
+        make: computes them, see ``hold``.
+        synchronize: waits for the device, so that the time is true.
+        """
         with self._lock:
             entries = self._places.setdefault(place, OrderedDict())
             if weights not in entries:

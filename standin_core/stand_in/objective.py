@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import comfy.model_management
 import torch
 
-from ..attention import AttentionChoice, restricted_attention
+from ..attention import ATTACHED, restricted_attention
 from ..contracts import UserError
 from ..joint import JointStream
-from ..wan import RECOMPUTED, Reading, Wan
+from ..wan import RECOMPUTED, Reading, Wan, differentiable
 from .adapter import Adapter
 from .kv_cache import ResidentLayers
 from .positions import POSITIONS
@@ -22,12 +21,10 @@ from .stream import identity_layers, joint_stream
 from .variant import ORDINARY
 
 TIME_OFFSET = -1  # the paper's place of the identity, one frame before the video
-# keys and values are appended, which autograd sees through: a log-sum-exp has no gradient in PyTorch's operators
-ATTACHED = AttentionChoice("concatenate", None, ())
 
 
 @contextlib.contextmanager
-def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
+def reading_photo(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], reference: torch.Tensor,
                   checkpointing: bool = False) -> Iterator[None]:
     """Within the context, calls of ``wan`` for a latent of video_shape read the identities, each video its own,
     with gradients, by the adapter's method.
@@ -35,12 +32,12 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
     Raises UserError where checkpointing cannot be.
     """
     variant, size, photo_size = adapter.variant, wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:]
-    if checkpointing and variant.attention == ORDINARY:
+    if checkpointing and variant.self_attention == ORDINARY:
         raise UserError("with ordinary attention nothing can be computed again: train without checkpointing.")
     with differentiable(), contextlib.ExitStack() as stack:
         rotation = wan.rotation(POSITIONS[variant.positions](size, photo_size, TIME_OFFSET, device=reference.device))
         layers: JointStream | ResidentLayers
-        if variant.attention == ORDINARY:
+        if variant.self_attention == ORDINARY:
             layers = joint_stream(wan, reference, adapter, rotation)
             attend = layers.attend
         else:
@@ -53,14 +50,3 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
         reading = Reading(0, layers, rotation, torch.zeros(1, 1, device=reference.device), range(len(wan.blocks)))
         stack.enter_context(wan.identity_installed([reading], attend))
         yield
-
-
-@contextlib.contextmanager
-def differentiable() -> Iterator[None]:
-    """ComfyUI's RoPE has a gradient only while it knows that it trains."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before

@@ -13,9 +13,16 @@ from .variant import PAPER, Variant
 
 def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.device | str = "cpu",
                 variant: Variant = PAPER) -> torch.nn.Module:
-    """PEFT's modules of an adapter that changes nothing yet, in fp32: down from N(0, 1/rank), up zero, which PEFT calls
-    gaussian and is how the authors' modules begin (``LoRALinearLayer`` in WeChatCV/Stand-In's
-    models/wan_video_dit.py). They are kept beside the model, not in it: the video's own tokens do not pass them.
+    """PEFT's modules of an adapter that changes nothing yet, in fp32.
+
+    down is drawn from N(0, 1/rank) and up is zero. PEFT calls that gaussian, and the authors' modules begin so
+    (``LoRALinearLayer`` in WeChatCV/Stand-In's models/wan_video_dit.py). The modules are kept beside the model, not in
+    it: the video's own tokens do not pass them.
+
+    blocks, dim: of the model.
+    rank: of the low-rank weights.
+    seed: of the draw.
+    device: where the weights lie.
     variant: what the adapter is trained as.
     """
     from peft import LoraConfig, inject_adapter_in_model  # 6 s
@@ -47,8 +54,11 @@ def parameters(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file that Load Stand-In, and every other reader of the official names, takes. weights: of
-    ``parameters``; metadata: what the file shall say of itself (base model, data, steps).
+    """Write a safetensors file that Load Stand-In, and every other reader of the official names, takes.
+
+    weights: of ``parameters``.
+    path: of the file; one that is there is replaced.
+    metadata: what the file says of itself (base model, data, steps).
     """
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     with replacing(path) as part:

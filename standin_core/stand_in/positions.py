@@ -16,7 +16,11 @@ import torch
 
 def grid_positions(size: tuple[int, int], first: tuple[float, float, float],
                    device: torch.device | None = None) -> torch.Tensor:
-    """Positions of h * w tokens, [1, h * w, 3] float32, as (t, y, x). size: (h, w); first: of the first token."""
+    """Positions of h * w tokens, [1, h * w, 3] float32, as (t, y, x).
+
+    size: (h, w)
+    first: the position of the first token.
+    """
     height, width = size
     positions = torch.empty(height, width, 3, dtype=torch.float32, device=device)
     positions[..., 0] = first[0]
@@ -29,7 +33,9 @@ def conditional_positions(video_size: tuple[int, int], identity_size: tuple[int,
                           rope_options: dict | None = None, device: torch.device | None = None) -> torch.Tensor:
     """Positions of the identity tokens, [1, N_ref, 3] float32, as (t, y, x), just outside of the video's grid.
 
-    video_size, identity_size: (h, w) in tokens. time_offset: frames before (negative) the first video frame.
+    video_size, identity_size: (h, w) in tokens.
+    time_offset: frames before the first video frame, as a negative number.
+    rope_options: ComfyUI's, of the video.
     """
     options = rope_options or {}
     return grid_positions(identity_size, (

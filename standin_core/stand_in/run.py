@@ -18,13 +18,13 @@ from ..joint import JointStream
 from ..report import ReportSink, as_text
 from ..wan import Wan
 from .adapter import Adapter
+from .applied import Applied, Identity
 from .attention_map import AttentionRecorder
 from .budget import cache_spec, token_count
 from .choices import chosen_attention, chosen_cache
 from .kv_cache import IdentityCache, Pinning, hold
 from .managed import ManagedAdapter, let_go, manage
-from .run_report import StandInReport, ToldIdentity
-from .settings import Applied, Identity
+from .run_report import StandInIdentity, StandInReport
 from .stream import identity_layers, joint_stream
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,12 @@ class Run:
 
     def __init__(self, applied: Applied, steps: int, hook_groups: int, whole: tuple[int, int, int],
                  maps_attention: bool = False):
-        """hook_groups: LoRA-hook groups among the conditions. whole: (t, h, w) of the video in tokens. maps_attention:
-        record where the identity is read.
+        """A run before its first model call.
+
+        steps: of the sampler.
+        hook_groups: how many LoRA-hook groups are among the conditions.
+        whole: (t, h, w) of the video in tokens.
+        maps_attention: whether to record where the identity is read.
         """
         self.applied = applied
         self.whole = whole
@@ -59,7 +63,7 @@ class Run:
         self.recorder: AttentionRecorder | None = None
         self.report = StandInReport(steps=steps)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo):  # for node packs that deep-copy the options of a run
         return self
 
     def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
@@ -68,13 +72,14 @@ class Run:
                 self.started = time.perf_counter()
                 self.report.model = type(base).__name__
                 self.report.video_grid = grid
-                self.report.identities = [_told(identity, self.applied, wan) for identity in self.applied.identities]
+                self.report.identities = [_reported(identity, self.applied, wan)
+                                          for identity in self.applied.identities]
                 if self.maps_attention:
                     self.recorder = AttentionRecorder(len(self.applied.identities), len(wan.blocks))
             self.report.model_calls += 1
 
-    def identity_read(self, blocks: int) -> None:
-        """After a call of the model in which so many blocks read."""
+    def note_reads(self, blocks: int) -> None:
+        """Count a call of the model in which so many blocks read an identity."""
         with self.lock:
             self.passes.identity_read = True
             self.report.identity_calls += 1
@@ -93,8 +98,11 @@ class Run:
                 self.report.refusals = list(map(str, passed_over))
             return self.choices[device]
 
-    def cache_mode(self, wan: Wan, device: torch.device) -> str:
-        """Chosen once for each device, when the model is loaded and the free memory is known."""
+    def settle_cache(self, wan: Wan, device: torch.device) -> str:
+        """Where the identity K/V live on a device, which the report then says too.
+
+        It is chosen once for each device, when the model is loaded and the free memory is known.
+        """
         with self.lock:
             if device not in self.modes:
                 specs = [cache_spec(identity, wan, self.hook_groups) for identity in self.applied.identities]
@@ -120,7 +128,7 @@ class Run:
         """K (before rotation) and V of every block for one identity, from the cache or built now."""
         hooks = getattr(base.current_patcher, "current_hooks", None)
         strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
-        identity, mode = self.applied.identities[index], self.cache_mode(wan, device)
+        identity, mode = self.applied.identities[index], self.settle_cache(wan, device)
         blocks = identity.blocks(len(wan.blocks))
 
         def build():
@@ -137,8 +145,12 @@ class Run:
                                          synchronize)
 
     def joint_stream(self, identity: Identity, wan: Wan, batch: int, rotation: torch.Tensor) -> JointStream:
-        """For one call of the model with so many videos. rotation: of the identity tokens."""
-        self.cache_mode(wan, rotation.device)
+        """The identity stream of one call of the model, for an adapter of ordinary attention.
+
+        batch: how many videos the call has.
+        rotation: of the identity tokens.
+        """
+        self.settle_cache(wan, rotation.device)  # "streaming", for the report: there is nothing to keep
         latent = identity.reference_latent.to(device=rotation.device, dtype=wan.dtype).expand(batch, -1, -1, -1, -1)
         adapter = self.adapter(identity, rotation.device)
         return joint_stream(wan, latent, adapter, rotation, identity.kept_tokens)
@@ -207,10 +219,10 @@ def _key(device: torch.device, adapter: Adapter) -> tuple:
     return device.type, device.index or 0, id(adapter)
 
 
-def _told(identity: Identity, applied: Applied, wan: Wan) -> ToldIdentity:
+def _reported(identity: Identity, applied: Applied, wan: Wan) -> StandInIdentity:
     references, _, _, height, width = identity.reference_latent.shape
     blocks = identity.blocks(len(wan.blocks))
-    return ToldIdentity(
+    return StandInIdentity(
         adapter_file=identity.adapter.name, adapter_sha256=identity.adapter.sha256, adapter_rank=identity.adapter.rank,
         reference_size=(height, width), references=references,
         tokens=token_count(identity, wan), strength=identity.strength,

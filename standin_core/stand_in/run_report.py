@@ -8,12 +8,14 @@ from ..report import RunReport
 
 
 @dataclass(frozen=True, slots=True)
-class ToldIdentity:
-    """What one identity of a run was told.
+class StandInIdentity:
+    """A ``report.ReportedIdentity``.
 
-    reference_size: (h, w) of the reference latent; references: how many photos there are.
-    tokens: of all photos.
-    blocks: the first and the last that read it.
+    reference_size: (h, w) of the reference latent.
+    references: how many photos there are.
+    tokens: how many tokens all photos have together.
+    blocks: the first and the last block that read it.
+    controls: what else changes how the video reads it, in words.
     """
 
     adapter_file: str
@@ -43,9 +45,14 @@ class ToldIdentity:
 
 @dataclass(slots=True)
 class StandInReport(RunReport):
-    """attention: the path taken; refusals: what was passed over and why.
-    cache: where the identity K/V lived; cache_bytes: the most held at a time.
-    builds, build_ms: of the identity K/V.
+    """The report of a run that read identities by Stand-In.
+
+    attention: the path that was taken.
+    refusals: what was passed over and why.
+    cache: where the identity K/V lived.
+    builds: how often the identity K/V were computed; 0 for streaming.
+    build_ms: the time that took, in milliseconds.
+    cache_bytes: the most that was held at a time.
     reads: how often a block read an identity.
     """
 

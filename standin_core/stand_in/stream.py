@@ -44,8 +44,11 @@ def adapted(wan: Wan, adapter: Adapter | ManagedAdapter) -> list[AdaptedBlock]:
 
 def joint_stream(wan: Wan, latent: torch.Tensor, adapter: Adapter | ManagedAdapter, rotation: torch.Tensor,
                  kept_tokens: torch.Tensor | None = None) -> JointStream:
-    """For an adapter of ordinary attention. latent: [B, 16, 1, h, w], as in ``identity_layers``, a photo for each video
-    of the batch; rotation: of the tokens that are kept.
+    """The identity stream of one model call, for an adapter of ordinary attention.
+
+    latent: [B, 16, 1, h, w], a photo for each video of the batch, otherwise as in ``identity_layers``.
+    rotation: of the tokens that are kept.
+    kept_tokens: as in ``identity_layers``.
     """
     tokens = wan.embed(latent)
     if kept_tokens is not None:

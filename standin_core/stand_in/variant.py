@@ -6,39 +6,44 @@ and have to be computed anew in every step, with the video.
 """
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from ..contracts import UserError
 from .positions import POSITIONS
 
-RESTRICTED, ORDINARY = ATTENTIONS = ("restricted", "ordinary")
-PREFIX = "stand_in_"  # of the names in an adapter's file, where other trainers write their own
+RESTRICTED, ORDINARY = SELF_ATTENTIONS = ("restricted", "ordinary")
+# field -> its key in an adapter's file, whose other keys are other trainers'
+METADATA_KEYS = {"positions": "stand_in_positions", "self_attention": "stand_in_attention"}
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """positions: one of POSITIONS; attention: one of ATTENTIONS. Raises UserError for another name."""
+    """What an adapter was trained with.
+
+    positions: one of POSITIONS.
+    self_attention: one of SELF_ATTENTIONS.
+
+    Raises UserError for another name.
+    """
 
     positions: str = "conditional"
-    attention: str = RESTRICTED
+    self_attention: str = RESTRICTED
 
     def __post_init__(self):
-        for name, known in (("positions", POSITIONS), ("attention", ATTENTIONS)):
+        for name, known in (("positions", POSITIONS), ("self_attention", SELF_ATTENTIONS)):
             if getattr(self, name) not in known:
-                raise UserError(f"the adapter's file says {name} {getattr(self, name)}, and this pack knows "
-                                f"{', '.join(known)}: update this pack, or take another adapter.")
+                raise UserError(f"the adapter's file says {METADATA_KEYS[name]} {getattr(self, name)}, and this pack "
+                                f"knows {', '.join(known)}: update this pack, or take another adapter.")
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the adapter's file says of it: nothing where it is the paper's."""
-        return {} if self == PAPER else {PREFIX + name: value for name, value in dataclasses.asdict(self).items()}
+        return {} if self == PAPER else {key: getattr(self, name) for name, key in METADATA_KEYS.items()}
 
     @classmethod
     def of(cls, metadata: dict[str, str]) -> Variant:
         """From what the adapter's file says."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: metadata[PREFIX + name] for name in names if PREFIX + name in metadata})
+        return cls(**{name: metadata[key] for name, key in METADATA_KEYS.items() if key in metadata})
 
 
 PAPER = Variant()

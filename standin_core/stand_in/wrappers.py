@@ -17,11 +17,11 @@ from ..controls import query_bias, strength_at
 from ..guidance import OWN_SCALE
 from ..report import ReportSink
 from ..wan import Reading, Wan
+from .applied import Applied, Identity
 from .budget import extra_bytes
 from .choices import maps_attention
 from .positions import POSITIONS
 from .run import Run
-from .settings import Applied, Identity
 
 KEY = "stand_in"
 WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
@@ -105,9 +105,10 @@ def sampler_sample(executor, guider, *args, **kwargs):
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """This one call of the model reads the identities whose time it is.
+    """One call of the model. The video reads each identity for which the call lies between start and end percent.
 
-    x: [B, 16, T, h, w], model space; t: [B] sigmas.
+    x: [B, 16, T, h, w], model space.
+    t: [B] sigmas.
     """
     options = {} if transformer_options is None else transformer_options
     arguments = (x, t, c_concat, c_crossattn, control, options)
@@ -127,9 +128,9 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if run.recorder is not None:
         run.check_place(grid, options.get(WINDOW), "an attention map")
         note_mass = run.recorder.for_call(grid, options.get(WINDOW))
-    with wan.identity_installed(readings, attend, note_mass) as reads:
+    with wan.identity_installed(readings, attend, note_mass) as count_reads:
         output = executor(*arguments, **kwargs)
-        run.identity_read(reads())
+        run.note_reads(count_reads())
     return output
 
 
@@ -138,12 +139,12 @@ def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Ten
     readings = []
     for index, identity in enumerate(run.applied.identities):
         strength = strength_at(identity, base.model_sampling.percent_to_sigma, t)
-        reads = run.passes.reads(options, len(x))
-        if strength == 0 or (reads is not None and not bool(reads.any())):
+        readers = run.passes.readers(options, len(x))
+        if strength == 0 or (readers is not None and not bool(readers.any())):
             continue
         rotation = _rotation(identity, wan, grid, options, x.device)
         region = run.region(index, grid, x.device, options.get(WINDOW))
-        bias = query_bias(strength, identity.shared_by, region, reads, x.device)
+        bias = query_bias(strength, identity.shared_by, region, readers, x.device)
         if run.applied.is_ordinary:
             layers = run.joint_stream(identity, wan, len(x), rotation)
         else:

@@ -71,8 +71,10 @@ class Identity(Controls):
 class RunSettings:
     """What all identities of a run have in common.
 
-    attention: one of ATTENTION_PATHS. cache: one of CACHE_MODES.
-    guidance: one of GUIDANCES. guidance_scale: of "own scale".
+    attention: one of ATTENTION_PATHS.
+    cache: one of CACHE_MODES.
+    guidance: one of GUIDANCES; the paper's is "both passes".
+    guidance_scale: the identity's guidance scale, used by "own scale" only.
 
     Raises UserError for another value.
     """
@@ -109,7 +111,7 @@ class Applied:
 
     def with_identity(self, identity: Identity, settings: RunSettings) -> Applied:
         """Raises UserError where settings are not those of the identities before, or cannot serve this one."""
-        if ORDINARY in {each.adapter.variant.attention for each in (*self.identities, identity)}:
+        if ORDINARY in {each.adapter.variant.self_attention for each in (*self.identities, identity)}:
             return Applied((identity,), self._for_ordinary_attention(identity, settings))
         needs = (*identity.needs, *settings.needs)
         if settings.attention == "concatenate" and needs:
@@ -134,7 +136,7 @@ class Applied:
     @property
     def is_ordinary(self) -> bool:
         """Whether the one identity reads the video too."""
-        return any(identity.adapter.variant.attention == ORDINARY for identity in self.identities)
+        return any(identity.adapter.variant.self_attention == ORDINARY for identity in self.identities)
 
     @property
     def needs(self) -> tuple[Reason, ...]:
