@@ -67,7 +67,7 @@ def compiled(card: Card, dtype: torch.dtype, head_dim: int, video_tokens: int = 
     k, v = (torch.empty(identity_tokens, HEADS, head_dim, dtype=dtype, device="meta") for _ in range(2))
     log_sum_exp = torch.empty(1, HEADS, video_tokens, device="meta")
     bias = torch.empty(1, biases, device="meta").expand(1, video_tokens)
-    grid, arguments, constants = kernel.launch_of(kernel.tiles_for(card.capability, dtype), q, k, v, output,
+    grid, arguments, constants = kernel.launch_of(kernel.tiles_for(card.capability, dtype, head_dim), q, k, v, output,
                                                   log_sum_exp, head_dim**-0.5, bias)
     return kernel._extend_kernel.warmup(*arguments, grid=grid, **constants)
 

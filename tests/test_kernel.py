@@ -155,8 +155,8 @@ def test_within_the_restricted_attention(dtype):
 def test_torch_compile_knows_the_tiles():
     """They follow from the card, which is asked outside of what is traced."""
     torch.compiler.reset()
-    scaled = torch.compile(lambda x: x * sum(tiles_on(x.device, x.dtype)), backend="eager", fullgraph=True)
-    assert scaled(torch.ones(2, device=DEVICE)).tolist() == 2 * [sum(tiles_on(DEVICE, torch.float32))]
+    scaled = torch.compile(lambda x: x * sum(tiles_on(x.device, x.dtype, 64)), backend="eager", fullgraph=True)
+    assert scaled(torch.ones(2, device=DEVICE)).tolist() == 2 * [sum(tiles_on(DEVICE, torch.float32, 64))]
 
 
 def test_where_it_is_not_taken():

@@ -46,20 +46,26 @@ class Tiles(NamedTuple):
 
 # With these Triton spills no register, and two blocks fit a multiprocessor: tests/test_kernel_compiled.py. Hopper and
 # the Blackwell of servers (10.x) keep the operands of their products in shared memory, which leaves registers.
-WIDE, NARROW, SMALL = Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2), Tiles(32, 16, 8, 2)
+WIDE, NARROW = Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2)
+FP32 = {64: Tiles(32, 32, 4, 2), 128: Tiles(32, 16, 8, 2)}  # by head dim
 
 
-def tiles_for(capability: tuple[int, int], dtype: torch.dtype) -> Tiles:
-    """capability: of the card, (9, 0) for Hopper."""
+def tiles_for(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> Tiles:
+    """Tiles that a card has room for.
+
+    capability: of the card, (9, 0) for Hopper.
+    dtype, head_dim: of q, k and v.
+    """
     if dtype == torch.float32:
-        return SMALL
+        return FP32[head_dim]
     return WIDE if capability[0] in (9, 10) else NARROW
 
 
 @torch.compiler.assume_constant_result
-def tiles_on(device: torch.device, dtype: torch.dtype) -> Tiles:
-    """For the card of a device; Triton's interpreter takes those of an Ampere."""
-    return tiles_for(torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0), dtype)
+def tiles_on(device: torch.device, dtype: torch.dtype, head_dim: int) -> Tiles:
+    """Those for the card of a device; Triton's interpreter takes an Ampere's."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return tiles_for(capability, dtype, head_dim)
 
 
 @triton.jit
@@ -184,7 +190,7 @@ def extend_state_(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: tor
     D is 64 or 128. q, k, v and output have one dtype: float32, float16 or bfloat16. Their last dimension must be
     contiguous; every other stride is free.
     """
-    grid, arguments, constants = launch_of(tiles_on(q.device, q.dtype), q, k, v, output, log_sum_exp,
+    grid, arguments, constants = launch_of(tiles_on(q.device, q.dtype, q.shape[-1]), q, k, v, output, log_sum_exp,
                                            scale, bias)
     with on(q.device):  # Triton launches on the current device, whatever the tensors are on
         _extend_kernel[grid](*arguments, **constants)
