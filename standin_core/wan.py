@@ -268,9 +268,9 @@ def attention_in_use(options: dict) -> AttentionInUse:
 def _by_function(function: Callable) -> AttentionInUse:
     """By the name of one of ComfyUI's attention functions, of which some are newer than 0.30.0."""
     name = getattr(function, "__name__", "")
-    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_s_backend),
-             "attention_sage": AttentionInUse(Host.SAGE, SAGE),
-             "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN),
+    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_s_backend, compute=function),
+             "attention_sage": AttentionInUse(Host.SAGE, SAGE, compute=function),
+             "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
              "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
     is_comfyui_s = function is getattr(comfy.ldm.modules.attention, name, None)
     return known.get(name, AttentionInUse(Host.OTHER)) if is_comfyui_s else AttentionInUse(Host.OTHER)

@@ -1,16 +1,18 @@
 """Which path and which source of log-sum-exps a run takes, with a reason for each that it passes over."""
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.attention import SDPBackend
 
 from ..contracts import UserError
 from .extend import extend_by_kernel, extend_by_state, kernel_refusal
+from .measured import extra_ms
 from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FUSED, TILE, TILED, StateSource
 from .trial import trial_inputs
@@ -31,7 +33,7 @@ class AttentionChoice:
 
     path: str
     source: StateSource | None
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[PassedOver, ...] = field(compare=False)  # two runs may take the same way for other reasons
     kernel: bool = False
 
     def __str__(self) -> str:
@@ -64,18 +66,20 @@ class AttentionInUse:
 
     source: the same attention with a log-sum-exp; None where there is none.
     backend: for PyTorch's, tells which of its backends would compute q, k, v, [B, H, N, D] each.
+    compute: the attention itself, ``compute(q, k, v, heads=...)`` with [B, N, C] each; None where it is not known.
     """
 
     host: Host
     source: StateSource | None = None
     backend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], SDPBackend] | None = None
+    compute: Callable | None = None
 
 
 PYTORCH = AttentionInUse(Host.PYTORCH)
 
 
 def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: AttentionInUse, device: torch.device,
-                     dtype: torch.dtype, head_dim: int) -> AttentionChoice:
+                     dtype: torch.dtype, head_dim: int, tokens: tuple[int, int] | None = None) -> AttentionChoice:
     """Choose for one device of one run.
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
@@ -83,20 +87,19 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
     needs: what needs a log-sum-exp; empty where every query reads every identity at weight 1.
     in_use: what computes the model's attention.
     device, dtype, head_dim: of the queries, keys and values.
+    tokens: how many the video has, and how many all identities have together; a GPU is then asked which of the exact
+        ways is the fastest. None for the order of the ways alone.
     """
     if requested == "concatenate":
         return AttentionChoice("concatenate", None, (
             *_sparse_no_more(in_use), PassedOver("merge", Reason(Why.CONCATENATION_SET))))
     kept = requested == "auto" and not needs
-    no_concatenation = PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))
+    reading_by = functools.partial(_reading_by, needs, kept, in_use, device, dtype, head_dim, tokens)
     passed_over = []
     if in_use.source is not None:
         refusal = in_use.source.refusal(device, dtype, head_dim)
-        if refusal is None and kept and in_use.host is Host.SAGE:
-            with_the_video = Reason(Why.WITH_THE_VIDEO, (in_use.source.name,))
-            return AttentionChoice("concatenate", None, (PassedOver("merge", with_the_video),))
         if refusal is None:
-            return _merging_by(in_use.source, in_use, [no_concatenation], device, dtype, head_dim)
+            return reading_by(in_use.source, [])
         passed_over.append(PassedOver(in_use.source.name, refusal))
     if in_use.host is not Host.PYTORCH:
         no_states = Reason(Why.NO_STATES if in_use.source is None else Why.NO_STATES_HERE, (in_use.host,))
@@ -108,7 +111,7 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
     for source in _pytorch_s(in_use, device, dtype, head_dim):
         refusal = source.refusal(device, dtype, head_dim)
         if refusal is None:
-            return _merging_by(source, in_use, [*passed_over, no_concatenation], device, dtype, head_dim)
+            return reading_by(source, passed_over)
         passed_over.append(PassedOver(source.name, refusal))
     passed_over.append(PassedOver("fused merge", Reason(Why.NONE_ON_DEVICE, (device.type,))))
     if kept:
@@ -131,15 +134,46 @@ def _sparse_no_more(in_use: AttentionInUse) -> tuple[PassedOver, ...]:
     return (PassedOver("sparse attention", Reason(Why.DENSE)),) if in_use.host is Host.SPARSE else ()
 
 
-def _merging_by(source: StateSource, in_use: AttentionInUse, passed_over: list[PassedOver], device: torch.device,
-                dtype: torch.dtype, head_dim: int) -> AttentionChoice:
-    if source is in_use.source and in_use.host is Host.SAGE:
-        no_kernel = Reason(Why.SECOND_CALL, (source.name,))
-    else:
-        no_kernel = kernel_refusal(device, dtype, head_dim)
-    if no_kernel is not None:
-        passed_over.append(PassedOver("Triton kernel", no_kernel))
-    return AttentionChoice("merge", source, tuple(passed_over), kernel=no_kernel is None)
+def _reading_by(needs: tuple[Reason, ...], kept: bool, in_use: AttentionInUse, device: torch.device,
+                dtype: torch.dtype, head_dim: int, tokens: tuple[int, int] | None, source: StateSource,
+                passed_over: list[PassedOver]) -> AttentionChoice:
+    """Of the exact ways to read beside a source of states, the fastest where a GPU can be asked, else the first.
+
+    kept: whether the attention in use may compute the identity's keys with the video's.
+    """
+    merge, whole = AttentionChoice("merge", source, ()), AttentionChoice("concatenate", None, ())
+    with_kernel = dataclasses.replace(merge, kernel=True)
+    no_kernel = kernel_refusal(device, dtype, head_dim)
+    beside_sage = source is in_use.source and in_use.host is Host.SAGE
+    ways = [whole, merge, with_kernel] if beside_sage else [with_kernel, merge, whole]
+    ways = [way for way in ways if (kept or way is not whole) and (no_kernel is None or way is not with_kernel)]
+    times = _times(ways, in_use, device, dtype, head_dim, tokens)
+    best = min(times, key=lambda way: times[way]) if times else ways[0]
+    if needs or not kept:
+        passed_over = [*passed_over, PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))]
+    if times:
+        passed_over = [*passed_over, *(PassedOver(str(way), Reason(Why.SLOWER, (times[way], str(best), times[best])))
+                                       for way in ways if way is not best)]
+    elif best is whole:
+        passed_over = [*passed_over, PassedOver("merge", Reason(Why.WITH_THE_VIDEO, (source.name,)))]
+    elif kept:
+        passed_over = [*passed_over, PassedOver("concatenate", Reason(Why.COPIES))]
+    if no_kernel is not None and best is not whole:
+        passed_over = [*passed_over, PassedOver("Triton kernel", no_kernel)]
+    elif not times and best is merge:
+        passed_over = [*passed_over, PassedOver("Triton kernel", Reason(Why.SECOND_CALL, (source.name,)))]
+    return dataclasses.replace(best, passed_over=tuple(passed_over))
+
+
+def _times(ways: list[AttentionChoice], in_use: AttentionInUse, device: torch.device, dtype: torch.dtype, head_dim: int,
+           tokens: tuple[int, int] | None) -> dict[AttentionChoice, float]:
+    """Milliseconds of each way; nothing where there is no GPU, nothing to choose from, or no memory to try it in."""
+    if device.type != "cuda" or tokens is None or in_use.compute is None or len(ways) < 2:
+        return {}
+    try:
+        return {way: extra_ms(way.source, way.kernel, in_use.compute, device, dtype, head_dim, tokens) for way in ways}
+    except torch.cuda.OutOfMemoryError:
+        return {}
 
 
 @functools.lru_cache(maxsize=32)

@@ -11,16 +11,18 @@ from .applied import Applied
 from .kv_cache import IdentityCacheSpec
 
 
-def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
+def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict,
+                     tokens: tuple[int, int]) -> AttentionChoice:
     """How the video reads the identities on a device.
 
     options: ``transformer_options`` of the run.
+    tokens: how many the whole video has, and how many all identities have together.
     """
     if applied.is_ordinary:  # no path is passed over: there is one
         return AttentionChoice("concatenate", None, ())
     needs = applied.needs or ((Reason(Need.MAP),) if maps_attention(options) else ())
     return choose_attention(applied.settings.attention, needs, attention_in_use(options), device, wan.dtype,
-                            wan.dim // wan.heads)
+                            wan.dim // wan.heads, tokens)
 
 
 def maps_attention(options: dict) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 
@@ -91,7 +92,9 @@ class Run:
         """Chosen once for each device."""
         with self.lock:
             if device not in self.choices:
-                self.choices[device] = chosen_attention(self.applied, wan, device, options)
+                tokens = math.prod(self.whole), sum(token_count(each, wan) for each in self.applied.identities
+                                                    if each.strength > 0)
+                self.choices[device] = chosen_attention(self.applied, wan, device, options, tokens)
                 chosen = self.choices.values()
                 self.report.attention = "; ".join(dict.fromkeys(map(str, chosen)))
                 passed_over = dict.fromkeys(each for choice in chosen for each in choice.passed_over)
