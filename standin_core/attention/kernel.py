@@ -47,7 +47,7 @@ class Tiles(NamedTuple):
 # With these Triton spills no register, and two blocks fit a multiprocessor: tests/test_kernel_compiled.py. Hopper and
 # the Blackwell of servers (10.x) keep the operands of their products in shared memory, which leaves registers.
 WIDE, NARROW = Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2)
-FP32 = {64: Tiles(32, 32, 4, 2), 128: Tiles(32, 16, 8, 2)}  # by head dim
+FP32 = {64: Tiles(32, 16, 4, 2), 128: Tiles(32, 16, 8, 2)}  # by head dim
 
 
 def tiles_for(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> Tiles:
