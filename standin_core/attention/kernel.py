@@ -20,6 +20,7 @@ that at once: there the products take most of the time, and both ways together s
 """
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -192,5 +193,6 @@ def extend_state_(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: tor
     """
     grid, arguments, constants = launch_of(tiles_on(q.device, q.dtype, q.shape[-1]), q, k, v, output, log_sum_exp,
                                            scale, bias)
-    with on(q.device):  # Triton launches on the current device, whatever the tensors are on
+    # Triton launches on the current device, whatever the tensors are on; what torch.compile makes sees to that itself
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else on(q.device):
         _extend_kernel[grid](*arguments, **constants)
