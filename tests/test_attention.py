@@ -209,9 +209,9 @@ CHOICES = {
     "SageAttention takes the identity with the video": (
         "auto", (), WITH_SAGE_HERE, CPU, "concatenate", None, "merge: SageAttention computes the identity's keys with"),
     "SageAttention is called twice for a strength": (
-        "auto", HALF, WITH_SAGE_HERE, CPU, "merge", SAGE_HERE, "Triton kernel: a second call of SageAttention costs"),
+        "auto", HALF, WITH_SAGE_HERE, CPU, "merge", SAGE_HERE, "Triton kernel: it runs on CUDA, not on cpu"),
     "SageAttention is called twice where merging is set": (
-        "merge", (), WITH_SAGE_HERE, CPU, "merge", SAGE_HERE, "Triton kernel: a second call of SageAttention costs"),
+        "merge", (), WITH_SAGE_HERE, CPU, "merge", SAGE_HERE, "Triton kernel: it runs on CUDA, not on cpu"),
     "comfy-kitchen's attention is kept": (
         "auto", (), WITH_KITCHEN, CPU, "concatenate", None, "ComfyUI runs comfy-kitchen's attention, which gives no"),
     "comfy-kitchen's attention is left for a strength, and it is said": (
