@@ -107,9 +107,9 @@ def test_without_memory_to_try_it_in_the_order_stays(card):
 
 
 @pytest.mark.parametrize("needs, taken, words", [
-    ((), WHOLE, "merge: a source computes the identity's keys with the video's, which costs less than a merge beside it"),
+    ((), WHOLE, "merge: a source computes the identity's keys with the video's"),
     (NEED, MERGE, "Triton kernel: a second call of a source costs less")])
 def test_beside_sageattention_the_kernel_comes_last(card, needs, taken, words):
     """Where nothing is timed."""
     choice = choose_attention("auto", needs, AttentionInUse(Host.SAGE, SOURCE), CUDA, torch.bfloat16, 128)
-    assert choice == taken and words in map(str, choice.passed_over)
+    assert choice == taken and any(str(each).startswith(words) for each in choice.passed_over)
