@@ -268,12 +268,13 @@ def attention_in_use(options: dict) -> AttentionInUse:
 def _by_function(function: Callable) -> AttentionInUse:
     """By the name of one of ComfyUI's attention functions, of which some are newer than 0.30.0."""
     name = getattr(function, "__name__", "")
-    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_s_backend, compute=function),
+    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_backend, compute=function),
              "attention_sage": AttentionInUse(Host.SAGE, SAGE, compute=function),
              "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
              "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
-    is_comfyui_s = function is getattr(comfy.ldm.modules.attention, name, None)
-    return known.get(name, AttentionInUse(Host.OTHER)) if is_comfyui_s else AttentionInUse(Host.OTHER)
+    if function is not getattr(comfy.ldm.modules.attention, name, None):
+        return AttentionInUse(Host.OTHER)  # another pack's, by whatever name
+    return known.get(name, AttentionInUse(Host.OTHER))
 
 
 class _Asking(TorchFunctionMode):
@@ -288,7 +289,7 @@ class _Asking(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def pytorch_s_backend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> SDPBackend:
+def pytorch_backend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> SDPBackend:
     """Which of PyTorch's backends ComfyUI's attention_pytorch would have compute q, k, v, [B, H, N, D] each.
 
     ComfyUI calls PyTorch in a context that orders the backends, in another order in almost every version.

@@ -17,8 +17,8 @@ environment.import_comfyui("--cpu", "--use-pytorch-cross-attention")
 LEFT_OUT = pytest.StashKey[int]()
 
 
-def let_triton_s_interpreter_count():
-    """It reads the bound of a loop as int() of an array of one number, which numpy refuses from 2.4 on."""
+def let_the_interpreter_count():
+    """Triton's reads the bound of a loop as int() of an array of one number, which numpy refuses from 2.4 on."""
     try:
         from triton.runtime import interpreter
     except ImportError:
@@ -32,7 +32,7 @@ def let_triton_s_interpreter_count():
     interpreter._patch_lang_tensor = patch
 
 
-let_triton_s_interpreter_count()
+let_the_interpreter_count()
 
 
 def pytest_collection_modifyitems(config, items):

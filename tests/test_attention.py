@@ -302,7 +302,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_pytorch_s_own_sources_are_asked_once(name):
+def test_sources_of_pytorch_are_asked_once(name):
     state, words = MADE[name]
     calls = []
     source = StateSource(name, "cpu", lambda *args: calls.append(1) or state(*args))

@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from standin_core.attention import FLASH_ATTN, SAGE, Host
-from standin_core.wan import OVERRIDE, attention_in_use, pytorch_s_backend
+from standin_core.wan import OVERRIDE, attention_in_use, pytorch_backend
 
 HOSTS = {"attention_pytorch": (Host.PYTORCH, None), "attention_sage": (Host.SAGE, SAGE),
          "attention_flash": (Host.FLASH, FLASH_ATTN), "attention_comfy_kitchen_int8": (Host.KITCHEN, None),
@@ -87,4 +87,4 @@ def test_pytorch_is_asked_in_comfyuis_own_context(backend, monkeypatch):
 
     monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", scaled_dot_product_attention)
     q, k, v = (torch.zeros(2, 3, 8, 64) for _ in range(3))
-    assert pytorch_s_backend(q, k, v) == backend
+    assert pytorch_backend(q, k, v) == backend

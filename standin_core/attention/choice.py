@@ -108,7 +108,7 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
                 *passed_over, *_sparse_no_more(in_use), PassedOver("merge", no_states)))
         left_for = needs if requested == "auto" else (Reason(Need.MERGE),)
         passed_over.append(PassedOver("the attention in use", Reason(Why.LEFT, (no_states, left_for))))
-    for source in _pytorch_s(in_use, device, dtype, head_dim):
+    for source in _pytorch_sources(in_use, device, dtype, head_dim):
         refusal = source.refusal(device, dtype, head_dim)
         if refusal is None:
             return reading_by(source, passed_over)
@@ -119,7 +119,8 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
     return AttentionChoice("merge", TILED, tuple(passed_over))
 
 
-def _pytorch_s(in_use: AttentionInUse, device: torch.device, dtype: torch.dtype, head_dim: int) -> list[StateSource]:
+def _pytorch_sources(in_use: AttentionInUse, device: torch.device, dtype: torch.dtype,
+                     head_dim: int) -> list[StateSource]:
     """PyTorch's sources for a device, the one first that computes the model's attention without the identity."""
     sources = [source for source in FUSED if source.device_type == device.type]
     if in_use.backend is None or len(sources) < 2:

@@ -30,7 +30,8 @@ def extra_ms(source: StateSource | None, kernel: bool, compute: Callable, device
     identity_k, identity_v = (torch.randn(1, keys, HEADS * head_dim, device=device, dtype=dtype) for _ in range(2))
     if source is None:
         def call():
-            torch.cat((k, identity_k), dim=1), torch.cat((v, identity_v), dim=1)
+            for video, identity in ((k, identity_k), (v, identity_v)):
+                torch.cat((video, identity), dim=1)
             compute(q, identity_k, identity_v, heads=HEADS)
     else:
         extend = extend_by_kernel if kernel else extend_by_state(source.state)

@@ -106,18 +106,19 @@ class OffloadedLayers:
         try:
             for block, (key, value) in enumerate(layers):
                 if self._layers is None:
-                    self._make_room(blocks, key)
+                    self._layers = self._room(blocks, key)
                 self._layers[block, 0].copy_(key)
                 self._layers[block, 1].copy_(value)
         except BaseException:
             self.clear()
             raise
 
-    def _make_room(self, blocks: int, like: torch.Tensor) -> None:
-        self._layers = torch.empty(blocks, 2, *like.shape, dtype=like.dtype)
+    def _room(self, blocks: int, like: torch.Tensor) -> torch.Tensor:
+        layers = torch.empty(blocks, 2, *like.shape, dtype=like.dtype)
         if self._stream is not None:
-            self._pinned = self._pinning.pin(self._layers)
             self._turns = [torch.empty(2, *like.shape, dtype=like.dtype, device=self._device) for _ in range(2)]
+            self._pinned = self._pinning.pin(layers)
+        return layers
 
     @property
     def device_bytes(self) -> int:
@@ -150,7 +151,7 @@ class OffloadedLayers:
         except RuntimeError:
             pass  # the device is lost, and what lost it is on its way to the user
         finally:
-            if self._pinned:
+            if self._layers is not None and self._pinned:
                 self._pinning.unpin(self._layers)
             self._ahead, self._layers, self._pinned = None, None, False
             self._turns.clear()
