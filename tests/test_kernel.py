@@ -8,7 +8,7 @@ import torch
 from standin_core.attention import extend, restricted_attention
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.extend import kernel_refusal
-from standin_core.attention.naive import naive_restricted_attention
+from standin_core.attention.naive import naive_restricted_attention, naive_state
 from standin_core.attention.states import FUSED
 from tiny import random
 from tolerances import RELATIVE_RMS, assert_close
@@ -193,6 +193,9 @@ CARDS = {
         None, (12, 0), "3.2.0", "Triton 3.2 cannot compile for compute capability 12.0: install Triton 3.3 or newer"),
     "Blackwell": (None, (12, 0), "3.3.1", None),
     "Ada with an old Triton": (None, (8, 9), "3.2.0", None),
+    "Blackwell with a Triton of no version": (
+        None, (12, 0), "main", "it failed on this device (ValueError: not enough values to unpack (expected 2, got "
+        "1))"),
     "Ampere": (None, (8, 0), "3.10.0+git", None),
 }
 
@@ -225,8 +228,15 @@ def nothing_read(q, k, v, video, scale, bias):
     return video
 
 
+def wrong_where_the_maximum_moves(q, k, v, video, scale, bias):
+    output, log_sum_exp = extend.extend_by_state(naive_state)(q, k, v, video, scale, bias)
+    output[:, -1] = 0
+    return output, log_sum_exp
+
+
 @pytest.mark.parametrize("broken, words", [(fails, "it failed on this device (RuntimeError: no such card)"),
-                                           (nothing_read, "it is wrong on this device, by ")])
+                                           (nothing_read, "it is wrong on this device, by "),
+                                           (wrong_where_the_maximum_moves, "it is wrong on this device, by ")])
 def test_a_kernel_that_does_not_work_here(monkeypatch, broken, words):
     monkeypatch.setattr(extend, "extend_by_kernel", broken)
     assert str(extend.kernel_trial.__wrapped__(DEVICE, torch.float32, 64)).startswith(words)

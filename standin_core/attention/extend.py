@@ -10,7 +10,7 @@ import torch
 from .naive import naive_state
 from .reasons import Reason, Why
 from .states import State, merge_states
-from .trial import refusal_by, shared, trial_inputs
+from .trial import failed, refusal_by, shared, trial_inputs
 
 KERNEL_HEAD_DIMS = (64, 128)
 # Before Ampere, the kernel's products leave the tensor cores (compiled for sm_75: 7 to 13 KB of registers spilled).
@@ -58,7 +58,10 @@ def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> R
     if importlib.util.find_spec("triton") is None:
         return Reason(Why.NO_TRITON)
     if capability >= NEW_CAPABILITY:
-        version = triton_version()
+        try:
+            version = triton_version()
+        except Exception as error:  # an installation that is broken
+            return failed(error)
         if version < TRITON_FOR_NEW:
             return Reason(Why.OLD_TRITON, (_dotted(version), _dotted(capability), _dotted(TRITON_FOR_NEW)))
     return kernel_trial(device, dtype, head_dim)
@@ -85,8 +88,11 @@ def kernel_trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> Rea
     """
     q, _, _, identity_k, identity_v = trial_inputs(device, dtype, head_dim)
     bias = torch.zeros(1, 1, device=device)
-    video, log_sum_exp = q.flip(2), torch.zeros(q.shape[:-1], device=device)
     scale = head_dim**-0.5
+    # the identity weighs as much as the video, and in the last head so much that the maximum must move
+    _, log_sum_exp = naive_state(q, shared(identity_k, len(q)), shared(identity_v, len(q)), scale)
+    log_sum_exp[:, -1] -= 20
+    video = q.flip(2)
 
     def trial():
         expected = extend_by_state(naive_state)(q.double(), identity_k.double(), identity_v.double(),

@@ -38,6 +38,11 @@ def shared(identity: torch.Tensor, batch: int) -> torch.Tensor:
     return identity.transpose(0, 1).expand(batch, -1, -1, -1)
 
 
+def failed(error: Exception) -> Reason:
+    """That something cannot be taken, with the first line of an error."""
+    return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
+
+
 def refusal_by(trial: Callable[[], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]], device: torch.device,
                bar: float) -> Reason | None:
     """What goes wrong in a trial, or None. A lack of memory is raised: it says nothing about the path.
@@ -56,7 +61,7 @@ def refusal_by(trial: Callable[[], tuple[tuple[torch.Tensor, ...], tuple[torch.T
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a package, a compiler or the driver raise
-        return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
+        return failed(error)
     if difference <= bar and sum_difference <= max(bar, LOG_SUM_EXP_BAR):
         return None
     return Reason(Why.WRONG, (difference, sum_difference))
