@@ -252,6 +252,18 @@ def test_the_backend_that_comfyui_would_take_comes_first(taken, monkeypatch):
     assert {x.dtype for x in asked[0]} == {torch.float32} and {x.shape[-1] for x in asked[0]} == {64}
 
 
+@pytest.mark.parametrize("needs, path", [((), "concatenate"), (HALF, "merge")])
+def test_a_backend_that_is_wrong_is_kept_where_it_can_be(needs, path, monkeypatch):
+    """Its keys and values are concatenated; where a strength needs a log-sum-exp, another backend gives it."""
+    cudnn = StateSource("cuDNN", "cpu", in_powers_of_2, backend=SDPBackend.CUDNN_ATTENTION)
+    flash = StateSource("flash", "cpu", naive_state, backend=SDPBackend.FLASH_ATTENTION)
+    monkeypatch.setattr("standin_core.attention.choice.FUSED", (flash, cudnn))
+    in_use = AttentionInUse(Host.PYTORCH, backend=lambda q, k, v: SDPBackend.CUDNN_ATTENTION)
+    choice = choose_attention("auto", needs, in_use, CPU, torch.float32, 64)
+    assert (choice.path, choice.source) == (path, flash if needs else None)
+    assert str(choice.passed_over[0]).startswith("cuDNN: it is wrong on this device")
+
+
 def test_a_source_asks_pytorch():
     """The rules of PyTorch's kernels are PyTorch's to know."""
     asked = []

@@ -108,26 +108,28 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
                 *passed_over, *_sparse_no_more(in_use), PassedOver("merge", no_states)))
         left_for = needs if requested == "auto" else (Reason(Need.MERGE),)
         passed_over.append(PassedOver("the attention in use", Reason(Why.LEFT, (no_states, left_for))))
-    for source in _pytorch_sources(in_use, device, dtype, head_dim):
+    sources = [source for source in FUSED if source.device_type == device.type]
+    taken = _backend_taken(in_use, device, dtype, head_dim) if len(sources) > 1 else None
+    for source in sorted(sources, key=lambda source: source.backend != taken):
         refusal = source.refusal(device, dtype, head_dim)
         if refusal is None:
             return reading_by(source, passed_over)
         passed_over.append(PassedOver(source.name, refusal))
+        if kept and source.backend == taken:  # another backend would cost more than concatenating for this one
+            return AttentionChoice("concatenate", None, tuple(passed_over))
     passed_over.append(PassedOver("fused merge", Reason(Why.NONE_ON_DEVICE, (device.type,))))
     if kept:
         return AttentionChoice("concatenate", None, tuple(passed_over))
     return AttentionChoice("merge", TILED, tuple(passed_over))
 
 
-def _pytorch_sources(in_use: AttentionInUse, device: torch.device, dtype: torch.dtype,
-                     head_dim: int) -> list[StateSource]:
-    """PyTorch's sources for a device, the one first that computes the model's attention without the identity."""
-    sources = [source for source in FUSED if source.device_type == device.type]
-    if in_use.backend is None or len(sources) < 2:
-        return sources
+def _backend_taken(in_use: AttentionInUse, device: torch.device, dtype: torch.dtype,
+                   head_dim: int) -> SDPBackend | None:
+    """Which of PyTorch's computes the model's attention without the identity; None where it is not PyTorch's."""
+    if in_use.backend is None:
+        return None
     q, k, v, *_ = trial_inputs(device, dtype, head_dim)
-    taken = in_use.backend(q, k, v)
-    return sorted(sources, key=lambda source: source.backend != taken)
+    return in_use.backend(q, k, v)
 
 
 def _sparse_no_more(in_use: AttentionInUse) -> tuple[PassedOver, ...]:
