@@ -144,7 +144,8 @@ class Wan:
 
     def free_memory(self, device: torch.device) -> int:
         """Bytes that a run may take there, as ComfyUI's sampler counts them: with DynamicVRAM, weights give way."""
-        return self.base.current_patcher.get_free_memory(device)
+        patcher = self.base.current_patcher  # none while no ModelPatcher has loaded the model
+        return (comfy.model_management if patcher is None else patcher).get_free_memory(device)
 
     def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t, h, w) in tokens of a latent [B, 16, T, h, w]; sizes that the patch does not divide are padded up."""

@@ -92,6 +92,20 @@ def test_against_float64(case, bias, dtype):
     assert torch.equal(found_lse.transpose(1, 2)[silent], log_sum_exp.transpose(1, 2)[silent])
 
 
+@pytest.mark.skipif(ON_GPU, reason="what a kernel calls can be exchanged in Triton's interpreter alone")
+def test_a_running_maximum_is_the_exception(monkeypatch):
+    """Not what every tile falls back to, which would be right and slow; and no tile reads beyond the last key."""
+    def never(*_):
+        raise AssertionError("the maximum of the video is high enough")
+
+    monkeypatch.setattr("standin_core.attention.kernel._walk_safe", never)
+    q, k, v, identity_k, identity_v = inputs("ragged tails of both", torch.float16)
+    bias = torch.full((2, 131), math.log(10.0))
+    output, log_sum_exp = video_state(q, k, v, 0.125)
+    extend_state_(q, poisoned(identity_k), poisoned(identity_v), output, log_sum_exp, 0.125, bias)
+    assert_close(output, expected(q, k, v, identity_k, identity_v, bias, 0.125)[0], RELATIVE_RMS[torch.float16])
+
+
 # how far the identity's logits lie above the video's log-sum-exp, and how large its values are
 FAR = {"p leaves the bits of fp32": (8.0, 1), "p leaves fp16": (15.0, 1), "p v leaves fp32": (72.0, 1e3),
        "p leaves fp32": (500.0, 1), "p is nothing": (-500.0, 1)}
