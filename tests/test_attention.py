@@ -282,7 +282,7 @@ def in_powers_of_2(q, k, v, scale):
 
 def as_if_contiguous(q, k, v, scale):
     """Reads [B, M, H, D] as if it lay in memory as [B, H, M, D]."""
-    k, v = (x if x.stride(0) == 0 else x.transpose(1, 2).reshape(x.shape) for x in (k, v))
+    k, v = (x if x.stride(0) == 0 else x.as_strided(x.shape, torch.empty(x.shape).stride()) for x in (k, v))
     return naive_state(q, k, v, scale)
 
 
