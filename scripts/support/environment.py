@@ -89,6 +89,7 @@ def import_comfyui(*arguments: str) -> None:
     own_arguments, sys.argv = sys.argv, ["main.py", *arguments]
     comfy.options.enable_args_parsing()
     import comfy.cli_args
+    import utils  # noqa: F401  as main.py does: nodes.py puts comfy/ first on the path, which has a utils.py
 
     sys.argv = own_arguments
 
