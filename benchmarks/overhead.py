@@ -4,102 +4,132 @@
 
 Model: two blocks of Wan 14B's width, random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
 sampler. Attention: the self-attention of such a block alone with the 32,760 tokens of 832x480x81, on a few of its
-heads; there the share of the identity is 1/32 and stands out of the noise. On a GPU, all heads, 1280x720x81 (75,600
-tokens) and the Triton kernel too:
+heads; there the share of the identity is 1/32 and stands out of the noise. On a GPU, ``benchmarks/card.py`` calls this
+program for all that is to be known of a card.
 
-    python benchmarks/overhead.py --cuda --dtype bfloat16 --video-tokens 32768 --attention-heads 40 \
-        --attention-tokens 32760 75600 --name <card>
-
-Variants take turns within each round; a ratio is taken within a round, and its median over the rounds is given with
-half the interquartile range. The plain model takes a second turn in each round: its ratio is the machine's noise.
+Variants take turns within each round. A ratio is taken within a round, to the plain model on the same attention; its
+median over the rounds is given with half the interquartile range, and with an interval that has the true median with
+95 %. The plain model takes a second turn in each round: its ratio is the machine's noise.
 """
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-from support.environment import PACK, import_comfyui
+PACK = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]  # before this folder, which has a small_world.py
+from support.environment import import_comfyui
 
-import_comfyui("--use-pytorch-cross-attention", *([] if "--cuda" in sys.argv else ["--cpu"]))
-
-import torch
-
-import comfy.model_management
-import comfy.sample
-import comfy.sd
-from comfy.ldm.modules.attention import optimized_attention
-from machine import machine
-from standin_core.attention import FLASH_ATTN, PYTORCH, SAGE, choose_attention, restricted_attention
-from standin_core.stand_in.kv_cache import CACHE_MODES
-from standin_core.report import ReportSink
-from standin_core.stand_in.apply import apply_identity_branch
-from standin_core.stand_in.adapter import parse_adapter
-from small_world.tiny_models import TinyWan, adapter_weights
-
-DIM, FFN_DIM, HEADS, RANK = 5120, 13824, 40, 128  # Wan 14B
-HEAD_DIM = DIM // HEADS
-PROMPT_TOKENS, TEXT_DIM = 512, 64
-RATIO = 32
-IDENTITY_TOKENS = 1024  # of a photo of 512x512
-STEPS = 3  # the first builds the identity K/V and is not counted
+HOSTS = {"pytorch": "--use-pytorch-cross-attention", "sage": "--use-sage-attention", "flash": "--use-flash-attention"}
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--width", type=int, default=5120, help="of the model; 5120 is Wan 14B's")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--video-tokens", type=int, default=1024, help="a multiple of 256")
+    parser.add_argument("--warm-up", type=float, default=0.0, help="seconds of work before the first round")
+    parser.add_argument("--video-tokens", type=int, default=1024, help="of the model, a multiple of 256")
+    parser.add_argument("--batch", type=int, default=1, help="videos in a call of the model")
     parser.add_argument("--attention-tokens", type=int, nargs="+", default=[32760])
     parser.add_argument("--attention-heads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--weights", choices=("float8_e4m3fn",), help="of the model, where not in --dtype")
+    parser.add_argument("--host", choices=HOSTS, default="pytorch", help="the attention that ComfyUI starts with")
+    parser.add_argument("--caches", action=argparse.BooleanOptionalAction, default=True, help="time every cache mode")
+    parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, which the model then runs under")
+    parser.add_argument("--dynamic-vram", action="store_true", help="as ComfyUI's main program switches it on")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--parts", nargs="+", choices=("model", "attention"), default=("model", "attention"),
                         help="the record keeps the other one")
     parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
+    parser.add_argument("--record", type=Path, help="a file elsewhere")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds: at least 2 are needed to tell the noise")
-    path = PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
+    return options
+
+
+OPTIONS = parsed()
+import_comfyui(HOSTS[OPTIONS.host], *([] if OPTIONS.cuda else ["--cpu"]))
+
+import torch
+from torch.nn.attention import sdpa_kernel
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+import dynamic_vram
+from machine import machine
+from small_world.tiny_models import TinyWan, adapter_weights
+from standin_core.attention.choice import AttentionChoice, restricted_attention
+from standin_core.attention.extend import kernel_refusal
+from standin_core.attention.states import FLASH_ATTN, FUSED, SAGE
+from standin_core.report import ReportSink
+from standin_core.stand_in.adapter import parse_adapter
+from standin_core.stand_in.apply import apply_identity_branch
+from standin_core.stand_in.kv_cache import CACHE_MODES
+from timing import clocks, in_turns, seconds_of
+
+HEAD_DIM, RANK = 128, 128
+PROMPT_TOKENS, TEXT_DIM = 512, 64
+RATIO = 32
+IDENTITY_TOKENS = 1024  # of a photo of 512x512
+# of the attention of a variant over n video tokens, where not the video's and the identity's
+KEYS = {"plain": lambda n: n, "plain again": lambda n: n, "identity alone, as a state": lambda n: IDENTITY_TOKENS}
+STEPS = 3  # the first builds the identity K/V and is not counted
+
+
+def main() -> None:
+    options = OPTIONS
+    path = options.record or PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    about = {**machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]])}
+    about = {**machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]), "clocks_before": clocks()}
+    if options.dynamic_vram:
+        about["dynamic_vram"] = dynamic_vram.switch_on()
     with torch.inference_mode():
         if "model" in options.parts:
             result["model"] = {**about, **whole_model(options)}
         if "attention" in options.parts:
             result["attention"] = [{**about, **attention_alone(options, n)} for n in options.attention_tokens]
+    result["clocks_after"] = clocks()
     path.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(as_markdown(result))
 
 
 def whole_model(options) -> dict:
     dtype = getattr(torch, options.dtype)
-    wan = TinyWan(dim=DIM, ffn_dim=FFN_DIM, heads=HEADS, blocks=options.blocks, text_dim=TEXT_DIM)
-    model = comfy.sd.load_diffusion_model_state_dict(wan.weights(), model_options={"dtype": dtype},
-                                                     metadata=wan.metadata())
-    adapter = parse_adapter(adapter_weights(DIM, options.blocks, RANK), "benchmark")
+    width, ffn = options.width, options.width * 27 // 10 // 256 * 256  # 13,824 for Wan 14B
+    wan = TinyWan(dim=width, ffn_dim=ffn, heads=width // HEAD_DIM, blocks=options.blocks, text_dim=TEXT_DIM)
+    model = comfy.sd.load_diffusion_model_state_dict(
+        wan.weights(), metadata=wan.metadata(),
+        model_options={"dtype": getattr(torch, options.weights) if options.weights else dtype})
+    model.set_model_compute_dtype(dtype)
+    adapter = parse_adapter(adapter_weights(width, options.blocks, RANK), "benchmark")
     frames = options.video_tokens // 256
-    latent = torch.zeros(1, 16, frames, 32, 32)
+    latent = torch.zeros(options.batch, 16, frames, 32, 32)
     identity_tokens = options.video_tokens // RATIO
     reference = torch.randn(1, 16, 1, 8, identity_tokens // 4 * 2)
     prompt = [[torch.randn(1, PROMPT_TOKENS, TEXT_DIM), {}]]
     variants = {"plain": model, "plain again": model}
     for path in ("merge", "concatenate"):
         variants[path] = apply_identity_branch(model, adapter, reference, attention=path, cache="resident")
-    for mode in CACHE_MODES:
+    for mode in CACHE_MODES if options.caches else ():
         if mode not in ("auto", "resident"):
             variants[f"merge, {mode}"] = apply_identity_branch(model, adapter, reference, attention="merge", cache=mode)
-    reports = {}
+    reports, first_run = {}, {}
 
     def step_seconds(name: str) -> float:
         patched, sink = variants[name].clone(), ReportSink()
+        if options.compile:
+            set_torch_compile_wrapper(patched, backend=options.compile)
         sink.listen(patched)
-        ends = []
+        ends, started = [], time.perf_counter()
 
         def note_end(*_):
             comfy.model_management.synchronize()
@@ -107,20 +137,26 @@ def whole_model(options) -> dict:
 
         comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 0), STEPS, 1.0, "euler", "simple", prompt,
                             prompt, latent, callback=note_end, disable_pbar=True, seed=0)
+        first_run.setdefault(name, ends[0] - started)
         if sink.reports:
             (reports[name],) = sink.reports
         return (ends[-1] - ends[0]) / (STEPS - 1)
 
-    timed = in_turns(variants, step_seconds, options.rounds)
-    n, c = options.video_tokens, DIM
+    timed = in_turns(variants, step_seconds, options.rounds, dict.fromkeys(variants, "plain"), options.warm_up)
+    n, c = options.video_tokens, width
     block = (6 * 2 * n * c * c  # q, k, v, o of the self-attention, q and o of the cross-attention
-             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * FFN_DIM
+             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * ffn
              + 4 * n * n * c + 4 * n * PROMPT_TOKENS * c)
     return {
-        "what": f"{options.blocks} block(s) of width {DIM}, {n} video and {identity_tokens} identity tokens, "
-                f"{options.dtype}",
+        "what": ", ".join([
+            f"{options.blocks} block(s) of width {width}", f"{options.batch} x {n} video tokens",
+            f"{identity_tokens} identity tokens", options.dtype,
+            *([f"weights {options.weights}"] if options.weights else []),
+            *([f"torch.compile {options.compile}"] if options.compile else []), f"ComfyUI with {options.host}"]),
         "flops_share": 4 * n * identity_tokens * c / block, "timed": timed,
         "build_ms": reports["merge"].build_ms, "builds_per_run": reports["merge"].builds,
+        "first_step_seconds_of_the_process": first_run,
+        "attention": {name: [report.attention, *report.refusals] for name, report in reports.items()},
         "cache_bytes": {name: report.cache_bytes for name, report in reports.items()},
     }
 
@@ -131,42 +167,67 @@ def attention_alone(options, n: int) -> dict:
     q, k, v, identity_k, identity_v = (
         torch.randn(1, tokens, heads * HEAD_DIM, device=device, dtype=dtype)
         for tokens in (n, n, n, IDENTITY_TOKENS, IDENTITY_TOKENS))
+    longer_k, longer_v = torch.cat((k, identity_k), dim=1), torch.cat((v, identity_v), dim=1)
+    identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
+    variants, against, refused = {}, {}, {}
 
-    def plain():
-        return optimized_attention(q, k, v, heads=heads)
+    def add(host: str, plain, source) -> None:
+        """What is timed on one attention: plain(q, k, v, heads) computes the video's, source its state."""
+        def reading(choice):
+            attend = restricted_attention(choice)
+            return lambda: attend(plain, q, k, v, identities, heads=heads)
 
-    def reading(choice):
-        attend = restricted_attention(choice)
-        identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
-        return lambda: attend(optimized_attention, q, k, v, identities, heads=heads)
+        merge = AttentionChoice("merge", source, ())
+        calls = {
+            "plain": lambda: plain(q, k, v, heads), "plain again": lambda: plain(q, k, v, heads),
+            "concatenate": reading(AttentionChoice("concatenate", None, ())),
+            "concatenate, copies free": lambda: plain(q, longer_k, longer_v, heads),
+            "merge": reading(merge), "identity alone, as a state": lambda: state(source, identity_k, identity_v)}
+        no_kernel = kernel_refusal(device, dtype, HEAD_DIM)
+        if no_kernel is None:
+            calls["merge by the Triton kernel"] = reading(dataclasses.replace(merge, kernel=True))
+        else:
+            refused["Triton kernel"] = str(no_kernel)
+        for name, call in calls.items():
+            variants[f"{host}: {name}"], against[f"{host}: {name}"] = call, f"{host}: plain"
 
-    merge, concatenate = (choose_attention(path, (), PYTORCH, device, dtype, HEAD_DIM)
-                          for path in ("merge", "concatenate"))
-    variants = {"plain": plain, "plain again": plain, "merge": reading(dataclasses.replace(merge, kernel=False)),
-                "concatenate": reading(concatenate)}
-    if merge.kernel:
-        variants["merge by the Triton kernel"] = reading(merge)
-    for source in (SAGE, FLASH_ATTN):
-        if source.refusal(device, dtype, HEAD_DIM) is None:
-            variants[f"merge, {source.name}"] = reading(dataclasses.replace(merge, source=source))
+    def state(source, k, v):
+        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return source.state(*split, HEAD_DIM**-0.5)
 
-    def seconds(name: str) -> float:
-        comfy.model_management.synchronize()
-        started = time.perf_counter()
-        variants[name]()
-        comfy.model_management.synchronize()
-        return time.perf_counter() - started
+    for source in (*FUSED, SAGE, FLASH_ATTN):
+        refusal = source.refusal(device, dtype, HEAD_DIM)
+        if refusal is not None:
+            refused[source.name] = str(refusal)
+        elif source.package is None:
+            add(source.name, forced(source.backend), source)
+        else:  # the package's own function gives a log-sum-exp or not at the same price
+            add(source.name, lambda q, k, v, heads, source=source, **_: source.state(
+                *(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)), HEAD_DIM**-0.5)[0]
+                .transpose(1, 2).flatten(2), source)
 
-    timed = in_turns(variants, seconds, options.rounds)
+    timed = in_turns(variants, lambda name: seconds_of(variants[name], device), options.rounds, against,
+                     options.warm_up)
     for name, row in timed.items():
-        keys = n if name.startswith("plain") else n + IDENTITY_TOKENS
+        host, _, what = name.partition(": ")
+        keys = KEYS.get(what, lambda n: n + IDENTITY_TOKENS)(n)
         row["tflops_per_second"] = 4 * n * keys * heads * HEAD_DIM / row["ms"] / 1e9
+        row["identity_ms"] = row["ms"] - timed[f"{host}: plain"]["ms"] if keys > n else None
         row["peak_bytes"] = cuda_peak(variants[name]) if device.type == "cuda" else None
     return {
         "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {IDENTITY_TOKENS} identity tokens, "
                 f"{options.dtype}",
-        "flops_share": IDENTITY_TOKENS / n, "timed": timed,
+        "flops_share": IDENTITY_TOKENS / n, "timed": timed, "refused": refused,
     }
+
+
+def forced(backend):
+    """ComfyUI's attention by PyTorch, with one of its backends alone."""
+    def attention(q, k, v, heads, **_):
+        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        with sdpa_kernel(backend):
+            return torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    return attention
 
 
 def cuda_peak(call) -> int:
@@ -178,34 +239,19 @@ def cuda_peak(call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def in_turns(variants: dict, seconds, rounds: int) -> dict:
-    """name -> ms and ratio to plain, medians over rounds, after one round that is not counted."""
-    for name in variants:
-        seconds(name)
-    times = {name: [] for name in variants}
-    for i in range(rounds):
-        # each round begins with another variant, so that none is always the one after a pause
-        names = list(variants)[i % len(variants):] + list(variants)[:i % len(variants)]
-        for name in names:
-            times[name].append(seconds(name))
-    ratios = {name: [a / b for a, b in zip(times[name], times["plain"])] for name in variants}
-    summary = {}
-    for name in variants:
-        low, median, high = statistics.quantiles(ratios[name], n=4, method="inclusive")
-        summary[name] = {"ms": 1000 * statistics.median(times[name]), "ratio": median, "noise": (high - low) / 2}
-    return summary
-
-
 def as_markdown(result: dict) -> str:
     lines = []
     for part in (*([result["model"]] if "model" in result else []), *result.get("attention", [])):
         lines += [f"{part['what']}; reading the identity adds {100 * part['flops_share']:.2f} % FLOPs; "
                   f"{part['machine']}, torch {part['torch']}, ComfyUI {part['comfyui']}", "",
-                  "| | ms | ratio to plain | TFLOP/s | peak MiB |", "|---|---|---|---|---|"]
-        lines += [f"| {name} | {row['ms']:.0f} | {row['ratio']:.4f} ± {row['noise']:.4f} | "
-                  f"{_number(row.get('tflops_per_second'), 1)} | {_number(row.get('peak_bytes'), 2**20)} |"
+                  "| | ms | ratio to plain | the median lies in | identity ms | TFLOP/s | peak MiB |",
+                  "|---|---|---|---|---|---|---|"]
+        lines += [f"| {name} | {row['ms']:.2f} | {row['ratio']:.4f} ± {row['noise']:.4f} | "
+                  f"{_number(row.get('low'), 1, 4)} to {_number(row.get('high'), 1, 4)} | "
+                  f"{_number(row.get('identity_ms'), 1)} | {_number(row.get('tflops_per_second'), 1)} | "
+                  f"{_number(row.get('peak_bytes'), 2**20)} |"
                   for name, row in part["timed"].items()]
-        lines.append("")
+        lines += ["", *(f"left out {name}: {why}" for name, why in part.get("refused", {}).items())]
     if "model" in result:
         model = result["model"]
         lines.append(f"identity K/V: built {model['builds_per_run']} time(s) in a run, in {model['build_ms']:.0f} ms")
@@ -213,8 +259,8 @@ def as_markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float | None, unit: float) -> str:
-    return "" if value is None else f"{value / unit:.2f}"
+def _number(value: float | None, unit: float, digits: int = 2) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"
 
 
 if __name__ == "__main__":

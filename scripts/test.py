@@ -1,7 +1,27 @@
-"""Set everything up and run the whole test suite; further arguments go to pytest."""
+"""Set everything up and run the whole test suite; further arguments go to pytest.
+
+    python scripts/test.py                         # with the newest ComfyUI that the pack is tested with
+    python scripts/test.py --comfyui 0.16.3        # with an older one, what its promise rests on
+"""
+import argparse
 import sys
 
 from support import environment
 
+# of an older ComfyUI: the nodes load and keep their interface, the numbers are the authors', nothing is left behind
+PROMISED = ["tests/test_nodes.py", "tests/test_golden.py", "tests/test_lifecycle.py"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", choices=environment.CARRIERS, default=environment.COMFYUI_VERSION,
+                        help="a version of ComfyUI, which gets a virtual environment of its own")
+    options, arguments = parser.parse_known_args()
+    newest = options.comfyui == environment.COMFYUI_VERSION
+    chosen = any(argument.startswith("tests") for argument in arguments)
+    files = [] if chosen else ["tests"] if newest else PROMISED
+    return environment.run_inside("-m", "pytest", *files, *arguments, version=options.comfyui)
+
+
 if __name__ == "__main__":
-    sys.exit(environment.run_inside("-m", "pytest", "tests", *sys.argv[1:]))
+    sys.exit(main())

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import comfy.ldm.common_dit
+import comfy.ldm.modules.attention
 import comfy.ldm.wan.model
 import comfy.model_management
 import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
+from torch.nn.attention import SDPBackend
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from .attention import FLASH_ATTN, PYTORCH, SAGE, AttentionInUse, Host
+from .attention import FLASH_ATTN, SAGE, AttentionInUse, Host
 from .contracts import UserError
 from .latents import CHANNELS
 
@@ -123,6 +127,7 @@ class Wan:
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
             raise UserError(f"the model is {type(self.model).__name__}, needed is a Wan 2.1 or 2.2 video model as "
                             "ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+        self.base = base
         self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.dim = self.model.dim
@@ -146,6 +151,11 @@ class Wan:
     def from_text_alone(self) -> bool:
         """Whether the model takes nothing but noise and text, unlike VACE's and the image-to-video models."""
         return type(self.model) is comfy.ldm.wan.model.WanModel and self.model.in_dim == CHANNELS
+
+    def free_memory(self, device: torch.device) -> int:
+        """Bytes that a run may take there, as ComfyUI's sampler counts them: with DynamicVRAM, weights give way."""
+        patcher = self.base.current_patcher  # none while no ModelPatcher has loaded the model
+        return (comfy.model_management if patcher is None else patcher).get_free_memory(device)
 
     def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t, h, w) in tokens of a latent [B, 16, T, h, w]; sizes that the patch does not divide are padded up."""
@@ -267,20 +277,54 @@ def differentiable() -> Iterator[None]:
 
 
 def attention_in_use(options: dict) -> AttentionInUse:
-    """What computes the model's attention, by the order of choice in comfy/ldm/modules/attention.py.
+    """What computes the model's attention.
 
     options: the model's ``transformer_options``.
     """
-    manager = comfy.model_management
-    if OVERRIDE in options:
-        return AttentionInUse(Host.OVERRIDE)
-    if manager.sage_attention_enabled():
-        return AttentionInUse(Host.SAGE, SAGE)
-    if manager.flash_attention_enabled():
-        return AttentionInUse(Host.FLASH, FLASH_ATTN)
-    if manager.pytorch_attention_enabled() and not manager.xformers_enabled():
-        return PYTORCH
-    return AttentionInUse(Host.OTHER)
+    override = options.get(OVERRIDE)
+    if override is None:
+        return _by_function(comfy.ldm.wan.model.optimized_attention)
+    module, name = (getattr(override, each, None) or "" for each in ("__module__", "__qualname__"))
+    module = module.rpartition(".")[2]  # ComfyUI loads its own nodes under the name of the file
+    if module == "nodes_sparse_attention":
+        return AttentionInUse(Host.SPARSE)
+    if module == "model_patcher" and name.startswith("ModelPatcher.set_model_optimized_attention."):
+        return _by_function(inspect.getclosurevars(override).nonlocals["optimized_attention"])
+    return AttentionInUse(Host.OVERRIDE)
+
+
+def _by_function(function: Callable) -> AttentionInUse:
+    """By the name of one of ComfyUI's attention functions, of which some are newer than 0.30.0."""
+    name = getattr(function, "__name__", "")
+    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_backend, compute=function),
+             "attention_sage": AttentionInUse(Host.SAGE, SAGE, compute=function),
+             "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
+             "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
+    if function is not getattr(comfy.ldm.modules.attention, name, None):
+        return AttentionInUse(Host.OTHER)  # another pack's, by whatever name
+    return known.get(name, AttentionInUse(Host.OTHER))
+
+
+class _Asking(TorchFunctionMode):
+    """Within it, PyTorch's attention is not computed, and PyTorch says instead what would have computed it."""
+
+    backend = SDPBackend.ERROR
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.backend = SDPBackend(torch._fused_sdp_choice(*args, **(kwargs or {})))
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def pytorch_backend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> SDPBackend:
+    """Which of PyTorch's backends ComfyUI's attention_pytorch would have compute q, k, v, [B, H, N, D] each.
+
+    ComfyUI calls PyTorch in a context that orders the backends, in another order in almost every version.
+    """
+    with _Asking() as asking:
+        attention_pytorch(q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True)
+    return asking.backend
 
 
 def _source(layers, block: int):

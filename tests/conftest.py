@@ -17,6 +17,24 @@ environment.import_comfyui("--cpu", "--use-pytorch-cross-attention")
 LEFT_OUT = pytest.StashKey[int]()
 
 
+def let_the_interpreter_count():
+    """Triton's reads the bound of a loop as int() of an array of one number, which numpy refuses from 2.4 on."""
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    as_it_is = interpreter._patch_lang_tensor
+
+    def patch(tensor, *scope):
+        as_it_is(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch
+
+
+let_the_interpreter_count()
+
+
 def pytest_collection_modifyitems(config, items):
     """Where there is no CUDA, what needs it is left out, and said in one line at the end."""
     if not torch.cuda.is_available():

@@ -1,10 +1,13 @@
 """Restricted attention: the fp32 reference against a loop over queries, then every path against the reference."""
+import dataclasses
 import math
+import re
 import sys
 import types
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from standin_core.attention import (
     FLASH_ATTN,
@@ -180,6 +183,9 @@ def test_what_cannot_be_read_beside_is_refused(path, extra, words):
 OVERRIDDEN = AttentionInUse(Host.OVERRIDE)
 WITH_SAGE = AttentionInUse(Host.SAGE, SAGE)
 GIVES_STATES = AttentionInUse(Host.FLASH, TILED)
+WITH_KITCHEN, WITH_SPARSE = AttentionInUse(Host.KITCHEN), AttentionInUse(Host.SPARSE)
+SAGE_HERE = dataclasses.replace(SAGE, device_type=None, package=None, state=TILED.state)
+WITH_SAGE_HERE = AttentionInUse(Host.SAGE, SAGE_HERE)
 HALF, DOUBLE = ((Reason(Need.STRENGTH, (strength,)),) for strength in (0.5, 2.0))
 MPS = torch.device("mps")
 
@@ -200,6 +206,22 @@ CHOICES = {
         "auto", (), WITH_SAGE, CPU, "concatenate", None, "SageAttention: it runs on cuda, not on cpu"),
     "a package that cannot give states here is left for a strength": (
         "auto", DOUBLE, WITH_SAGE, CPU, "merge", CPU_FLASH, "ComfyUI runs SageAttention, which gives no"),
+    "SageAttention takes the identity with the video": (
+        "auto", (), WITH_SAGE_HERE, CPU, "concatenate", None, "merge: SageAttention computes the identity's keys with"),
+    "SageAttention is called twice for a strength": (
+        "auto", HALF, WITH_SAGE_HERE, CPU, "merge", SAGE_HERE, "Triton kernel: it runs on CUDA, not on cpu"),
+    "SageAttention is called twice where merging is set": (
+        "merge", (), WITH_SAGE_HERE, CPU, "merge", SAGE_HERE, "Triton kernel: it runs on CUDA, not on cpu"),
+    "comfy-kitchen's attention is kept": (
+        "auto", (), WITH_KITCHEN, CPU, "concatenate", None, "ComfyUI runs comfy-kitchen's attention, which gives no"),
+    "comfy-kitchen's attention is left for a strength, and it is said": (
+        "auto", HALF, WITH_KITCHEN, CPU, "merge", CPU_FLASH, "and strength 0.5 needs one, so the video's"),
+    "sparse attention is dense with more keys": (
+        "auto", (), WITH_SPARSE, CPU, "concatenate", None, "sparse attention: it takes no more keys than queries"),
+    "sparse attention is dense where concatenating is set": (
+        "concatenate", (), WITH_SPARSE, CPU, "concatenate", None, "sparse attention: it takes no more keys than"),
+    "sparse attention is left for a strength, and it is said": (
+        "auto", HALF, WITH_SPARSE, CPU, "merge", CPU_FLASH, "Model Sparse Attention computes the model's attention,"),
     "an explicit concatenation": ("concatenate", (), PYTORCH, CPU, "concatenate", None, "set to concatenate"),
     "no states on the device: concatenate": (
         "auto", (), PYTORCH, MPS, "concatenate", None, "no attention on mps gives a log-sum-exp"),
@@ -217,18 +239,93 @@ def test_choice(name):
     assert all(": " in str(each) for each in choice.passed_over)
 
 
+@pytest.mark.parametrize("taken", [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH])
+def test_the_backend_that_comfyui_would_take_comes_first(taken, monkeypatch):
+    """And where it is none of those with a log-sum-exp, the order stays."""
+    flash, cudnn = (StateSource(backend.name, "cpu", naive_state, backend=backend)
+                    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION))
+    monkeypatch.setattr("standin_core.attention.choice.FUSED", (flash, cudnn))
+    asked = []
+    in_use = AttentionInUse(Host.PYTORCH, backend=lambda q, k, v: asked.append((q, k, v)) or SDPBackend(int(taken)))
+    choice = choose_attention("auto", (), in_use, CPU, torch.float32, 64)
+    assert choice.source is (cudnn if taken == SDPBackend.CUDNN_ATTENTION else flash)
+    assert {x.dtype for x in asked[0]} == {torch.float32} and {x.shape[-1] for x in asked[0]} == {64}
+
+
+@pytest.mark.parametrize("needs, path", [((), "concatenate"), (HALF, "merge")])
+def test_a_backend_that_is_wrong_is_kept_where_it_can_be(needs, path, monkeypatch):
+    """Its keys and values are concatenated; where a strength needs a log-sum-exp, another backend gives it."""
+    cudnn = StateSource("cuDNN", "cpu", in_powers_of_2, backend=SDPBackend.CUDNN_ATTENTION)
+    flash = StateSource("flash", "cpu", naive_state, backend=SDPBackend.FLASH_ATTENTION)
+    monkeypatch.setattr("standin_core.attention.choice.FUSED", (flash, cudnn))
+    in_use = AttentionInUse(Host.PYTORCH, backend=lambda q, k, v: SDPBackend.CUDNN_ATTENTION)
+    choice = choose_attention("auto", needs, in_use, CPU, torch.float32, 64)
+    assert (choice.path, choice.source) == (path, flash if needs else None)
+    assert str(choice.passed_over[0]).startswith("cuDNN: it is wrong on this device")
+
+
 def test_a_source_asks_pytorch():
     """The rules of PyTorch's kernels are PyTorch's to know."""
     asked = []
-    source = StateSource("probe", "cpu", None, can_use=lambda params: asked.append(params.query) or False)
+    source = StateSource("probe", "cpu", None, can_use=lambda params: asked.append(params.key) or len(asked) < 2)
     refusal = source.refusal(CPU, torch.bfloat16, 72)
     assert str(refusal) == "PyTorch has none for torch.bfloat16 and head dim 72 on this device"
-    assert asked[0].shape[-1] == 72 and asked[0].dtype == torch.bfloat16
+    assert [key.shape[-1] for key in asked] == [72, 72] and asked[0].dtype == torch.bfloat16
+    assert [key.stride(0) for key in asked] == [131 * 2 * 72, 0]  # each video its own keys; an identity's for all
+
+
+def in_powers_of_2(q, k, v, scale):
+    """As PyTorch's on ROCm before 2.8."""
+    output, log_sum_exp = naive_state(q, k, v, scale)
+    return output, log_sum_exp / math.log(2)
+
+
+def as_if_contiguous(q, k, v, scale):
+    """Reads [B, M, H, D] as if it lay in memory as [B, H, M, D]."""
+    k, v = (x if x.stride(0) == 0 else x.as_strided(x.shape, torch.empty(x.shape).stride()) for x in (k, v))
+    return naive_state(q, k, v, scale)
+
+
+def blind_to_what_is_shared(q, k, v, scale):
+    """Right for a video's own keys; where the batch shares them, all but the first video are left at zero."""
+    output, log_sum_exp = naive_state(q, k, v, scale)
+    if k.stride(0) == 0:
+        output[1:], log_sum_exp[1:] = 0, 0
+    return output, log_sum_exp
+
+
+def not_a_number_at_last(q, k, v, scale):
+    output, log_sum_exp = naive_state(q, k, v, scale)
+    return output, torch.full_like(log_sum_exp, math.nan) if k.stride(0) == 0 else log_sum_exp
+
+
+def raises(q, k, v, scale):
+    raise RuntimeError("no kernel image is available\nand more")
+
+
+MADE = {
+    "right": (naive_state, None),
+    "log-sum-exps in powers of 2": (in_powers_of_2, r"by \d\.\de-0[78] of the output and [1-9]\.\de\+00 of the log"),
+    "strides of its own": (as_if_contiguous, r"wrong on this device, by [1-9]\.\de[-+]0[01] of"),
+    "keys that a batch shares": (blind_to_what_is_shared, r"wrong on this device, by [1-9]\.\de[-+]0[01] of"),
+    "no number": (not_a_number_at_last, "nan of the log-sum-exp"),
+    "an error": (raises, r"failed on this device \(RuntimeError: no kernel image is available\)$"),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_sources_of_pytorch_are_asked_once(name):
+    state, words = MADE[name]
+    calls = []
+    source = StateSource(name, "cpu", lambda *args: calls.append(1) or state(*args))
+    refusals = [source.refusal(CPU, torch.float32, 64) for _ in range(3)]
+    assert refusals[0] is None if words is None else re.search(words, str(refusals[0]))
+    assert refusals[0] is refusals[1] is refusals[2] and len(calls) in (1, 2)
 
 
 def sageattn_2(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False, **kwargs):
     """With the signature and the returns of SageAttention 2's, computed in fp64."""
-    assert tensor_layout == "NHD" and not is_causal and return_lse
+    assert tensor_layout == "NHD" and not is_causal and return_lse and kwargs.get("smooth_k") is False
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     output, log_sum_exp = naive_state(q.double(), k.double(), v.double(), sm_scale)
     return output.to(q.dtype).transpose(1, 2), log_sum_exp.float()
@@ -236,7 +333,7 @@ def sageattn_2(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, ret
 
 def sageattn_1(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, smooth_k=True, **kwargs):
     """Version 1 swallows return_lse."""
-    return sageattn_2(q, k, v, tensor_layout, is_causal, sm_scale, return_lse=True)[0]
+    return sageattn_2(q, k, v, tensor_layout, is_causal, sm_scale, return_lse=True, smooth_k=smooth_k)[0]
 
 
 def sageattn_in_powers_of_2(*args, return_lse=False, **kwargs):

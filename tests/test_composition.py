@@ -5,13 +5,14 @@ import types
 
 import comfy.context_windows
 import comfy.hooks
-import comfy.model_management
+import comfy.ldm.modules.attention
+import comfy.ldm.wan.model
 import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.flux.math import apply_rope1
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, attention_split, optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
@@ -165,7 +166,7 @@ def test_another_packs_attention_override(model, expected, order):
 
 def test_an_attention_that_is_not_pytorchs(model, expected, monkeypatch):
     """As with --use-split-cross-attention and the like: ComfyUI's function is kept."""
-    monkeypatch.setattr(comfy.model_management, "ENABLE_PYTORCH_ATTENTION", False)
+    monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", attention_split)
     samples, (report,) = tiny.sample(tiny.with_identity(model))
     assert report.attention == "concatenate"
     assert "ComfyUI runs an attention other than PyTorch's, which gives no log-sum-exp" in report.refusals[0]
@@ -175,10 +176,17 @@ def test_an_attention_that_is_not_pytorchs(model, expected, monkeypatch):
 @pytest.mark.parametrize("name", ["SageAttention", "FlashAttention"])
 def test_a_package_that_gives_states(model, monkeypatch, name):
     """As with --use-sage-attention and --use-flash-attention: the video's attention is the package's, and merged."""
-    enabled, module = {"SageAttention": ("sage_attention_enabled", "SAGE"),
-                       "FlashAttention": ("flash_attention_enabled", "FLASH_ATTN")}[name]
+    function, module = {"SageAttention": ("attention_sage", "SAGE"),
+                        "FlashAttention": ("attention_flash", "FLASH_ATTN")}[name]
     plain = tiny.sample(tiny.with_identity(model, strength=0.5))[0]
-    monkeypatch.setattr(comfy.model_management, enabled, lambda: True)
+
+    def attention(*args, **kwargs):
+        return attention_pytorch(*args, **kwargs)
+
+    attention.__name__ = function
+    attention = comfy.ldm.modules.attention.wrap_attn(attention)
+    monkeypatch.setattr(comfy.ldm.modules.attention, function, attention)
+    monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", attention)
     _, (report,) = tiny.sample(tiny.with_identity(model, strength=0.5))
     assert report.refusals[0] == f"{name}: it runs on cuda, not on cpu"
     here = dataclasses.replace(getattr(standin_core.wan, module), device_type=None, package=None, state=TILED.state)

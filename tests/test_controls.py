@@ -1,7 +1,9 @@
 """The user's controls, each against what it says: on the tiny Wan, by arithmetic where there is some."""
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
+import comfy_aimdo.model_vbar
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
@@ -52,18 +54,27 @@ def test_every_cache_mode_gives_the_same_video(model, mode, resident):
 
 
 @pytest.mark.parametrize("free, mode", [(2.0, "resident"), (1.99, "offloaded")])
-def test_auto_takes_what_fits(model, monkeypatch, free, mode):
+def test_auto_takes_what_fits(model, free, mode):
     """Resident while half of the free memory holds it; no card is asked, the figures are."""
     spec = cache_spec(identity(), Wan(model.model), 1)
     needed = 2 * 32 * tiny.WAN.dim * 4 * tiny.WAN.blocks
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free * needed)
-    assert chosen_cache("auto", [spec], torch.device("cuda")) == mode
+    assert chosen_cache("auto", [spec], torch.device("cuda"), free * needed) == mode
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_weights_that_may_go_are_free_memory(model, monkeypatch, dynamic):
+    """With DynamicVRAM, ComfyUI gives the memory of weights to whoever needs it."""
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 1000)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbars_analyze", lambda device: 234)
+    monkeypatch.setattr(model.model, "current_patcher", model)
+    assert Wan(model.model).free_memory(torch.device("cuda", 0)) == (1234 if dynamic else 1000)
 
 
 def test_fp8_is_refused_where_the_device_knows_none(model):
     spec = cache_spec(identity(), Wan(model.model), 1)
     with pytest.raises(UserError, match="does not know: set it to auto or offloaded"):
-        chosen_cache("fp8", [spec], torch.device("mps"))
+        chosen_cache("fp8", [spec], torch.device("mps"), 0)
 
 
 def test_blocks(model, paper, plain):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from golden_cases import load_case, velocities
-from standin_core.attention.choice import KERNEL_HEAD_DIMS
+from standin_core.attention.extend import KERNEL_HEAD_DIMS
 from standin_core.sampler import FLOW_MATCHING, SamplerSettings, denoise, flow_matching_sigmas, switch_step
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.stand_in.positions import conditional_positions

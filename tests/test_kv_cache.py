@@ -1,5 +1,6 @@
 """The identity K/V of a run: bytes known beforehand, built once, let go."""
 import functools
+import random
 import weakref
 
 import pytest
@@ -11,6 +12,7 @@ from standin_core.stand_in.kv_cache import (
     IdentityCache,
     IdentityCacheSpec,
     OffloadedLayers,
+    Pinning,
     ResidentLayers,
     hold,
 )
@@ -101,6 +103,13 @@ MODES = [mode for mode in CACHE_MODES if mode != "auto"]
 BLOCKS, TOKENS, DIM, HEADS = 5, 6, 32, 4
 
 
+def never(tensor):
+    raise AssertionError("nothing is pinned on a CPU")
+
+
+UNPINNED = Pinning(never, never)
+
+
 def random_layers(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     for _ in range(BLOCKS):
@@ -112,7 +121,7 @@ def random_layers(dtype=torch.float32):
 def test_every_mode_gives_the_same_layers(mode, order):
     """In call after call, also where blocks are left out (skip-layer guidance) or read twice."""
     expected = list(random_layers())
-    held = hold(mode, random_layers, torch.device("cpu"), HEADS)
+    held = hold(mode, random_layers, BLOCKS, torch.device("cpu"), HEADS, UNPINNED)
     for _ in range(2):
         for block in order:
             for found, tensor in zip(held[block], expected[block]):
@@ -128,7 +137,7 @@ def test_every_mode_gives_the_same_layers(mode, order):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_holds_what_it_announces(mode):
     spec = IdentityCacheSpec(BLOCKS, 2 * TOKENS, DIM, HEADS, torch.float16)
-    held = hold(mode, lambda: random_layers(torch.float16), torch.device("cpu"), HEADS)
+    held = hold(mode, lambda: random_layers(torch.float16), BLOCKS, torch.device("cpu"), HEADS, UNPINNED)
     for block in range(BLOCKS):
         held[block]
     layer = spec.layer_bytes if mode == "fp8" else 0  # the one that reads comes on top of what is held
@@ -138,7 +147,10 @@ def test_every_mode_holds_what_it_announces(mode):
 
 
 class Stream:
-    """In the place of a CUDA stream: a queue that runs when the test lets it, and holds where it waits for another."""
+    """In the place of a CUDA stream: a queue of steps and of waits for another one, which runs when it is let.
+
+    The host does not wait for it, and nothing says when it runs but its waits and whoever synchronizes it.
+    """
 
     def __init__(self):
         self.queue, self.done = [], 0
@@ -146,15 +158,24 @@ class Stream:
     def wait_stream(self, other):
         self.queue.append((other, len(other.queue)))
 
-    def run(self):
-        """As far as it can."""
-        while self.done < len(self.queue):
-            step = self.queue[self.done]
-            if callable(step):
-                step()
-            elif step[0].done < step[1]:
-                return
-            self.done += 1
+    def step(self):
+        """Whether it could take one."""
+        if self.done == len(self.queue):
+            return False
+        step = self.queue[self.done]
+        if callable(step):
+            step()
+        elif step[0].done < step[1]:
+            return False
+        self.done += 1
+        return True
+
+    def synchronize(self):
+        for _ in range(len(self.queue) - self.done):
+            while not self.step():
+                other, count = self.queue[self.done]
+                while other.done < count:
+                    assert other.step()
 
 
 class Queued(TorchFunctionMode):
@@ -169,49 +190,135 @@ class Queued(TorchFunctionMode):
         return args[0]
 
 
+class Host:
+    """In the place of ComfyUI's pinned memory: keeps account, and what is let go becomes something else at once."""
+
+    def __init__(self, refuses=False):
+        self.refuses, self.pinned, self.most = refuses, {}, 0
+
+    def pin(self, tensor):
+        if self.refuses:
+            return False
+        self.pinned[tensor.data_ptr()] = tensor.nbytes
+        self.most = max(self.most, sum(self.pinned.values()))
+        return True
+
+    def unpin(self, tensor):
+        assert self.pinned.pop(tensor.data_ptr()) == tensor.nbytes
+        tensor.fill_(float("nan"))
+        return True
+
+
 class CudaOnTheHost(str):
     """Where PyTorch allocates it is the CPU, and its type is that of a GPU."""
 
     type = "cuda"
 
 
+class Gpu:
+    """Layers as on a GPU, with a stream that copies, one that reads, and the account of pinned memory."""
+
+    def __init__(self, monkeypatch, host):
+        self.copying, self.reading, self.host = Stream(), Stream(), host
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.copying)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.reading)
+        monkeypatch.setattr(torch.cuda, "stream", Queued)
+
+    def layers(self, layers):
+        return OffloadedLayers(layers, BLOCKS, CudaOnTheHost("cpu"), Pinning(self.host.pin, self.host.unpin))
+
+    def read(self, layers, order):
+        """Queues that the blocks read in this order -> what each will have read."""
+        found = []
+        for block in order:
+            layer = layers[block]
+            self.reading.queue.append(lambda layer=layer: found.append([tensor.clone() for tensor in layer]))
+        return found
+
+    def run(self, choose):
+        """Both streams to their end, where choose says which takes the next step if it can."""
+        while self.copying.done < len(self.copying.queue) or self.reading.done < len(self.reading.queue):
+            first, second = (self.copying, self.reading) if choose() else (self.reading, self.copying)
+            assert first.step() or second.step(), "each stream waits for the other"
+
+
 @pytest.fixture
-def offloaded(monkeypatch):
-    """(layers as on a GPU, the stream that copies, the stream that reads)"""
-    copying, reading = Stream(), Stream()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copying)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: reading)
-    monkeypatch.setattr(torch.cuda, "stream", Queued)
-    return OffloadedLayers(random_layers(), CudaOnTheHost("cpu")), copying, reading
+def gpu(monkeypatch):
+    return Gpu(monkeypatch, Host())
 
 
-@pytest.mark.parametrize("ahead", ["copying", "reading"])
-@pytest.mark.parametrize("order", [(0, 1, 2, 0, 1, 2), (0, 0, 2, 1, 1), (2, 1, 0), (1, 2, 0, 2)])
-def test_offloaded_layers_take_turns_on_the_device(offloaded, order, ahead):
+SPEEDS = {"copies run ahead": lambda: True, "reads run ahead": lambda: False,
+          **{f"at random, {seed}": functools.partial(random.Random(seed).choice, (True, False)) for seed in range(4)}}
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 0, 1, 2, 3, 4), (0, 0, 2, 1, 1), (2, 1, 0), (1, 2, 0, 2)])
+def test_offloaded_layers_take_turns_on_the_device(gpu, order, speed):
     """Two places there, and every block reads its own layer, whichever stream runs ahead as far as its waits let it."""
-    layers, copying, reading = offloaded
-    found, places = [], set()
-    for block in order:
-        layer = layers[block]
-        places.add(layer[0].data_ptr())
-        reading.queue.append(lambda layer=layer: found.append([tensor.clone() for tensor in layer]))
-    for _ in (*order, "the last"):
-        for stream in (copying, reading) if ahead == "copying" else (reading, copying):
-            stream.run()
+    layers = gpu.layers(random_layers())
+    found = gpu.read(layers, order)
+    gpu.run(SPEEDS[speed])
     expected = list(random_layers())
-    assert len(found) == len(order) and len(places) <= 2
+    assert len(found) == len(order)
     for block, layer in zip(order, found):
         assert all(torch.equal(*pair) for pair in zip(layer, expected[block], strict=True))
+    copies = [step for step in gpu.copying.queue if callable(step)]
+    assert len({copy.args[0].data_ptr() for copy in copies}) == 2
 
 
-def test_offloaded_layers_let_go_of_host_and_device(offloaded):
-    layers, copying, _ = offloaded
-    held = [weakref.ref(tensor) for _ in (layers[0], layers[1]) for copy in copying.queue if callable(copy)
-            for tensor in copy.args[:2]]
-    copying.queue.clear()
-    assert held and all(tensor() is not None for tensor in held)
+def test_offloaded_layers_fetch_each_block_once_a_call(gpu):
+    """And one more, the first of the next call."""
+    layers = gpu.layers(random_layers())
+    gpu.read(layers, 3 * list(range(BLOCKS)))
+    copies = [step for step in gpu.copying.queue if callable(step)]
+    assert len(copies) == 3 * BLOCKS + 1
+    layer = 2 * 2 * TOKENS * DIM * 4  # K and V of two references in fp32
+    assert {copy.args[1].nbytes for copy in copies} == {layer}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_offloaded_layers_pin_what_they_hold_and_no_more(monkeypatch, refuses):
+    """In one piece, by ComfyUI's account, until they are let go; and they work where the system pins nothing."""
+    gpu = Gpu(monkeypatch, Host(refuses))
+    layers = gpu.layers(random_layers())
+    assert gpu.host.most == (0 if refuses else sum(tensor.nbytes for layer in random_layers() for tensor in layer))
+    found = gpu.read(layers, range(BLOCKS))
+    gpu.run(lambda: True)
     layers.clear()
-    assert all(tensor() is None for tensor in held)
+    layers.clear()
+    assert not gpu.host.pinned
+    assert all(torch.equal(*pair) for layer, wanted in zip(found, random_layers()) for pair in zip(layer, wanted))
+
+
+def test_host_memory_stays_until_the_last_copy_from_it(gpu):
+    """The block that comes next may be under way when the run ends."""
+    layers = gpu.layers(random_layers())
+    gpu.read(layers, [0])
+    copies = [step for step in gpu.copying.queue if callable(step)]
+    layers.clear()
+    assert gpu.copying.done == len(gpu.copying.queue)
+    first, second = random_layers().__next__(), list(random_layers())[1]
+    for copy, layer in zip(copies, (first, second)):
+        assert all(torch.equal(*pair) for pair in zip(copy.args[0], layer))
+
+
+def test_a_build_that_fails_unpins(gpu):
+    def fails():
+        yield next(random_layers())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu.layers(fails())
+    assert gpu.host.most and not gpu.host.pinned
+
+
+def test_offloaded_layers_let_go_of_host_and_device(gpu):
+    layers = gpu.layers(random_layers())
+    layers[0]
+    held = [weakref.ref(tensor) for copy in gpu.copying.queue if callable(copy) for tensor in copy.args[:2]]
+    layers.clear()
+    gpu.copying.queue.clear()
+    assert held and all(tensor() is None for tensor in held)
 
 
 def test_what_is_read_is_not_the_next_to_go():
@@ -227,7 +334,7 @@ def test_fp8_scales_each_head():
     """A head a thousand times as large does not round the others away."""
     tensor = torch.randn(1, TOKENS, DIM, generator=torch.Generator().manual_seed(0))
     tensor[..., :DIM // HEADS] *= 1000
-    held = hold("fp8", lambda: [(tensor, tensor)], torch.device("cpu"), HEADS)
+    held = hold("fp8", lambda: [(tensor, tensor)], 1, torch.device("cpu"), HEADS, UNPINNED)
     assert held.device_bytes == 2 * (TOKENS * DIM + 4 * HEADS)  # a byte for each value, a float for each head
     small = slice(DIM // HEADS, None)
     assert (held[0][0] - tensor)[..., small].abs().max() < tensor[..., small].abs().max() / 16
@@ -241,7 +348,7 @@ def test_streaming_computes_each_block_once_a_call():
             computed.append(i)
             yield layer
 
-    held = hold("streaming", build, torch.device("cpu"), HEADS)
+    held = hold("streaming", build, BLOCKS, torch.device("cpu"), HEADS, UNPINNED)
     for _ in range(2):
         for block in range(BLOCKS):
             held[block]

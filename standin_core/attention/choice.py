@@ -1,23 +1,24 @@
 """Which path and which source of log-sum-exps a run takes, with a reason for each that it passes over."""
 from __future__ import annotations
 
+import dataclasses
 import functools
-import importlib.util
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from ..contracts import UserError
-from .naive import naive_state
+from .extend import extend_by_kernel, extend_by_state, kernel_refusal
+from .measured import extra_ms
 from .reasons import Host, Need, PassedOver, Reason, Why
-from .states import FUSED, TILE, TILED, StateSource, merge_states
-from .trial import refusal_by, trial_inputs
+from .states import FUSED, TILE, TILED, StateSource
+from .trial import trial_inputs
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
-KERNEL_HEAD_DIMS = (64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class AttentionChoice:
 
     path: str
     source: StateSource | None
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[PassedOver, ...] = field(compare=False)  # two runs may take the same way for other reasons
     kernel: bool = False
 
     def __str__(self) -> str:
@@ -64,17 +65,21 @@ class AttentionInUse:
     """What computes the model's attention without the identity; merging keeps PyTorch's.
 
     source: the same attention with a log-sum-exp; None where there is none.
+    backend: for PyTorch's, tells which of its backends would compute q, k, v, [B, H, N, D] each.
+    compute: the attention itself, ``compute(q, k, v, heads=...)`` with [B, N, C] each; None where it is not known.
     """
 
     host: Host
     source: StateSource | None = None
+    backend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], SDPBackend] | None = None
+    compute: Callable | None = None
 
 
 PYTORCH = AttentionInUse(Host.PYTORCH)
 
 
 def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: AttentionInUse, device: torch.device,
-                     dtype: torch.dtype, head_dim: int) -> AttentionChoice:
+                     dtype: torch.dtype, head_dim: int, tokens: tuple[int, int] | None = None) -> AttentionChoice:
     """Choose for one device of one run.
 
     requested: one of ATTENTION_PATHS; "auto" keeps the attention in use wherever the result is the same, and an
@@ -82,71 +87,96 @@ def choose_attention(requested: str, needs: tuple[Reason, ...], in_use: Attentio
     needs: what needs a log-sum-exp; empty where every query reads every identity at weight 1.
     in_use: what computes the model's attention.
     device, dtype, head_dim: of the queries, keys and values.
+    tokens: how many the video has, and how many all identities have together; a GPU is then asked which of the exact
+        ways is the fastest. None for the order of the ways alone.
     """
     if requested == "concatenate":
-        return AttentionChoice("concatenate", None, (PassedOver("merge", Reason(Why.CONCATENATION_SET)),))
-    no_concatenation = PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))
+        return AttentionChoice("concatenate", None, (
+            *_sparse_no_more(in_use), PassedOver("merge", Reason(Why.CONCATENATION_SET))))
+    kept = requested == "auto" and not needs
+    reading_by = functools.partial(_reading_by, needs, kept, in_use, device, dtype, head_dim, tokens)
     passed_over = []
     if in_use.source is not None:
         refusal = in_use.source.refusal(device, dtype, head_dim)
         if refusal is None:
-            return _merging_by(in_use.source, [no_concatenation], device, dtype, head_dim)
+            return reading_by(in_use.source, [])
         passed_over.append(PassedOver(in_use.source.name, refusal))
     if in_use.host is not Host.PYTORCH:
         no_states = Reason(Why.NO_STATES if in_use.source is None else Why.NO_STATES_HERE, (in_use.host,))
-        if requested == "auto" and not needs:
-            return AttentionChoice("concatenate", None, (*passed_over, PassedOver("merge", no_states)))
+        if kept:
+            return AttentionChoice("concatenate", None, (
+                *passed_over, *_sparse_no_more(in_use), PassedOver("merge", no_states)))
         left_for = needs if requested == "auto" else (Reason(Need.MERGE),)
         passed_over.append(PassedOver("the attention in use", Reason(Why.LEFT, (no_states, left_for))))
-    for source in FUSED:
-        if source.device_type == device.type:
-            refusal = source.refusal(device, dtype, head_dim)
-            if refusal is None:
-                return _merging_by(source, [*passed_over, no_concatenation], device, dtype, head_dim)
-            passed_over.append(PassedOver(source.name, refusal))
+    sources = [source for source in FUSED if source.device_type == device.type]
+    taken = _backend_taken(in_use, device, dtype, head_dim) if len(sources) > 1 else None
+    for source in sorted(sources, key=lambda source: source.backend != taken):
+        refusal = source.refusal(device, dtype, head_dim)
+        if refusal is None:
+            return reading_by(source, passed_over)
+        passed_over.append(PassedOver(source.name, refusal))
+        if kept and source.backend == taken:  # another backend would cost more than concatenating for this one
+            return AttentionChoice("concatenate", None, tuple(passed_over))
     passed_over.append(PassedOver("fused merge", Reason(Why.NONE_ON_DEVICE, (device.type,))))
-    if requested == "auto" and not needs:
+    if kept:
         return AttentionChoice("concatenate", None, tuple(passed_over))
     return AttentionChoice("merge", TILED, tuple(passed_over))
 
 
-def _merging_by(source: StateSource, passed_over: list[PassedOver], device: torch.device, dtype: torch.dtype,
-                head_dim: int) -> AttentionChoice:
-    no_kernel = kernel_refusal(device, dtype, head_dim)
-    if no_kernel is not None:
-        passed_over.append(PassedOver("Triton kernel", no_kernel))
-    return AttentionChoice("merge", source, tuple(passed_over), kernel=no_kernel is None)
+def _backend_taken(in_use: AttentionInUse, device: torch.device, dtype: torch.dtype,
+                   head_dim: int) -> SDPBackend | None:
+    """Which of PyTorch's computes the model's attention without the identity; None where it is not PyTorch's."""
+    if in_use.backend is None:
+        return None
+    q, k, v, *_ = trial_inputs(device, dtype, head_dim)
+    return in_use.backend(q, k, v)
 
 
-def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
-    """Why the Triton kernel cannot merge there, or None."""
-    if device.type != "cuda":
-        return Reason(Why.OTHER_DEVICE, ("CUDA", device.type))
-    if head_dim not in KERNEL_HEAD_DIMS:
-        return Reason(Why.OTHER_HEAD_DIM, (KERNEL_HEAD_DIMS, head_dim))
-    if importlib.util.find_spec("triton") is None:
-        return Reason(Why.NO_TRITON)
-    return kernel_trial(device, dtype, head_dim)
+def _sparse_no_more(in_use: AttentionInUse) -> tuple[PassedOver, ...]:
+    """What appended keys do to an attention that picks among the keys of a video."""
+    return (PassedOver("sparse attention", Reason(Why.DENSE)),) if in_use.host is Host.SPARSE else ()
 
 
-@functools.cache
-def kernel_trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
-    """What goes wrong when the kernel merges two small states on this device, compared with PyTorch, or None.
+def _reading_by(needs: tuple[Reason, ...], kept: bool, in_use: AttentionInUse, device: torch.device,
+                dtype: torch.dtype, head_dim: int, tokens: tuple[int, int] | None, source: StateSource,
+                passed_over: list[PassedOver]) -> AttentionChoice:
+    """Of the exact ways to read beside a source of states, the fastest where a GPU can be asked, else the first.
 
-    A kernel is compiled on the user's machine, by a compiler and for a card that nobody has tried it with: it is asked
-    once a process whether it is right there, before a run depends on it.
+    kept: whether the attention in use may compute the identity's keys with the video's.
     """
-    def trial():
-        q, k, v = trial_inputs(device, dtype, head_dim)
-        identity_k, identity_v = (x[0].transpose(0, 1) for x in (k, v))  # [M, H, D]
-        bias = torch.zeros(1, 1, device=device)
-        video, log_sum_exp = q.flip(2), torch.zeros(q.shape[:-1], device=device)
-        scale = head_dim**-0.5
-        expected = _extend_by_state(naive_state)(q.double(), identity_k.double(), identity_v.double(),
-                                                 (video.to(torch.float64, copy=True), log_sum_exp), scale, bias)
-        return _extend_by_kernel(q, identity_k, identity_v, (video.clone(), log_sum_exp.clone()), scale, bias), expected
+    merge, whole = AttentionChoice("merge", source, ()), AttentionChoice("concatenate", None, ())
+    with_kernel = dataclasses.replace(merge, kernel=True)
+    no_kernel = kernel_refusal(device, dtype, head_dim)
+    beside_sage = source is in_use.source and in_use.host is Host.SAGE
+    ways = [whole, merge, with_kernel] if beside_sage else [with_kernel, merge, whole]
+    ways = [way for way in ways if (kept or way is not whole) and (no_kernel is None or way is not with_kernel)]
+    times = _times(ways, in_use, device, dtype, head_dim, tokens)
+    best = min(times, key=lambda way: times[way]) if times else ways[0]
+    if needs or not kept:
+        passed_over = [*passed_over, PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))]
+    if times:
+        passed_over = [*passed_over, *(PassedOver(str(way), Reason(Why.SLOWER, (times[way], str(best), times[best])))
+                                       for way in ways if way is not best)]
+    elif best is whole:
+        passed_over = [*passed_over, PassedOver("merge", Reason(Why.WITH_THE_VIDEO, (source.name,)))]
+    elif kept:
+        passed_over = [*passed_over, PassedOver("concatenate", Reason(Why.COPIES))]
+    if no_kernel is not None and best is not whole:
+        passed_over = [*passed_over, PassedOver("Triton kernel", no_kernel)]
+    elif not times and best is merge:
+        passed_over = [*passed_over, PassedOver("Triton kernel", Reason(Why.SECOND_CALL, (source.name,)))]
+    return dataclasses.replace(best, passed_over=tuple(passed_over))
 
-    return refusal_by(trial, device, 2 * torch.finfo(dtype).eps + 1e-6)
+
+def _times(ways: list[AttentionChoice], in_use: AttentionInUse, device: torch.device, dtype: torch.dtype, head_dim: int,
+           tokens: tuple[int, int] | None) -> dict[AttentionChoice, float]:
+    """Milliseconds of each way; nothing where there is no GPU, nothing to choose from, or no memory to try it in."""
+    if device.type != "cuda" or tokens is None or in_use.compute is None or len(ways) < 2:
+        return {}
+    try:
+        return {way: extra_ms(way.source, way.kernel, in_use.compute, device, dtype, head_dim, tokens) for way in ways}
+    except torch.cuda.OutOfMemoryError:
+        return {}
 
 
 @functools.lru_cache(maxsize=32)
@@ -169,7 +199,8 @@ def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable
     if choice.path == "concatenate":
         return _concatenate_own if own else _concatenate
     assert choice.source is not None  # only concatenating has none
-    state, extend = choice.source.state, _extend_by_kernel if choice.kernel else _extend_by_state(choice.source.state)
+    state = choice.source.state
+    extend = extend_by_kernel if choice.kernel else extend_by_state(state)
 
     def merge(host, q, k, v, identities, heads, mask=None, skip_reshape=False, skip_output_reshape=False, scale=None,
               enable_gqa=False, note_mass=None, **_):
@@ -190,23 +221,6 @@ def restricted_attention(choice: AttentionChoice, own: bool = False) -> Callable
         return output if skip_output_reshape else output.transpose(1, 2).flatten(2)
 
     return merge
-
-
-def _extend_by_state(state: Callable) -> Callable:
-    """The identity's attention as a state of its own, merged into the video's; its K and V are [M, H, D]."""
-    def extend(q, identity_k, identity_v, video, scale, bias):
-        k, v = (x.transpose(0, 1).expand(len(q), -1, -1, -1) for x in (identity_k, identity_v))
-        return merge_states(video, state(q, k, v, scale), bias.unsqueeze(1))
-
-    return extend
-
-
-def _extend_by_kernel(q, identity_k, identity_v, video, scale, bias):
-    from .kernel import extend_state_  # Triton defines its kernels at import
-
-    output, log_sum_exp = video
-    extend_state_(q, identity_k, identity_v, output, log_sum_exp, scale, bias.expand(len(q), q.shape[-2]))
-    return video
 
 
 def _concatenate(host, q, k, v, identities, heads, mask=None, skip_reshape=False, enable_gqa=False, note_mass=None,

@@ -12,6 +12,8 @@ class Host(enum.Enum):
     OVERRIDE = "another node overrides ComfyUI's attention"
     SAGE = "ComfyUI runs SageAttention"
     FLASH = "ComfyUI runs FlashAttention"
+    KITCHEN = "ComfyUI runs comfy-kitchen's attention"
+    SPARSE = "Model Sparse Attention computes the model's attention"
     OTHER = "ComfyUI runs an attention other than PyTorch's"
 
     def __str__(self) -> str:
@@ -28,12 +30,20 @@ class Why(enum.Enum):
     OTHER_HEAD_DIM = "it knows head dims {}, not {}"
     NOT_INSTALLED = "the package {} is not installed"
     NO_TRITON = "Triton is not installed"
+    NOT_NVIDIA = "it runs on cards of NVIDIA alone, and this is a PyTorch for AMD's"
+    OLD_CARD = "this card has compute capability {}, and it needs {} or newer"
+    OLD_TRITON = "Triton {} cannot compile for compute capability {}: install Triton {} or newer"
     NO_OPERATOR = "PyTorch has none for {} and head dim {} on this device"
     FAILED = "it failed on this device ({})"
     WRONG = "it is wrong on this device, by {:.1e} of the output and {:.1e} of the log-sum-exp"
     NO_STATES = "{}, which gives no log-sum-exp"
     NO_STATES_HERE = "{}, which gives no log-sum-exp here"
     LEFT = "{}, and {} needs one, so the video's self-attention leaves it"
+    WITH_THE_VIDEO = "{} computes the identity's keys with the video's, which costs less than a merge beside it"
+    SLOWER = "on this card it takes {:.2f} ms where {} takes {:.2f} ms"
+    SECOND_CALL = "a second call of {} costs less"
+    DENSE = ("it takes no more keys than queries, so blocks that read the identity are computed densely: first_block "
+             "and last_block leave the others sparse")
     NONE_ON_DEVICE = "no attention on {} gives a log-sum-exp"
 
 

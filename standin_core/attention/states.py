@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from .naive import naive_state
 from .reasons import Reason, Why
-from .trial import on, refusal_by, trial_inputs
+from .trial import on, refusal_by, shared, trial_inputs
 
 State = tuple[torch.Tensor, torch.Tensor]
 
@@ -27,12 +28,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class StateSource:
-    """A function that returns attention states, and the reason for which it refuses what it cannot compute.
+    """A function that returns attention states, and the reason for which a run passes it over.
 
     device_type: where it runs, or None for everywhere.
     state: q [B, H, N, D], k and v [B, H, M, D], scale -> output [B, H, N, D], log-sum-exp [B, H, N] in fp32.
     can_use: of ``torch.backends.cuda``, whether PyTorch has a kernel for such tensors; None where it need not be asked.
     package: what must be installed, for a source that is not PyTorch's.
+    backend: which of PyTorch's it is.
     rounding: how much it rounds beside the dtype, relative RMS.
     """
 
@@ -41,36 +43,38 @@ class StateSource:
     state: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], State]
     can_use: Callable | None = None
     package: str | None = None
+    backend: SDPBackend | None = None
     rounding: float = 0.0
 
     def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
-        """Why it cannot compute there, or None if it can."""
+        """Why it cannot be taken there, or None if it computes, and computes rightly."""
         if self.device_type not in (None, device.type):
             return Reason(Why.OTHER_DEVICE, (self.device_type, device.type))
-        if self.package is not None:
-            if importlib.util.find_spec(self.package) is None:
-                return Reason(Why.NOT_INSTALLED, (self.package,))
-            return state_trial(self, device, dtype, head_dim)
-        if self.can_use is None:
-            return None
-        with on(device):
-            probe = torch.empty(1, 1, 8, head_dim, device=device, dtype=dtype)
-            if self.can_use(torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, False, False)):
-                return None
-        return Reason(Why.NO_OPERATOR, (dtype, head_dim))
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            return Reason(Why.NOT_INSTALLED, (self.package,))
+        return state_trial(self, device, dtype, head_dim)
 
 
 @functools.cache
 def state_trial(source: StateSource, device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
-    """What goes wrong when a package computes a small state on this device, compared with fp32, or None.
+    """What goes wrong when a source computes two small states on this device, compared with fp64, or None.
 
-    Versions of these packages differ in what they return; each is asked once a process, before a run depends on it.
+    Packages differ between versions in what they return, and so does PyTorch between cards: on ROCm before 2.8 its
+    log-sum-exps were in powers of 2 (pytorch #156012). Each source is asked once a process, before a run depends on it.
     """
+    q, *keys = trial_inputs(device, dtype, head_dim)
+    video, identity = keys[:2], [shared(x, len(q)) for x in keys[2:]]
+    if source.can_use is not None:
+        with on(device):
+            if not all(source.can_use(torch.backends.cuda.SDPAParams(q, *keys, None, 0.0, False, False))
+                       for keys in (video, identity)):
+                return Reason(Why.NO_OPERATOR, (dtype, head_dim))
+
     def trial():
-        q, k, v = trial_inputs(device, dtype, head_dim)
         scale = head_dim**-0.5
         # in fp64, which no setting of another pack (TF32) rounds
-        return source.state(q, k, v, scale), naive_state(q.double(), k.double(), v.double(), scale)
+        exact = [naive_state(q.double(), *(x.double() for x in keys), scale) for keys in (video, identity)]
+        return (*source.state(q, *video, scale), *source.state(q, *identity, scale)), (*exact[0], *exact[1])
 
     return refusal_by(trial, device, source.rounding + 2 * torch.finfo(dtype).eps + 1e-6)
 
@@ -99,7 +103,8 @@ def _sage(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> St
     from sageattention import sageattn  # optional
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    state = sageattn(q, k, v, tensor_layout="NHD", is_causal=False, sm_scale=scale, return_lse=True)
+    # as ComfyUI calls it (attention_sage); smoothing K would take another product for the log-sum-exp
+    state = sageattn(q, k, v, tensor_layout="NHD", is_causal=False, sm_scale=scale, smooth_k=False, return_lse=True)
     if not isinstance(state, tuple):
         raise TypeError("this version of sageattention returns no log-sum-exp, version 2 does")
     output, log_sum_exp = state
@@ -125,13 +130,16 @@ def _tiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> S
     return torch.cat([output for output, _ in tiles], dim=-2), torch.cat([lse for _, lse in tiles], dim=-1)
 
 
-# in the order in which ComfyUI has PyTorch choose (comfy/ops.py, SDPA_BACKEND_PRIORITY)
+# in the order of ComfyUI 0.30 (comfy/ops.py, SDPA_BACKEND_PRIORITY), for where PyTorch does not say what it would take
 FUSED = (
-    StateSource("PyTorch flash attention (CPU)", "cpu", _cpu_flash),
-    StateSource("PyTorch flash attention (CUDA)", "cuda", _cuda_flash, torch.backends.cuda.can_use_flash_attention),
-    StateSource("PyTorch cuDNN attention (CUDA)", "cuda", _cuda_cudnn, torch.backends.cuda.can_use_cudnn_attention),
+    StateSource("PyTorch flash attention (CPU)", "cpu", _cpu_flash, backend=SDPBackend.FLASH_ATTENTION),
+    StateSource("PyTorch flash attention (CUDA)", "cuda", _cuda_flash, torch.backends.cuda.can_use_flash_attention,
+                backend=SDPBackend.FLASH_ATTENTION),
+    StateSource("PyTorch cuDNN attention (CUDA)", "cuda", _cuda_cudnn, torch.backends.cuda.can_use_cudnn_attention,
+                backend=SDPBackend.CUDNN_ATTENTION),
+    # from Ampere on, it multiplies fp32 in parts of TF32
     StateSource("PyTorch memory-efficient attention (CUDA)", "cuda", _cuda_efficient,
-                torch.backends.cuda.can_use_efficient_attention),
+                torch.backends.cuda.can_use_efficient_attention, backend=SDPBackend.EFFICIENT_ATTENTION, rounding=1e-5),
 )
 # where ComfyUI was started with them; SageAttention computes q k^T in int8 and the weights times v in fp8 or fp16
 SAGE = StateSource("SageAttention", "cuda", _sage, package="sageattention", rounding=0.1)

@@ -8,10 +8,8 @@ import torch
 
 from .reasons import Reason, Why
 
-State = tuple[torch.Tensor, torch.Tensor]
-
 # no tile divides these, and with more than a tile of keys; K has a mean in each channel, as trained keys have
-HEADS, QUERIES, KEYS = 2, 200, 131
+BATCH, HEADS, QUERIES, KEYS, IDENTITY_KEYS = 2, 2, 200, 131, 77
 KEY_MEAN = 2.0
 LOG_SUM_EXP_BAR = 1e-3
 
@@ -22,30 +20,48 @@ def on(device: torch.device):
 
 
 def trial_inputs(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[torch.Tensor, ...]:
-    """q [1, H, N, D], k and v [1, H, M, D], with the strides that the engine has them in."""
+    """q [B, H, N, D], k and v [B, H, M, D] of the video, k and v [M', H, D] of an identity, with the strides that the
+    engine has them in.
+    """
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, tokens, HEADS, head_dim, generator=generator) for tokens in (QUERIES, KEYS, KEYS))
-    k += KEY_MEAN * torch.randn(1, 1, HEADS, head_dim, generator=generator)
-    return tuple(x.to(device, dtype).transpose(1, 2) for x in (q, k, v))
+    q, k, v, identity_k, identity_v = (
+        torch.randn(batch, tokens, HEADS, head_dim, generator=generator)
+        for batch, tokens in ((BATCH, QUERIES), *[(BATCH, KEYS)] * 2, *[(1, IDENTITY_KEYS)] * 2))
+    for keys in (k, identity_k):
+        keys += KEY_MEAN * torch.randn(1, 1, HEADS, head_dim, generator=generator)
+    q, k, v, identity_k, identity_v = (x.to(device, dtype) for x in (q, k, v, identity_k, identity_v))
+    return *(x.transpose(1, 2) for x in (q, k, v)), identity_k[0], identity_v[0]
 
 
-def refusal_by(trial: Callable[[], tuple[State, State]], device: torch.device, bar: float) -> Reason | None:
+def shared(identity: torch.Tensor, batch: int) -> torch.Tensor:
+    """Keys or values of an identity, [M, H, D], as those of each video of a batch, [B, H, M, D], nothing copied."""
+    return identity.transpose(0, 1).expand(batch, -1, -1, -1)
+
+
+def failed(error: Exception) -> Reason:
+    """That something cannot be taken, with the first line of an error."""
+    return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
+
+
+def refusal_by(trial: Callable[[], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]], device: torch.device,
+               bar: float) -> Reason | None:
     """What goes wrong in a trial, or None. A lack of memory is raised: it says nothing about the path.
 
-    trial: returns the state found and the state expected.
+    trial: returns the states found and the states expected, each as outputs and log-sum-exps in turn.
     device: of the trial; it is made the current one.
-    bar: the largest allowed difference of the output, relative RMS. The log-sum-exp, in nats, may differ as much, and
-        by LOG_SUM_EXP_BAR in any case.
+    bar: the largest allowed difference of an output, relative RMS. A log-sum-exp, in nats, may differ as much, and by
+        LOG_SUM_EXP_BAR in any case.
     """
     try:
         with on(device):
-            (output, log_sum_exp), (expected, expected_log_sum_exp) = trial()
-        difference = float((output - expected).norm() / expected.norm())
-        sum_difference = float((log_sum_exp - expected_log_sum_exp).abs().max())
+            found, expected = trial()
+        # the maximum of tensors is no number where one of them is none
+        difference = float(torch.stack([(a - b).norm() / b.norm() for a, b in zip(found[::2], expected[::2])]).max())
+        sum_difference = float(torch.stack([(a - b).abs().max() for a, b in zip(found[1::2], expected[1::2])]).max())
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a package, a compiler or the driver raise
-        return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
+        return failed(error)
     if difference <= bar and sum_difference <= max(bar, LOG_SUM_EXP_BAR):
         return None
     return Reason(Why.WRONG, (difference, sum_difference))

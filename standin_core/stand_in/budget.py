@@ -22,11 +22,10 @@ def extra_bytes(model, applied: Applied, noise_shape: tuple[int, ...], hook_grou
         return 0
     wan = Wan(model.model)
     specs = [cache_spec(identity, wan, hook_groups) for identity in read]
-    choice = chosen_attention(Applied(tuple(read), applied.settings), wan, model.load_device, options)
+    tokens = wan.count(noise_shape), sum(spec.tokens for spec in specs)
+    choice = chosen_attention(Applied(tuple(read), applied.settings), wan, model.load_device, options, tokens)
     held = sum(spec.device_bytes(applied.settings.cache) for spec in specs)
-    return held + choice.working_bytes(2 * noise_shape[0], wan.count(noise_shape),
-                                       sum(spec.tokens for spec in specs), wan.heads, wan.dim // wan.heads,
-                                       wan.dtype.itemsize)
+    return held + choice.working_bytes(2 * noise_shape[0], *tokens, wan.heads, wan.dim // wan.heads, wan.dtype.itemsize)
 
 
 def cache_spec(identity: Identity, wan: Wan, hook_groups: int) -> IdentityCacheSpec:

@@ -1,7 +1,6 @@
 """What a run chooses for a device: how the video reads the identity, and where the identity K/V live."""
 from __future__ import annotations
 
-import comfy.model_management
 import torch
 
 from ..attention import AttentionChoice, Need, Reason, choose_attention
@@ -12,16 +11,18 @@ from .applied import Applied
 from .kv_cache import IdentityCacheSpec
 
 
-def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
+def chosen_attention(applied: Applied, wan: Wan, device: torch.device, options: dict,
+                     tokens: tuple[int, int]) -> AttentionChoice:
     """How the video reads the identities on a device.
 
     options: ``transformer_options`` of the run.
+    tokens: how many the whole video has, and how many all identities have together.
     """
     if applied.is_ordinary:  # no path is passed over: there is one
         return AttentionChoice("concatenate", None, ())
     needs = applied.needs or ((Reason(Need.MAP),) if maps_attention(options) else ())
     return choose_attention(applied.settings.attention, needs, attention_in_use(options), device, wan.dtype,
-                            wan.dim // wan.heads)
+                            wan.dim // wan.heads, tokens)
 
 
 def maps_attention(options: dict) -> bool:
@@ -33,12 +34,13 @@ def maps_attention(options: dict) -> bool:
     return sink is not None and sink.maps_attention
 
 
-def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device) -> str:
+def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.device, free: int) -> str:
     """Where the identity K/V live on a device.
 
     requested: one of CACHE_MODES; "auto" is resident if half of the free memory holds them, which leaves room to
         sample, and offloaded otherwise.
     specs: of all identities.
+    free: how many bytes on the device a run may take.
 
     Raises UserError for what the device cannot do.
     """
@@ -47,6 +49,4 @@ def chosen_cache(requested: str, specs: list[IdentityCacheSpec], device: torch.d
     if requested != "auto":
         return requested
     needed = sum(spec.device_bytes("resident") for spec in specs)
-    if device.type == "cpu" or 2 * needed <= comfy.model_management.get_free_memory(device):
-        return "resident"
-    return "offloaded"
+    return "resident" if device.type == "cpu" or 2 * needed <= free else "offloaded"

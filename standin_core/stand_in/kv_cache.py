@@ -1,12 +1,12 @@
 """Identity K/V of one run: how many bytes they take, where they live, and who owns them until when."""
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -73,8 +73,19 @@ class ResidentLayers:
         self._layers.clear()
 
 
+class Pinning(NamedTuple):
+    """How host memory is pinned, so that copies from it run beside the sampling.
+
+    pin, unpin: of a tensor in host memory; ``pin`` says whether the system let it be.
+    """
+
+    pin: Callable[[torch.Tensor], bool]
+    unpin: Callable[[torch.Tensor], bool]
+
+
 class OffloadedLayers:
-    """K and V of every block in host memory, pinned where there is a GPU; the next block's come while one reads.
+    """K and V of every block in one piece of host memory, pinned where there is a GPU; the next block's come while one
+    reads.
 
     On a GPU two layers are on the device for the whole run, and the blocks take turns in them: memory that was given
     back while another stream still reads it would not be free until then, and the host runs many blocks ahead.
@@ -82,26 +93,39 @@ class OffloadedLayers:
 
     stay = False
 
-    def __init__(self, layers: Iterable[Layer], device: torch.device):
+    def __init__(self, layers: Iterable[Layer], blocks: int, device: torch.device, pinning: Pinning):
+        """blocks: how many layers there are."""
         self._device = device
+        self._pinning = pinning
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._layers = [self._to_host(layer) for layer in layers]  # [2, R, M, C], K and V in one piece
-        # the first is the one to fetch into, the second the one that is read
-        self._turns = [torch.empty_like(self._layers[0], device=device) for _ in range(2)] if self._stream else []
+        self._layers: torch.Tensor | None = None  # [blocks, 2, R, M, C]
+        self._pinned = False
+        # the first is the one to fetch into, the second the one that is read; [2, R, M, C] each
+        self._turns: list[torch.Tensor] = []
         self._ahead: int | None = None
-        self.device_bytes = 2 * self._layers[0].nbytes if self._layers else 0
+        try:
+            for block, (key, value) in enumerate(layers):
+                if self._layers is None:
+                    self._layers = self._room(blocks, key)
+                self._layers[block, 0].copy_(key)
+                self._layers[block, 1].copy_(value)
+        except BaseException:
+            self.clear()
+            raise
 
-    def _to_host(self, layer: Layer) -> torch.Tensor:
-        key, value = layer
-        host = torch.empty(2, *key.shape, dtype=key.dtype)
+    def _room(self, blocks: int, like: torch.Tensor) -> torch.Tensor:
+        layers = torch.empty(blocks, 2, *like.shape, dtype=like.dtype)
         if self._stream is not None:
-            with contextlib.suppress(RuntimeError):  # the system may not let so much be pinned: copies then wait
-                host = host.pin_memory()
-        host[0].copy_(key)
-        host[1].copy_(value)
-        return host
+            self._turns = [torch.empty(2, *like.shape, dtype=like.dtype, device=self._device) for _ in range(2)]
+            self._pinned = self._pinning.pin(layers)
+        return layers
+
+    @property
+    def device_bytes(self) -> int:
+        return 0 if self._layers is None else 2 * self._layers[0].nbytes
 
     def __getitem__(self, block: int) -> Layer:
+        assert self._layers is not None  # nothing is read after ``clear``
         if self._stream is None:
             return tuple(self._layers[block].to(self._device))
         if self._ahead != block:
@@ -112,23 +136,25 @@ class OffloadedLayers:
         return tuple(self._turns[1])
 
     def _fetch(self, block: int) -> None:
-        assert self._stream is not None  # without a GPU nothing is fetched ahead
+        assert self._stream is not None and self._layers is not None  # without a GPU nothing is fetched ahead
         # what the block before reads from there has been queued by now
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        layer = self._layers[block]
         with torch.cuda.stream(self._stream):
-            self._turns[0].copy_(self._layers[block], non_blocking=True)
+            self._turns[0].copy_(layer, non_blocking=True)
         self._ahead = block
 
     def clear(self) -> None:
         try:
             if self._stream is not None:
-                torch.cuda.current_stream(self._device).wait_stream(self._stream)
+                self._stream.synchronize()  # a copy that is under way would read what is there next
         except RuntimeError:
             pass  # the device is lost, and what lost it is on its way to the user
         finally:
-            self._ahead = None
+            if self._layers is not None and self._pinned:
+                self._pinning.unpin(self._layers)
+            self._ahead, self._layers, self._pinned = None, None, False
             self._turns.clear()
-            self._layers.clear()
 
 
 class Fp8Layers:
@@ -189,16 +215,20 @@ class StreamingLayers:
 Layers = ResidentLayers | OffloadedLayers | Fp8Layers | StreamingLayers
 
 
-def hold(mode: str, build: Callable[[], Iterable[Layer]], device: torch.device, heads: int) -> Layers:
+def hold(mode: str, build: Callable[[], Iterable[Layer]], blocks: int, device: torch.device, heads: int,
+         pinning: Pinning) -> Layers:
     """K and V of every block, held as a mode says.
 
     mode: one of CACHE_MODES but "auto".
     build: yields (K, V), [R, M, C] each, for one block after the other; the first is number 0 of the result.
+    blocks: how many it yields.
+    heads: of the model.
+    pinning: how host memory is pinned.
     """
     if mode == "streaming":
         return StreamingLayers(build)
     if mode == "offloaded":
-        return OffloadedLayers(build(), device)
+        return OffloadedLayers(build(), blocks, device, pinning)
     return Fp8Layers(build(), heads) if mode == "fp8" else ResidentLayers(build())
 
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -19,11 +21,12 @@ from .applied import Applied, Identity
 from .attention_map import AttentionRecorder
 from .budget import cache_spec, token_count
 from .choices import chosen_attention, chosen_cache
-from .kv_cache import IdentityCache, hold
+from .kv_cache import IdentityCache, Pinning, hold
 from .managed import ManagedAdapter, let_go, manage
 from .run_report import StandInIdentity, StandInReport
 from .stream import identity_layers, joint_stream
 
+PINNING = Pinning(comfy.model_management.pin_memory, comfy.model_management.unpin_memory)  # which keep within a budget
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
@@ -65,7 +68,9 @@ class StandInRun(Run):
         """Chosen once for each device."""
         with self.lock:
             if device not in self.choices:
-                self.choices[device] = chosen_attention(self.applied, wan, device, options)
+                tokens = math.prod(self.whole), sum(token_count(each, wan) for each in self.applied.identities
+                                                    if each.strength > 0)
+                self.choices[device] = chosen_attention(self.applied, wan, device, options, tokens)
                 chosen = self.choices.values()
                 self.report.attention = "; ".join(dict.fromkeys(map(str, chosen)))
                 passed_over = dict.fromkeys(each for choice in chosen for each in choice.passed_over)
@@ -80,7 +85,7 @@ class StandInRun(Run):
         with self.lock:
             if device not in self.modes:
                 specs = [cache_spec(identity, wan, self.hook_groups) for identity in self.applied.identities]
-                self.modes[device] = chosen_cache(self.applied.settings.cache, specs, device)
+                self.modes[device] = chosen_cache(self.applied.settings.cache, specs, device, wan.free_memory(device))
                 self.report.cache = "; ".join(dict.fromkeys(self.modes.values()))
             return self.modes[device]
 
@@ -103,10 +108,10 @@ class StandInRun(Run):
         hooks = getattr(base.current_patcher, "current_hooks", None)
         strengths = None if hooks is None else tuple((id(hook), round(hook.strength, 6)) for hook in hooks.hooks)
         identity, mode = self.applied.identities[index], self.settle_cache(wan, device)
+        blocks = identity.blocks(len(wan.blocks))
 
         def build():
             latent = identity.reference_latent.to(device=device, dtype=wan.dtype)
-            blocks = identity.blocks(len(wan.blocks))
             layers = identity_layers(wan, latent, self.adapter(identity, device), identity.kept_tokens)
             return itertools.islice(layers, blocks.start, blocks.stop)
 
@@ -115,7 +120,8 @@ class StandInRun(Run):
                 torch.cuda.synchronize(device)
 
         return self.caches[index].layers((device, wan.dtype, id(wan.model)), strengths,
-                                         lambda: hold(mode, build, device, wan.heads), synchronize)
+                                         lambda: hold(mode, build, len(blocks), device, wan.heads, PINNING),
+                                         synchronize)
 
     def joint_stream(self, identity: Identity, wan: Wan, batch: int, rotation: torch.Tensor) -> JointStream:
         """The identity stream of one call of the model, for an adapter of ordinary attention.

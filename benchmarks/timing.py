@@ -1,0 +1,71 @@
+"""Timing in turns: each variant once in every round, so that what else a machine does falls on all of them alike."""
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+RESAMPLES = 1000
+CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """By the events of a GPU, which do not count what the host does beside; by the clock on a CPU."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def in_turns(names: Iterable[str], seconds: Callable[[str], float], rounds: int, against: dict[str, str],
+             warm_up: float = 0.0) -> dict[str, dict[str, float]]:
+    """Each variant's time and its ratio to another one, over the rounds.
+
+    seconds: takes those of one variant, by its name.
+    against: for each variant the one that it is divided by, within a round.
+    warm_up: seconds of work that is not counted, in which a card raises its clocks; one round at least.
+    -> ms; ratio and noise, the median and half the interquartile range; low and high, between which the median lies
+    with 95 % (bootstrap).
+    """
+    names = list(names)
+    started = time.perf_counter()
+    while True:
+        for name in names:
+            seconds(name)
+        if time.perf_counter() - started >= warm_up:
+            break
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        # each round begins with another variant, so that none is always the one after a pause
+        first = i % len(names)
+        for name in (*names[first:], *names[:first]):
+            times[name].append(seconds(name))
+    return {name: _summary(times[name], times[against[name]]) for name in names}
+
+
+def _summary(times: list[float], others: list[float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(times, others)]
+    quarter, median, three_quarters = statistics.quantiles(ratios, n=4, method="inclusive")
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
+    return {"ms": 1000 * statistics.median(times), "ratio": median, "noise": (three_quarters - quarter) / 2,
+            "low": medians[RESAMPLES // 40], "high": medians[-1 - RESAMPLES // 40]}
+
+
+def clocks() -> str | None:
+    """Clocks, power, temperature and why a card holds back, as its driver tells them; None without one."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return None
+    asked = subprocess.run(["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"], capture_output=True,
+                           text=True)
+    return asked.stdout.strip() or asked.stderr.strip()

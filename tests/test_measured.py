@@ -1,0 +1,115 @@
+"""The fastest of the exact ways to read an identity: measured by each way's own time, chosen, remembered and told."""
+import time
+
+import pytest
+import torch
+
+from standin_core.attention import AttentionInUse, Host, Need, Reason, choose_attention
+from standin_core.attention.choice import AttentionChoice
+from standin_core.attention.measured import HEADS, QUERIES, ROUNDS, extra_ms
+from standin_core.attention.naive import naive_state
+from standin_core.attention.states import StateSource
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TOKENS = (96, 40)
+
+
+def slow_state(q, k, v, scale):
+    time.sleep(0.05)
+    return naive_state(q, k, v, scale)
+
+
+def computing(seconds, calls):
+    def compute(q, k, v, heads):
+        time.sleep(seconds)
+        calls.append((q.shape, k.shape, heads))
+        return q
+    return compute
+
+
+def never(*_, **__):
+    raise AssertionError("what is not asked for is not timed")
+
+
+def test_each_way_takes_its_own_time():
+    fast, slow = (extra_ms(StateSource(state.__name__, "cpu", state), False, never, CPU, torch.float32, 64, TOKENS)
+                  for state in (naive_state, slow_state))
+    assert slow > 50 and slow > fast + 25
+    calls = []
+    assert extra_ms(None, False, computing(0.05, calls), CPU, torch.float32, 64, TOKENS) > 50
+
+
+def test_it_is_asked_once_and_of_a_part():
+    """The identity's keys alone, since the video's own attention is the same for all ways."""
+    calls = []
+    compute = computing(0, calls)
+    for _ in range(3):
+        extra_ms(None, False, compute, CPU, torch.float32, 64, (10 * QUERIES, 40))
+    assert calls == (1 + ROUNDS) * [((1, QUERIES, HEADS * 64), (1, 40, HEADS * 64), HEADS)]
+
+
+SOURCE = StateSource("a source", "cuda", naive_state)
+IN_USE = AttentionInUse(Host.PYTORCH, compute=never)
+KERNEL, MERGE = AttentionChoice("merge", SOURCE, (), kernel=True), AttentionChoice("merge", SOURCE, ())
+WHOLE = AttentionChoice("concatenate", None, ())
+NEED = (Reason(Need.STRENGTH, (0.5,)),)
+
+# requested, needs, milliseconds of kernel, merge and concatenation (None: not to be asked) -> taken, words told
+CASES = {
+    "the kernel": ("auto", (), (1.0, 2.0, 3.0), KERNEL, [
+        "merge, a source: on this card it takes 2.00 ms where merge, a source, Triton kernel takes 1.00 ms",
+        "concatenate: on this card it takes 3.00 ms where merge, a source, Triton kernel takes 1.00 ms"]),
+    "a second state": ("auto", (), (3.0, 1.0, 2.0), MERGE, [
+        "concatenate: on this card it takes 2.00 ms where merge, a source takes 1.00 ms"]),
+    "concatenation": ("auto", (), (3.0, 2.0, 1.0), WHOLE, [
+        "merge, a source, Triton kernel: on this card it takes 3.00 ms where concatenate takes 1.00 ms"]),
+    "a strength cannot be concatenated": ("auto", NEED, (3.0, 2.0, None), MERGE, [
+        "concatenate: it knows no weight but 1",
+        "merge, a source, Triton kernel: on this card it takes 3.00 ms where merge, a source takes 2.00 ms"]),
+    "merging is set": ("merge", (), (2.0, 3.0, None), KERNEL, [
+        "merge, a source: on this card it takes 3.00 ms where merge, a source, Triton kernel takes 2.00 ms"]),
+    "concatenation is set": ("concatenate", (), (None, None, None), WHOLE, ["merge: attention is set to concatenate"]),
+}
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A GPU on which the source and the kernel are right; no tensor goes there."""
+    monkeypatch.setattr("standin_core.attention.choice.FUSED", (SOURCE,))
+    monkeypatch.setattr("standin_core.attention.states.state_trial", lambda *_: None)
+    monkeypatch.setattr("standin_core.attention.choice.kernel_refusal", lambda *_: None)
+
+    def takes(kernel, merge, concatenation):
+        def asked(source, with_kernel, compute, device, dtype, head_dim, tokens):
+            found = concatenation if source is None else kernel if with_kernel else merge
+            assert found is not None and tokens == TOKENS and compute is never
+            if found == "no memory":
+                raise torch.cuda.OutOfMemoryError
+            return found
+        monkeypatch.setattr("standin_core.attention.choice.extra_ms", asked)
+    return takes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fastest_is_taken_and_told(name, card):
+    requested, needs, times, taken, words = CASES[name]
+    card(*times)
+    choice = choose_attention(requested, needs, IN_USE, CUDA, torch.bfloat16, 128, TOKENS)
+    assert choice == taken
+    told = list(map(str, choice.passed_over))
+    assert all(each in told for each in words), told
+
+
+def test_without_memory_to_try_it_in_the_order_stays(card):
+    card("no memory", "no memory", "no memory")
+    choice = choose_attention("auto", (), IN_USE, CUDA, torch.bfloat16, 128, TOKENS)
+    assert choice == KERNEL and "concatenate: merging copies nothing" in map(str, choice.passed_over)
+
+
+@pytest.mark.parametrize("needs, taken, words", [
+    ((), WHOLE, "merge: a source computes the identity's keys with the video's"),
+    (NEED, MERGE, "Triton kernel: a second call of a source costs less")])
+def test_beside_sageattention_the_kernel_comes_last(card, needs, taken, words):
+    """Where nothing is timed."""
+    choice = choose_attention("auto", needs, AttentionInUse(Host.SAGE, SOURCE), CUDA, torch.bfloat16, 128)
+    assert choice == taken and any(str(each).startswith(words) for each in choice.passed_over)

@@ -1,0 +1,27 @@
+"""The versions of ComfyUI that the pack promises, against those that it can be tested with."""
+import re
+import tomllib
+
+from pack import PACK
+from support.environment import CARRIERS, COMFYUI_VERSION
+
+
+def in_order(version):
+    return tuple(map(int, version.split(".")))
+
+
+def test_the_oldest_version_that_is_promised_can_be_tested():
+    with (PACK / "pyproject.toml").open("rb") as file:
+        promised = tomllib.load(file)["tool"]["comfy"]["requires-comfyui"]
+    assert promised == f">={min(CARRIERS, key=in_order)}"
+    assert max(CARRIERS, key=in_order) == COMFYUI_VERSION
+
+
+def test_the_table_has_every_version_that_can_be_tested():
+    table = re.findall(r"^\| (\d+\.\d+\.\d+) \|", (PACK / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert table == sorted(CARRIERS, key=in_order, reverse=True)
+
+
+def test_the_readme_names_the_oldest_and_the_newest():
+    readme = (PACK / "README.md").read_text(encoding="utf-8")
+    assert f"requires ComfyUI {min(CARRIERS, key=in_order)} or newer" in readme and COMFYUI_VERSION in readme
