@@ -42,6 +42,23 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
 
 
+def fitted(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Scale pictures to fit into a frame and fill the rest with black.
+
+    This is ``ImageProcessor.resize_pad_crop`` of ML-GSAI/Concat-ID, clamped as in its training.
+
+    image: [R, H, W, 3] in 0..1.
+
+    Returns [R, height, width, 3].
+    """
+    scale = min(height / image.shape[1], width / image.shape[2])
+    size = (int(image.shape[1] * scale), int(image.shape[2] * scale))
+    scaled = torch.nn.functional.interpolate(image.movedim(-1, 1), size, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    around = (left, width - size[1] - left, top, height - size[0] - top)
+    return torch.nn.functional.pad(scaled, around).movedim(1, -1)
+
+
 def check_wan_vae(vae) -> None:
     """Raises UserError unless the VAE is Wan 2.1's."""
     if not isinstance(vae.first_stage_model, comfy.ldm.wan.vae.WanVAE):

@@ -1,8 +1,8 @@
 """Every video cut into clips with reference photos, the paper's recipe (Stand-In, section 4.1).
 
 A run that was interrupted goes on behind the last line of the manifest; a video is looked at again if its file or its
-caption changes. The reference photos are frames from outside the clip (ID-Animator's random reference), so the model
-cannot learn to copy a frame.
+caption changes. The paper's reference photos are frames from outside the clip (ID-Animator's random reference), so the
+model cannot learn to copy a frame.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...face import load_detector
 from . import photos
 from .dropped import Drop, Reason, Unusable
 from .manifest import Clip, add_to_manifest, read_manifest
-from .settings import DataSettings, keep_settings
+from .settings import OUTSIDE, DataSettings, keep_settings
 from .sources import Source
 from .video import decoded, pixels
 
@@ -71,18 +71,19 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
              captioner: Captioner | None) -> tuple[list[Clip], list[tuple[str, Drop]]]:
     """The clips of a video of so many bytes, and what was left out of it."""
     path, caption, length = source.path, source.caption, settings.frames
+    outside = settings.photos_from == OUTSIDE
     if not size:
         raise Unusable(Reason.UNREADABLE, "the file is gone or empty")
     if not caption and captioner is None:
         raise Unusable(Reason.NO_CAPTION, "there is no captioner to ask")
     count = sum(1 for _ in decoded(path, settings.fps))
-    if count <= length:
-        raise Unusable(Reason.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, needed are {length} for a clip and "
-                                         "more to take a reference photo from")
+    if count < length + outside:
+        raise Unusable(Reason.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, needed are {length} for a clip"
+                       + outside * " and more to take a reference photo from")
     starts = range(0, count - length + 1, length)
     video = hashlib.sha256(f"{source.name} {size}".encode()).hexdigest()[:12]
     order = np.random.default_rng([settings.seed, int(video, 16)]).permutation(count).tolist()
-    pools = {start: [i for i in order if not start <= i < start + length][:TRIED * settings.references]
+    pools = {start: [i for i in order if (start <= i < start + length) != outside][:TRIED * settings.references]
              for start in starts}
     found = _look(path, settings, {i for pool in pools.values() for i in pool}, starts,
                   folder / photos.FOLDER / video, None if caption else captioner)
@@ -93,7 +94,8 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
         if start not in found.with_face:
             dropped.append((what, Drop(Reason.NO_FACE)))
         elif not chosen:
-            dropped.append((what, Drop(Reason.NO_REFERENCE, f"{len(pools[start])} frames were looked at")))
+            dropped.append((what, Drop(Reason.NO_REFERENCE if outside else Reason.NO_FACE,
+                                       f"{len(pools[start])} frames were looked at")))
         elif not (words := caption or found.captions[start]):
             dropped.append((what, Drop(Reason.NO_CAPTION, "the captioner gave nothing")))
         else:

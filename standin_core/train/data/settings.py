@@ -12,6 +12,8 @@ from ...files import replacing
 from ...latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN
 
 FILE = "settings.json"
+PHOTOS_FROM = OUTSIDE, INSIDE = ("outside the clip", "the clip")
+FITS = AS_CROPPED, TO_CLIP = ("as cropped", "to the clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,12 @@ class DataSettings:
     width, height: of a clip in pixels, multiples of 16.
     frames: of a clip, 4k + 1.
     references: photos of the person for each clip.
+    photos_from: one of PHOTOS_FROM, the frames of the video that become photos. Photos from outside the clip teach no
+        copying; Concat-ID's first stage takes them from the clip.
     seed: decides which frames become photos.
     face: how the photos are cropped.
 
-    Raises UserError for sizes that Wan's VAE cannot take.
+    Raises UserError for values that cannot be, such as sizes that Wan's VAE cannot take.
     """
 
     fps: float = 25.0
@@ -33,6 +37,7 @@ class DataSettings:
     height: int = 480
     frames: int = 81
     references: int = 5
+    photos_from: str = OUTSIDE
     seed: int = 0
     face: FaceSettings = field(default_factory=FaceSettings)
 
@@ -46,6 +51,42 @@ class DataSettings:
         for name in ("fps", "references"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is more than 0.")
+        if self.photos_from not in PHOTOS_FROM:
+            raise UserError(f"photos_from is {self.photos_from}, needed is one of {', '.join(PHOTOS_FROM)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoSettings:
+    """How the reference photos are encoded.
+
+    fit: one of FITS. "as cropped" keeps the size of the crop. "to the clip" scales the photo to fit into the clip's
+        frame and fills the rest with black, for methods that append the photo to the video.
+    noise_draws: how many times each photo is encoded, each time with noise of its own on the pixels; 0 encodes it once
+        and without noise.
+    noise_mean, noise_deviation: of the natural logarithm of the noise's standard deviation, for pixels in -1..1. The
+        defaults are Concat-ID's (arXiv 2503.14151).
+
+    Raises UserError for values that cannot be.
+    """
+
+    fit: str = AS_CROPPED
+    noise_draws: int = 0
+    noise_mean: float = -3.0
+    noise_deviation: float = 0.5
+
+    def __post_init__(self):
+        if self.fit not in FITS:
+            raise UserError(f"fit is {self.fit}, needed is one of {', '.join(FITS)}.")
+        for name in ("noise_draws", "noise_deviation"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, needed is at least 0.")
+
+    def size(self, data: DataSettings) -> tuple[int, int]:
+        """(height, width) in pixels of a photo as it is encoded."""
+        return (data.height, data.width) if self.fit == TO_CLIP else (data.face.size, data.face.size)
+
+
+PLAIN = PhotoSettings()
 
 
 def keep_settings(folder: Path, settings: DataSettings) -> None:
@@ -56,7 +97,10 @@ def keep_settings(folder: Path, settings: DataSettings) -> None:
         with replacing(file) as part:
             part.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
-    before = kept_settings(folder)
+    # an earlier version made data with the defaults of the settings that came later
+    default, kept = dataclasses.asdict(DataSettings()), kept_settings(folder)
+    before = {**default, **kept, "face": {**default["face"], **kept["face"]}}
+    del before["face"]["download_missing"]
     differing = sorted(name for name in now if before.get(name) != now[name])
     if differing:
         raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
