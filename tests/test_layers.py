@@ -10,16 +10,18 @@ CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
 SHARED = ["contracts", "files", "folders", "latents", "face", "reference", "controls", "report", "guidance",
-          "attention", "wan", "joint", "sampler", "evaluation", "train"]
+          "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation", "train"]
 # side by side: none imports another
-METHODS = ["stand_in", "face_swap"]
+METHODS = ["stand_in", "concat_id", "face_swap"]
 # which methods there are; may import all of them
 LISTS = ["methods"]
 # of a method that has more files than a reader holds at a time; each may import those before it
 WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "kv_cache", "settings", "attention_map",
                        "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
-                       "training"]}
-WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "stand_in.adapter",
+                       "training"],
+          "concat_id": ["picture", "weights", "settings", "forward", "run_report", "run", "wrappers", "apply",
+                        "low_rank", "training"]}
+WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "rope", "stand_in.adapter",
                    "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings",
                    "stand_in.run_report"]
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
