@@ -20,7 +20,7 @@ WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "
                        "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
                        "training"],
           "concat_id": ["picture", "weights", "settings", "forward", "run_report", "run", "wrappers", "apply",
-                        "low_rank", "training"]}
+                        "training"]}
 WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "rope", "stand_in.adapter",
                    "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings",
                    "stand_in.run_report"]

@@ -13,6 +13,7 @@ import torch
 from ..contracts import UserError
 from ..folders import ADAPTERS, find_file, new_adapter_file
 from ..train import session
+from ..train.low_rank import low_rank_optimizer
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan
@@ -132,12 +133,7 @@ class StandInLearner:
         self.weights = parameters(self.adapter)
 
     def optimizer(self, settings: TrainSettings) -> torch.optim.Optimizer:
-        from peft.optimizers import create_loraplus_optimizer  # 6 s
-
-        return create_loraplus_optimizer(
-            self.module,  # type: ignore[arg-type]  # PEFT says PeftModel, and takes any module with its layers
-            torch.optim.AdamW, lr=settings.learning_rate, loraplus_lr_ratio=settings.loraplus_ratio,
-            loraplus_weight_decay=settings.weight_decay, weight_decay=settings.weight_decay)
+        return low_rank_optimizer(self.module, settings)
 
     @contextlib.contextmanager
     def velocity(self, noisy: torch.Tensor, batch: Batch, checkpointing: bool) -> Iterator[torch.Tensor]:
