@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import comfy.sd
 import torch
@@ -57,10 +57,10 @@ class StandInMethod:
     variant: where the identity tokens stand, and what they read.
     """
 
-    makes = "an adapter for Load Stand-In"
-    table = "adapter"
-    Settings = AdapterSettings
-    recipe: ClassVar[dict[str, dict]] = {}  # the trainer's defaults are the paper's
+    makes: ClassVar[str] = "an adapter for Load Stand-In"
+    table: ClassVar[str] = "adapter"
+    Settings: ClassVar[type[MethodSettings]] = AdapterSettings
+    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # the trainer's defaults are the paper's
     saving = "weights in fp8"
 
     def __init__(self, settings: AdapterSettings, start_from: Adapter | None = None, variant: Variant = PAPER):
