@@ -1,7 +1,9 @@
 """The nodes, one file for each method or purpose. Each node is a schema and one call into standin_core."""
 from comfy_api.latest import ComfyExtension
 
-from ..standin_core.folders import register_adapters
+from ..standin_core.folders import register_folder
+from ..standin_core.stand_in.adapter import ADAPTERS
+from .concat_id import ApplyConcatID, LoadConcatID
 from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
@@ -12,9 +14,10 @@ from .training import PrepareTrainingData, TrainStandIn
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
-                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn]
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn, LoadConcatID,
+                ApplyConcatID]
 
 
 async def comfy_entrypoint():
-    register_adapters()
+    register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
     return StandInExtension()

@@ -6,8 +6,8 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..standin_core.face import PRESETS, FaceSettings
-from ..standin_core.folders import training_folder
-from ..standin_core.stand_in.training import AdapterSettings, train_adapter
+from ..standin_core.folders import output_folder
+from ..standin_core.stand_in.training import TRAINING, AdapterSettings, train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -106,7 +106,7 @@ class PrepareTrainingData(io.ComfyNode):
         pairs = None
         if given["references_from"] == "other videos":
             pairs = PairSettings(given["lowest_similarity"], given["highest_similarity"])
-        folder = training_folder(given["name"])
+        folder = output_folder(TRAINING, given["name"])
         shards = make_dataset(sources_of(videos, captions), folder, settings, Encoders(given["vae"], given["clip"]),
                               functools.partial(show_text, cls), pairs, clip_vision)
         report = summary(folder)

@@ -38,12 +38,13 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
     from standin_core.contracts import UserError
-    from standin_core.folders import find_file, register_adapters
+    from standin_core.folders import find_file, register_folder
     from standin_core.methods import TRAINED
+    from standin_core.stand_in.adapter import ADAPTERS
     from standin_core.train.config import read_config
     from standin_core.train.plan import plan
 
-    register_adapters()
+    register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
     try:
         config = read_config(options.config, TRAINED)
         method = TRAINED[config.method].of(config.settings)

@@ -8,9 +8,15 @@ import torch
 
 from .contracts import UserError
 
-# which pass reads the identity; the paper's is both passes
+# which pass reads the identity
 GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
+
+
+def check_guidance(guidance: str) -> None:
+    """Raises UserError unless it is one of GUIDANCES."""
+    if guidance not in GUIDANCES:
+        raise UserError(f"guidance is {guidance}, needed is one of {', '.join(GUIDANCES)}.")
 
 
 class Passes:
@@ -33,8 +39,12 @@ class Passes:
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
             raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
-                            "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
-                            "passes.")
+                            "own: sample with plain classifier-free guidance, as KSampler and CFGGuider do, "
+                            "or set guidance to both passes.")
+        if self.guidance == OWN_SCALE and sum(isinstance(each, OwnScale) for each in guider.model_options.get(
+                "sampler_pre_cfg_function", ())) > 1:
+            raise UserError("two methods on this model have guidance set to own scale, and one identity can have a "
+                            "scale beside the prompt's: set the other to both passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                             "guidance.")
@@ -82,3 +92,18 @@ class Passes:
         (positive,) = comfy.samplers.calc_cond_batch(args["model"], [plain], args["input"], args["timestep"], options)
         scale = self.scale / args["cond_scale"]
         return [positive + scale * (with_identity - positive), *others]
+
+
+class OwnScale:
+    """ComfyUI's sampler_pre_cfg_function of a model on which a method has guidance "own scale"."""
+
+    def __init__(self, key: str, without: str):
+        """key: of the method's run in ``transformer_options``. without: as in ``Passes.guide``."""
+        self.key, self.without = key, without
+
+    def __deepcopy__(self, memo):  # ComfyUI 0.3.64 copies model_options for every run
+        return self
+
+    def __call__(self, args: dict) -> list[torch.Tensor]:
+        run = args["model_options"]["transformer_options"].get(self.key)
+        return args["conds_out"] if run is None else run.passes.guide(args, self.without)

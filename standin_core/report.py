@@ -9,20 +9,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Protocol
 
-LISTENER = "stand_in_report_sink"  # in ComfyUI's transformer_options
+LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
 
 class ReportedIdentity(Protocol):
     """What one identity of a run was told: a dataclass of its method."""
 
     @property
-    def strength(self) -> float: ...
-
-    @property
-    def start_percent(self) -> float: ...
-
-    @property
-    def end_percent(self) -> float: ...
+    def when(self) -> str:
+        """In which part of the sampling it was to be read, and how strongly."""
 
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
         """One fact a line, about a run in which it was read. video_grid: as in RunReport."""
@@ -80,9 +75,8 @@ class ReportSink:
 def as_text(report: RunReport) -> str:
     """One fact a line."""
     if report.identity_calls == 0:
-        windows = "; ".join(f"strength {identity.strength:g}, {identity.start_percent:g} to {identity.end_percent:g}"
-                            for identity in report.identities)
-        return (f"{report.model}: identity not applied ({windows}); {report.steps} steps, {report.ms_per_step:.0f} ms "
+        when = "; ".join(identity.when for identity in report.identities)
+        return (f"{report.model}: identity not applied ({when}); {report.steps} steps, {report.ms_per_step:.0f} ms "
                 "each")
     assert report.video_grid is not None  # a model call has read the identity
     return "\n".join([  # the first lines are what a node has room for

@@ -365,7 +365,7 @@ class HeadMethod:
     """What a configuration asks of another method."""
 
     makes, table, Settings = "a head", "head", HeadSettings
-    recipe = {"train": {"learning_rate": 1e-5, "shift": 5.0}, "data": {"face": {"size": 448}}}  # noqa: RUF012
+    defaults = {"train": {"learning_rate": 1e-5, "shift": 5.0}, "data": {"face": {"size": 448}}}  # noqa: RUF012
 
 
 def test_a_method_brings_its_own_part_of_the_configuration():

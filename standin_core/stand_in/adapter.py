@@ -7,7 +7,6 @@ are accepted as an import convenience.
 """
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ import safetensors.torch
 import torch
 
 from ..contracts import UserError
+from ..files import reading_weights, sha256_of
 from .variant import PAPER, Variant
 
+ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
 KEY = re.compile(
@@ -76,21 +77,14 @@ def load_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     metadata: dict[str, str] = {}
-    try:
+    with reading_weights(path, "a Stand-In adapter"):
         if path.suffix in (".safetensors", ".sft"):
             weights = safetensors.torch.load_file(path)
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
-        raise UserError(
-            f"{path.name} cannot be read as weights ({type(error).__name__}); a Stand-In adapter is a .safetensors or "
-            "a weights-only .ckpt file: download it again from its source page."
-        ) from error
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return parse_adapter(weights, path.name, sha256, Variant.of(metadata))
+    return parse_adapter(weights, path.name, sha256_of(path), Variant.of(metadata))
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:

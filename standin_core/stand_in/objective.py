@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..attention import AttentionChoice, restricted_attention
+from ..attention import ATTACHED, restricted_attention
 from ..contracts import UserError
 from ..joint import JointStream
 from ..wan import RECOMPUTED, Reading, Wan, differentiable
@@ -21,8 +21,6 @@ from .stream import identity_layers, joint_stream
 from .variant import ORDINARY
 
 TIME_OFFSET = -1  # the paper's place of the identity, one frame before the video
-# keys and values are appended, which autograd sees through: a log-sum-exp has no gradient in PyTorch's operators
-ATTACHED = AttentionChoice("concatenate", None, ())
 
 
 @contextlib.contextmanager

@@ -11,17 +11,19 @@ import comfy.sd
 import torch
 
 from ..contracts import UserError
-from ..folders import ADAPTERS, find_file, new_adapter_file
+from ..folders import find_file, new_file
 from ..train import session
 from ..train.low_rank import low_rank_optimizer
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan
-from .adapter import Adapter, check_fit, load_adapter, parse_adapter
+from .adapter import ADAPTERS, Adapter, check_fit, load_adapter, parse_adapter
 from .apply import apply_identity_branch
 from .objective import identity_read
 from .parameters import as_adapter, new_adapter, parameters, save_adapter
 from .variant import PAPER, Variant
+
+TRAINING = "stand_in_training"  # the folder of ComfyUI's output that holds the data and the runs
 
 # What training holds at its peak beside the weights, in numbers for each video token, C for dim and F for ffn_dim:
 # with checkpointing 15 C + 2.7 F in the block at work, and C for each block; without, 10.9 C + 1.35 F for each block
@@ -60,7 +62,7 @@ class StandInMethod:
     makes: ClassVar[str] = "an adapter for Load Stand-In"
     table: ClassVar[str] = "adapter"
     Settings: ClassVar[type[MethodSettings]] = AdapterSettings
-    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # the trainer's defaults are the paper's
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # the trainer's defaults are the paper's
     saving = "weights in fp8"
 
     def __init__(self, settings: AdapterSettings, start_from: Adapter | None = None, variant: Variant = PAPER):
@@ -77,7 +79,7 @@ class StandInMethod:
 
     @property
     def file(self) -> Path:
-        return new_adapter_file(self.settings.name)
+        return new_file(ADAPTERS, self.settings.name)
 
     def load(self, file: Path):
         return comfy.sd.load_diffusion_model(str(file))

@@ -14,7 +14,7 @@ import pydantic_core
 
 from ..contracts import UserError
 from .data.pairs import PairSettings
-from .data.settings import DataSettings, PhotoSettings
+from .data.recipe import DataSettings, PhotoSettings
 from .method import Method
 from .settings import EXPERTS, MethodSettings, SampleSettings, TrainSettings
 
@@ -91,7 +91,7 @@ def parse_config(table: dict, methods: Mapping[str, type[Method]]) -> TrainConfi
     try:
         # in strict mode, pydantic makes dataclasses of JSON's tables but not of dictionaries
         config = kind.model_validate_json(pydantic_core.to_json(
-            _merged(_merged(method.recipe, table), {"method": name}), inf_nan_mode="constants"))
+            _merged(_merged(method.defaults, table), {"method": name}), inf_nan_mode="constants"))
     except pydantic.ValidationError as error:
         raise UserError(" ".join(_in_words(each, kind) for each in error.errors())) from error
     expert = config.settings.expert
@@ -105,10 +105,10 @@ def parse_config(table: dict, methods: Mapping[str, type[Method]]) -> TrainConfi
         "train": dataclasses.replace(config.train, noise_from=noise_from, noise_to=noise_to)})
 
 
-def _merged(recipe: Mapping, given: Mapping) -> dict:
-    """What is given, and what the recipe says where nothing is given."""
-    return {**recipe, **{key: _merged(recipe[key], value) if isinstance(value, dict) and key in recipe else value
-                         for key, value in given.items()}}
+def _merged(defaults: Mapping, given: Mapping) -> dict:
+    """What is given, and the defaults where nothing is given."""
+    return {**defaults, **{key: _merged(defaults[key], value) if isinstance(value, dict) and key in defaults else value
+                           for key, value in given.items()}}
 
 
 def _in_words(error: pydantic_core.ErrorDetails, kind: type[TrainConfig]) -> str:

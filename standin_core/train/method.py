@@ -53,7 +53,7 @@ class Method(Protocol):
     makes: what comes of a training, in a few words.
     table: the name of the configuration's table that holds the method's settings.
     Settings: the dataclass of that table.
-    recipe: what the method's authors take where a configuration says nothing: table -> key -> value.
+    defaults: what counts where a configuration says nothing, table -> key -> value; else the trainer's own defaults do.
 
     Of an object:
     settings: as they were given.
@@ -64,7 +64,7 @@ class Method(Protocol):
     makes: ClassVar[str]
     table: ClassVar[str]
     Settings: ClassVar[type[MethodSettings]]
-    recipe: ClassVar[Mapping[str, Mapping[str, Any]]]
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
     settings: MethodSettings
     origin: dict[str, str]
     saving: str
