@@ -19,7 +19,7 @@ LISTS = ["methods"]
 WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "kv_cache", "settings", "attention_map",
                        "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
                        "training"],
-          "concat_id": ["picture", "forward", "weights", "settings", "run_report", "run", "wrappers", "apply",
+          "concat_id": ["forward", "weights", "settings", "run_report", "run", "wrappers", "apply",
                         "training"]}
 WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "rope", "stand_in.adapter",
                    "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings",

@@ -154,9 +154,9 @@ def test_pictures_of_what_it_makes_by_now(model, shards, tmp_path):
     before = run.draw()
     list(run.steps())
     after = np.asarray(PIL.Image.open(tmp_path / "samples" / "step_000002.png"))
-    assert after.shape == before.shape == (2 * (64 + 4), 64 + 4 * 96, 3)
-    assert np.array_equal(before[:64, :64], after[:64, :64])  # the photo
-    assert (before[:64, 64:] != after[:64, 64:]).any()
+    assert after.shape == before.shape == (2 * (64 + 4), 128 + 4 * 96, 3)
+    assert np.array_equal(before[:64, :128], after[:64, :128])  # the photo
+    assert (before[:64, 128:] != after[:64, 128:]).any()
 
 
 def test_pictures_show_what_is_saved(model, shards, tmp_path):
@@ -185,7 +185,7 @@ def test_pictures_of_the_low_noise_expert_begin_with_the_clip(model, shards):
     with torch.no_grad():
         clip = vae.decode(model.model.process_latent_out(examples[0].video[None]))[0]
     shown = torch.cat(list(clip[[0, 3, 5, 8]]), dim=1).clamp(0, 1)
-    assert np.abs(grids[2][:64, 64:] / 255 - shown.numpy()).mean() < 0.02
+    assert np.abs(grids[2][:64, 128:] / 255 - shown.numpy()).mean() < 0.02
     assert not np.array_equal(grids[0], grids[1])
 
 

@@ -5,8 +5,7 @@ import torch
 
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
-from ..reference import reference_from
-from .picture import fitted
+from ..reference import fitted, reference_from
 from .settings import AppendedReference
 from .weights import ConcatID, check_fit
 from .wrappers import install, is_installed

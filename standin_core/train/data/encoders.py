@@ -102,7 +102,7 @@ def _example(clip: Clip, frames: np.ndarray, data: Path, settings: PhotoSettings
     except Unusable as error:
         return error.drop
     if settings.fit == TO_CLIP:
-        photos = fitted(photos, *frames.shape[1:3])
+        photos = torch.stack([fitted(photo, *frames.shape[1:3]) for photo in photos])
     if settings.noise_draws:
         photos = with_noise(photos, settings, f"{seed} {clip.name}")
     return Example(encoders.latent(torch.from_numpy(frames).float() / 255), encoders.photos(photos),

@@ -83,7 +83,7 @@ class PhotoSettings:
 
     def size(self, data: DataSettings) -> tuple[int, int]:
         """(height, width) in pixels of a photo as it is encoded."""
-        return (data.height, data.width) if self.fit == TO_CLIP else (data.face.size, data.face.size)
+        return (data.height, data.width) if self.fit == TO_CLIP else 2 * (data.face.resolved().size,)
 
 
 PLAIN = PhotoSettings()
@@ -91,20 +91,27 @@ PLAIN = PhotoSettings()
 
 def keep_settings(folder: Path, settings: DataSettings) -> None:
     """Note the settings that the data of a folder is made with; raises UserError where it was made with others."""
-    now, file = dataclasses.asdict(settings), folder / FILE
-    del now["face"]["download_missing"]  # changes nothing of what is made
+    file = folder / FILE
     if not file.exists():
+        now = dataclasses.asdict(settings)
+        del now["face"]["download_missing"]  # changes nothing of what is made
         with replacing(file) as part:
             part.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
-    # an earlier version made data with the defaults of the settings that came later
-    default, kept = dataclasses.asdict(DataSettings()), kept_settings(folder)
-    before = {**default, **kept, "face": {**default["face"], **kept["face"]}}
-    del before["face"]["download_missing"]
-    differing = sorted(name for name in now if before.get(name) != now[name])
+    kept = kept_settings(folder)  # an earlier version's say nothing of settings that came later, whose defaults it had
+    before = DataSettings(**{**kept, "face": FaceSettings(**kept["face"])})
+    now, then = _made_with(settings), _made_with(before)
+    differing = sorted(name for name in now if then[name] != now[name])
     if differing:
         raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
                         "another folder.")
+
+
+def _made_with(settings: DataSettings) -> dict:
+    """What the data follow from, whether it was set or comes from a preset."""
+    face = settings.face
+    return {**dataclasses.asdict(settings), "face": {**dataclasses.asdict(face), **dataclasses.asdict(face.resolved()),
+                                                     "download_missing": None}}
 
 
 def kept_settings(folder: Path) -> dict:
