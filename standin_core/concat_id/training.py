@@ -34,6 +34,17 @@ VARIANTS = FIRST_STAGE, ADALN = ("first stage", "AdaLN")
 WEIGHTS = ALL, LOW_RANK = ("all", "low rank")
 LAYERS = (*(f"{attention}.{which}" for attention in ("self_attn", "cross_attn") for which in "qkvo"), "ffn.0", "ffn.2")
 OWN_BLOCKS = "modulation_ref"  # the vectors of all blocks as one tensor, while they are trained
+
+# What training holds at its peak beside the weights and their gradients, in numbers for each token of the video and of
+# the references, C for dim and F for ffn_dim: with checkpointing, (C, F) in the block at work, and C for each block.
+# Where all weights are trained, the inputs of the blocks go as fast as the gradients come. Without checkpointing, (C, F)
+# for each block and C once. Read off PyTorch's allocator for tiny models of 4 and 8 blocks, F/C 1 and 4, 576 and 768
+# tokens, to which they fit within 2 %; tests/test_train_concat_id.py compares.
+AT_WORK = {ALL: (23.1, 2.2), LOW_RANK: (19.7, 3.5)}
+KEPT = {ALL: 0.0, LOW_RANK: 0.75}
+IN_A_BLOCK = {ALL: (19.8, 1.6), LOW_RANK: (17.0, 2.2)}
+LAST = 4.7
+
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -146,7 +157,13 @@ class ConcatIDMethod:
         return own + self.settings.rank * sum(map(sum, _layers(size.blocks, size.dim, size.ffn_dim).values()))
 
     def activations(self, size: ModelSize, video: int, photo: int, checkpointing: bool) -> float:
-        return 0.0
+        def of(part: tuple[float, float]) -> float:
+            return part[0] * size.dim + part[1] * size.ffn_dim
+
+        tokens, weights = video + photo, self.settings.weights
+        if checkpointing:
+            return tokens * (of(AT_WORK[weights]) + KEPT[weights] * size.blocks * size.dim)
+        return tokens * (size.blocks * of(IN_A_BLOCK[weights]) + LAST * size.dim)
 
     def begin(self, wan: Wan, seed: int, device: torch.device) -> ConcatIDLearner:
         own = None
