@@ -233,7 +233,7 @@ class ConcatIDLearner:
     def applied(self, model, photo: torch.Tensor):
         own = None if self.own is None else ReferenceModulation(*(each.detach().cpu() for each in _parts(self.own)))
         marks = torch.cat([block.block.modulation.detach() for block in self.wan.blocks]).cpu()
-        concat_id = ConcatID("in training", "", self.wan.dim, marks, own, photo.shape[2])
+        concat_id = ConcatID("in training", "", marks, own, photo.shape[2])
         return apply_concat_id(model, concat_id, {"samples": torch.zeros_like(photo)},
                                latent={"samples": photo[0].movedim(1, 0).unsqueeze(2)})
 
