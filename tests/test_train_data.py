@@ -458,14 +458,42 @@ def test_photos_fitted_to_the_clip(videos, prepared_once, encoders, tmp_path):
 
 def test_noise_on_photos():
     """Its deviation is log-normal, on pixels of which ours have half the range."""
-    photos = torch.full((2, 40, 50, 3), 0.5)
+    photos = torch.full((1, 2, 40, 50, 3), 0.5)
     found = with_noise(photos, PhotoSettings(noise_draws=200), "seed") - 0.5
-    logarithms = (2 * found).std(dim=(1, 2, 3)).log()
-    assert found.shape == (400, 40, 50, 3)
+    logarithms = (2 * found).std(dim=(2, 3, 4)).log()
+    assert found.shape == (200, 2, 40, 50, 3)
     assert float(logarithms.mean()) == pytest.approx(-3, abs=0.08)  # three deviations of 400 draws
     assert float(logarithms.std()) == pytest.approx(0.5, abs=0.06)
     assert torch.equal(with_noise(photos, PhotoSettings(noise_draws=1), "a"),
                        with_noise(photos, PhotoSettings(noise_draws=1), "a"))
+
+
+def test_two_people_from_left_to_right(encoders, tmp_path):
+    """Frames that show both; a photo has the left one first, and each becomes a latent frame of its own."""
+    face = moving_photo.video(40, 320, 240)
+    coffee = np.repeat(cv2.resize(skimage.data.coffee(), (320, 240))[None], 40, axis=0)
+    dim = (0.6 * face).astype(np.uint8)
+    for name, frames in (("both", np.concatenate((face, dim), axis=2)),
+                         ("alone", np.concatenate((face, coffee), axis=2))):
+        moving_photo.write_video(tmp_path / f"{name}.mp4", frames)
+        (tmp_path / f"{name}.txt").write_text("two people", encoding="utf-8")
+    settings = dataclasses.replace(SETTINGS, people=2, width=128)
+    said, sources = [], sources_in(tmp_path)
+    shards = make_dataset(sources, tmp_path / "data", settings, encoders, said.append, photos=PhotoSettings(TO_CLIP))
+    made = manifest_clips(tmp_path / "data")
+    assert {clip.video for clip in made} == {"both.mp4"}
+    for clip in made:
+        left, right = np.split(read_photo(tmp_path / "data" / clip.references[0]), 2, axis=1)
+        assert left.shape == right.shape == (64, 64, 3) and right.mean() < 0.8 * left.mean()
+    example = CachedExamples(shards)[0]
+    assert example.photos.shape[1:] == (16, 2, *example.video.shape[-2:])
+    first = next(clip for clip in made if clip.name == CachedExamples(shards).names[0])
+    strip = torch.from_numpy(read_photo(tmp_path / "data" / first.references[0])).float() / 255
+    for person, picture in enumerate(strip.split(64, dim=1)):
+        expected = encoders.photos(torch.nn.functional.pad(picture, (0, 0, 32, 32))[None])[0]
+        torch.testing.assert_close(example.photos[0, :, person:person + 1], expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="people is 2, and photos of other videos are found by one face"):
+        make_dataset(sources, tmp_path / "data", settings, encoders, said.append, PairSettings())
 
 
 def test_photos_from_the_clip_itself(videos, tmp_path):

@@ -35,10 +35,10 @@ WEIGHTS = ALL, LOW_RANK = ("all", "low rank")
 LAYERS = (*(f"{attention}.{which}" for attention in ("self_attn", "cross_attn") for which in "qkvo"), "ffn.0", "ffn.2")
 OWN_BLOCKS = "modulation_ref"  # the vectors of all blocks as one tensor, while they are trained
 
-# What training holds at its peak beside the weights and their gradients, in numbers for each token of the video and of
-# the references, C for dim and F for ffn_dim: with checkpointing, (C, F) in the block at work, and C for each block.
-# Where all weights are trained, the inputs of the blocks go as fast as the gradients come. Without checkpointing, (C, F)
-# for each block and C once. Read off PyTorch's allocator for tiny models of 4 and 8 blocks, F/C 1 and 4, 576 and 768
+# What training holds at its peak beside the weights and their gradients, in numbers for each token of the video and the
+# references, C for dim and F for ffn_dim: with checkpointing, (C, F) in the block at work, and C for each block; where
+# all weights are trained, the inputs of the blocks go as fast as the gradients come. Without checkpointing, (C, F) for
+# each block, and C once. Read off PyTorch's allocator for tiny models of 4 and 8 blocks, F/C 1 and 4, 576 and 768
 # tokens, to which they fit within 2 %; tests/test_train_concat_id.py compares.
 AT_WORK = {ALL: (23.1, 2.2), LOW_RANK: (19.7, 3.5)}
 KEPT = {ALL: 0.0, LOW_RANK: 0.75}

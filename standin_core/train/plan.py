@@ -16,7 +16,7 @@ def plan(config: TrainConfig, method: Method, model_file: Path, devices: int = 1
     size, data, train = model_size(model_file), config.data, config.train
     height, width = config.photos.size(data)
     video = tokens(data.frames, data.height, data.width)
-    photo = (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
+    photo = data.people * (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
     frozen, trained = method.frozen_bytes(size), parameter_bytes(method, size, train)
     activations = activation_bytes(method, size, train, video, photo, COMPUTED_BYTES)
     given = ", ".join(f"{key} {value}" for key, value in method.origin.items() if value)
@@ -32,7 +32,8 @@ def plan(config: TrainConfig, method: Method, model_file: Path, devices: int = 1
         f"{method.settings.expert}, noise levels {train.noise_from:g} to {train.noise_to:g}",
         *method.lines(size),
         f"clips       {data.frames} frames at {data.fps:g} fps, {data.width}x{data.height}: {video:,} tokens",
-        f"references  {data.references} a clip, {width}x{height}: {photo:,} tokens; {photos}",
+        f"references  {data.references} a clip, {f'{data.people} people, ' * (data.people > 1)}{width}x{height}: "
+        f"{photo:,} tokens; {photos}",
         f"training    {train.steps:,} steps of {train.batch_size} on {devices} device{'s' * (devices > 1)}, "
         f"learning rate {train.learning_rate:g}, seed {train.seed}",
         f"memory      about {_gib(frozen + trained + activations)} on each device: {_gib(frozen)} frozen model, "

@@ -34,6 +34,9 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     Returns the folder of the shards, which is named by a hash of all that they follow from. Raises UserError where
     nothing is left to train on, and where the disk is full.
     """
+    if pairs is not None and settings.people > 1:
+        raise UserError(f"people is {settings.people}, and photos of other videos are found by one face: take [pairs] "
+                        "out, or set people to 1.")
     try:
         # encoders and detectors would keep what a backward pass needs
         with torch.inference_mode():

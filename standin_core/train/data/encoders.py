@@ -87,7 +87,7 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
             for _, frames in read:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 clip = waiting.pop(0)
-                yield clip.name, _example(clip, frames, data, photos, settings.seed, encoders)
+                yield clip.name, _example(clip, frames, data, settings, photos, encoders)
             drop = Drop(Cause.NOW_SHORTER)
         except Unusable as error:
             drop = error.drop
@@ -95,17 +95,20 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
             yield clip.name, drop
 
 
-def _example(clip: Clip, frames: np.ndarray, data: Path, settings: PhotoSettings, seed: int,
+def _example(clip: Clip, frames: np.ndarray, data: Path, settings: DataSettings, photos: PhotoSettings,
              encoders: Encoders) -> Example | Drop:
     try:
-        photos = torch.from_numpy(np.stack([read_photo(data / file) for file in clip.references])).float() / 255
+        files = np.stack([read_photo(data / file) for file in clip.references])
     except Unusable as error:
         return error.drop
-    if settings.fit == TO_CLIP:
-        photos = torch.stack([fitted(photo, *frames.shape[1:3]) for photo in photos])
-    if settings.noise_draws:
-        photos = with_noise(photos, settings, f"{seed} {clip.name}")
-    return Example(encoders.latent(torch.from_numpy(frames).float() / 255), encoders.photos(photos),
+    pictures = torch.from_numpy(np.stack(np.split(files, settings.people, axis=2), axis=1)).float() / 255
+    if photos.fit == TO_CLIP:
+        pictures = torch.stack([torch.stack([fitted(picture, *frames.shape[1:3]) for picture in each])
+                                for each in pictures])
+    if photos.noise_draws:
+        pictures = with_noise(pictures, photos, f"{settings.seed} {clip.name}")
+    latents = encoders.photos(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+    return Example(encoders.latent(torch.from_numpy(frames).float() / 255), latents.squeeze(3).transpose(1, 2),
                    encoders.context(clip.caption))
 
 
@@ -115,14 +118,15 @@ def with_noise(photos: torch.Tensor, settings: PhotoSettings, seed: str) -> torc
     As in ML-GSAI/Concat-ID's training, ``exp(N(noise_mean, noise_deviation))`` is the noise's standard deviation for
     pixels in -1..1, and nothing is clamped.
 
-    photos: [P, H, W, 3] in 0..1.
+    photos: [P, M, H, W, 3] in 0..1.
     seed: decides the noise.
 
-    Returns [P * noise_draws, H, W, 3].
+    Returns [P * noise_draws, M, H, W, 3].
     """
     generator = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16))
     photos = photos.repeat_interleave(settings.noise_draws, dim=0)
-    logarithm = torch.randn(len(photos), 1, 1, 1, generator=generator) * settings.noise_deviation + settings.noise_mean
+    logarithm = torch.randn(*photos.shape[:2], 1, 1, 1, generator=generator)
+    logarithm = logarithm * settings.noise_deviation + settings.noise_mean
     return photos + logarithm.exp() / 2 * torch.randn(photos.shape, generator=generator)
 
 

@@ -114,8 +114,8 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
 class _Found:
     """What a video shows.
 
-    photos: number of a frame -> file of its face crop.
-    with_face: starts of the clips that show a face.
+    photos: number of a frame -> file of its face crops.
+    with_face: starts of the clips that show a face, or each of several people.
     captions: start of a clip -> what the captioner says.
     """
 
@@ -143,7 +143,7 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
     showing: list[np.ndarray] = []
 
     def crop() -> None:
-        for number, photo in photos.face_crops(waiting, settings.face):
+        for number, photo in photos.face_crops(waiting, settings.face, settings.people):
             found.photos[number] = prefix.with_name(f"{prefix.name}_{number:06d}.png")
             photos.write_photo(found.photos[number], photo)
         waiting.clear()
@@ -153,8 +153,10 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
         if number not in wanted and number not in checked and number not in told:
             continue
         picture = pixels(frame)
-        if number in checked and detector.find(_in_clip(picture, settings), number):
-            found.with_face.add(checked[number])
+        if number in checked:
+            faces = len(detector.find(_in_clip(picture, settings), number))
+            if faces == settings.people or (settings.people == 1 and faces):
+                found.with_face.add(checked[number])
         if captioner and number in told:
             showing.append(picture)
             if len(showing) == len(places):

@@ -24,6 +24,8 @@ class DataSettings:
     width, height: of a clip in pixels, multiples of 16.
     frames: of a clip, 4k + 1.
     references: photos of the person for each clip.
+    people: how many a clip shows, each with a face of its own in a photo, from left to right. They have the order in
+        which they stand in the frame that the photo was taken from.
     photos_from: one of PHOTOS_FROM, the frames of the video that become photos. Photos from outside the clip teach no
         copying; Concat-ID's first stage takes them from the clip.
     seed: decides which frames become photos.
@@ -37,6 +39,7 @@ class DataSettings:
     height: int = 480
     frames: int = 81
     references: int = 5
+    people: int = 1
     photos_from: str = OUTSIDE
     seed: int = 0
     face: FaceSettings = field(default_factory=FaceSettings)
@@ -48,7 +51,7 @@ class DataSettings:
         for name in ("width", "height"):
             if getattr(self, name) % PIXELS_PER_TOKEN or getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is a multiple of 16, like 832 or 480.")
-        for name in ("fps", "references"):
+        for name in ("fps", "references", "people"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is more than 0.")
         if self.photos_from not in PHOTOS_FROM:
