@@ -6,13 +6,11 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..standin_core.face import PRESETS, FaceSettings
-from ..standin_core.folders import new_file, output_folder
-from ..standin_core.stand_in.adapter import ADAPTERS
-from ..standin_core.stand_in.training import TRAINING, train_adapter
+from ..standin_core.folders import output_folder
+from ..standin_core.stand_in.training import TRAINING, AdapterSettings, train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
-    AdapterSettings,
     DataSettings,
     Encoders,
     PairSettings,
@@ -186,7 +184,7 @@ class TrainStandIn(io.ComfyNode):
 
         noise_from, noise_to = EXPERTS[expert]
         stand_in, folder = train_adapter(
-            model, training_data, new_file(ADAPTERS, name), AdapterSettings(name, rank, expert),
+            model, training_data, AdapterSettings(name, expert, rank),
             TrainSettings(noise_from=noise_from, noise_to=noise_to, **settings), on_step,
             samples=SampleSettings(sample_every), vae=vae, start_from=start_from)
         loss, samples = run_pictures(folder)

@@ -1,4 +1,4 @@
-"""Train a Stand-In adapter from a folder of videos, with one configuration file (see docs/training.md).
+"""Train one of the pack's methods on a folder of videos, with one configuration file (see docs/training.md).
 
     python custom_nodes/<this pack>/scripts/train.py my_training.toml --dry-run
     python custom_nodes/<this pack>/scripts/train.py my_training.toml
@@ -31,21 +31,23 @@ def main() -> int:
     if (PACK.parent.parent / "main.py").is_file():
         os.environ.setdefault("COMFYUI_PATH", str(PACK.parent.parent))
     accelerator = _accelerator()
-    import_comfyui(*for_comfyui, *(["--cpu"] if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else []))
+    # a plan needs no device, and ComfyUI does not start without one unless told so
+    on_cpu = options.dry_run or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    import_comfyui(*for_comfyui, *["--cpu"] * on_cpu)
     _model_folders()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
     from standin_core.contracts import UserError
-    from standin_core.folders import find_file, new_file, register_folder
+    from standin_core.folders import find_file, register_folder
+    from standin_core.methods import TRAINED
     from standin_core.stand_in.adapter import ADAPTERS
-    from standin_core.stand_in.training import StandInMethod
     from standin_core.train.config import read_config
     from standin_core.train.plan import plan
 
     register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
     try:
-        config = read_config(options.config)
-        method, file = StandInMethod.of(config.adapter), new_file(ADAPTERS, config.adapter.name)
+        config = read_config(options.config, TRAINED)
+        method = TRAINED[config.method].of(config.settings)
         is_first = accelerator is None or accelerator.is_main_process
         if is_first:
             log.info(plan(config, method, find_file("diffusion_models", config.files.diffusion_model),
@@ -54,9 +56,9 @@ def main() -> int:
             return 0
         from standin_core.train.command import train
 
-        train(config, method, file, log.info, accelerator)
+        train(config, method, log.info, accelerator)
         if is_first:
-            log.info("finished: %s", file)
+            log.info("finished: %s", method.file)
     except UserError as error:
         log.error("stopped: %s", error)
         return 1

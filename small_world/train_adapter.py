@@ -26,8 +26,8 @@ import torch
 from small_world.ablations import ABLATIONS, variant_of
 from small_world.data import CLIPS, training_examples
 from small_world.models import STORED, WAN, WAN_FILE, WEIGHTS, adapter_file, load
-from standin_core.stand_in.training import StandInMethod
-from standin_core.train import AdapterSettings, SampleSettings, TrainSettings
+from standin_core.stand_in.training import AdapterSettings, StandInMethod
+from standin_core.train import SampleSettings, TrainSettings
 from standin_core.train.session import training_run
 
 RANK = 32
@@ -43,8 +43,9 @@ def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, o
                                                      metadata=WAN.metadata())
     settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=3e-3, loraplus_ratio=2.0,
                              cosine=True, ema=0.995, shift=2.0, checkpointing=False, seed=seed)
-    run = training_run(model, StandInMethod(RANK, variant=variant_of(ablation)), shards, cache / f"{file.stem}_{seed}",
-                       AdapterSettings(file.stem, RANK), settings, SampleSettings(every=500), base_model=WAN_FILE.name)
+    method = StandInMethod(AdapterSettings(file.stem, rank=RANK), variant=variant_of(ablation))
+    run = training_run(model, method, shards, cache / f"{file.stem}_{seed}", settings, SampleSettings(every=500),
+                       base_model=WAN_FILE.name)
     losses, started = [], time.monotonic()
     for step, loss in run.steps():
         losses.append(loss)

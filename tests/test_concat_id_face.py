@@ -6,10 +6,10 @@ import torch
 
 import faces
 from golden_cases import GOLDEN
-from standin_core.concat_id.picture import fitted
 from standin_core.contracts import UserError
 from standin_core.face import KEPT_LABELS, PRESETS, FaceSettings, crop_faces
 from standin_core.face.geometry import alignment
+from standin_core.reference import fitted
 
 CASES = np.load(GOLDEN / "face" / "concat_id_reference.npz")
 NAMES = sorted({key.partition(".")[0] for key in CASES})

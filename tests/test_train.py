@@ -17,7 +17,7 @@ from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.objective import reading_photo
 from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters
 from standin_core.stand_in.positions import conditional_positions
-from standin_core.stand_in.training import StandInMethod
+from standin_core.stand_in.training import AdapterSettings, StandInMethod
 from standin_core.train import TrainSettings
 from standin_core.train.checkpoints import TrainingRun, resume, save_checkpoint
 from standin_core.train.data.shards import Example
@@ -27,7 +27,7 @@ from standin_core.train.method import Batch
 from standin_core.wan import WITH_GRADIENTS, Wan, differentiable
 from tolerances import WHOLE_RUN, assert_close
 
-RANK = 16
+ADAPTER = AdapterSettings("mine", rank=16)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def batch(seed=0):
 def learner(wan, weights=None):
     """With the weights of an adapter as after some steps, of which nothing is zero, or with those given."""
     start_from = parse_adapter(adapter_weights() if weights is None else weights, "trained")
-    return StandInMethod(RANK, start_from).begin(wan, 0, torch.device("cpu"))
+    return StandInMethod(ADAPTER, start_from).begin(wan, 0, torch.device("cpu"))
 
 
 def zeros():
@@ -140,7 +140,7 @@ def test_every_video_reads_its_own_photo(wan):
 
 def test_a_new_adapter_changes_nothing_and_learns(wan):
     """With up at zero the identity is that of the base weights; some steps on one batch lower the loss."""
-    new = StandInMethod(RANK).begin(wan, 0, torch.device("cpu"))
+    new = StandInMethod(ADAPTER).begin(wan, 0, torch.device("cpu"))
     with torch.no_grad():
         first = flow_matching_loss(new, batch())
         assert first == flow_matching_loss(learner(wan, zeros()), batch())
@@ -223,7 +223,7 @@ SETTINGS = TrainSettings(steps=8, batch_size=2, learning_rate=1e-3, warmup=2, em
 
 
 def trainer(wan, settings=SETTINGS, examples=EXAMPLES):
-    return Trainer(StandInMethod(RANK).begin(wan, 0, torch.device("cpu")), examples, settings)
+    return Trainer(StandInMethod(ADAPTER).begin(wan, 0, torch.device("cpu")), examples, settings)
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(wan, tmp_path):
@@ -260,6 +260,31 @@ def test_a_checkpoint_of_other_settings_is_refused(wan, tmp_path):
         resume(other, tmp_path / "checkpoint.pt")
 
 
+def test_a_checkpoint_of_an_earlier_version(wan, tmp_path):
+    """It says nothing of settings that came later, and was trained with what they are by default."""
+    file = tmp_path / "checkpoint.pt"
+    save_checkpoint(trainer(wan), file)
+    saved = torch.load(file, weights_only=True)
+    for name in ("reference_dropout", "linear"):
+        del saved["settings"][name]
+    torch.save(saved, file)
+    resume(trainer(wan), file)
+    with pytest.raises(UserError, match=r"trained otherwise \(reference_dropout\)"):
+        resume(trainer(wan, dataclasses.replace(SETTINGS, reference_dropout=0.1)), file)
+
+
+def test_the_parameters_as_they_are_saved(wan):
+    """The moving average, within the context alone, and however it ends."""
+    run = trainer(wan)
+    run.train_step()
+    key = "blocks.0.self_attn.v_loras.up.weight"
+    weight, average = run.weights[key].detach().clone(), run.average[key].clone()
+    with pytest.raises(KeyboardInterrupt), run.as_saved():
+        assert torch.equal(run.weights[key], average) and not torch.equal(average, weight)
+        raise KeyboardInterrupt
+    assert torch.equal(run.weights[key], weight) and torch.equal(run.average[key], average)
+
+
 def test_steps_draw_from_the_seed_and_their_number(wan):
     """Every example and photo comes up, and every level of noise; another seed draws others."""
     one = trainer(wan)
@@ -280,6 +305,19 @@ def test_what_is_computed_together_is_the_same(wan):
     assert [[len(batch.video) for batch in run.draw(0)] for run in runs] == [[1, 1, 1, 1], [3, 1]]
     losses = [[run.train_step() for _ in range(2)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_references_that_are_dropped(wan):
+    """A share of them is zeros; whatever else a step draws is as it was."""
+    plain, dropping = trainer(wan), trainer(wan, dataclasses.replace(SETTINGS, reference_dropout=0.3))
+    dropped = []
+    for step in range(150):
+        for first, second in zip(plain.draw(step), dropping.draw(step), strict=True):
+            dropped.append(not second.reference.any())
+            for field in dataclasses.fields(Batch):
+                if field.name != "reference" or not dropped[-1]:
+                    assert torch.equal(getattr(first, field.name), getattr(second, field.name))
+    assert sum(dropped) / len(dropped) == pytest.approx(0.3, abs=0.08)  # three deviations of 300 draws
 
 
 def test_shifted_noise_levels(wan):
@@ -318,6 +356,8 @@ def test_learning_rate():
     assert [settings.rate_share(step) for step in (0, 4, 9, 100)] == pytest.approx([0.1, 0.5, 1, 1])
     falling = dataclasses.replace(settings, cosine=True)
     assert [falling.rate_share(step) for step in (50, 100)] == pytest.approx([0.55, 0.1])
+    evenly = dataclasses.replace(settings, steps=110, linear=True)
+    assert [evenly.rate_share(step) for step in (0, 9, 10, 60, 109)] == pytest.approx([0.1, 1, 1, 0.5, 0.01])
 
 
 def test_a_loss_that_is_no_number_changes_nothing(wan):

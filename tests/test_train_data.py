@@ -22,12 +22,12 @@ from standin_core.face import FaceSettings
 from standin_core.files import read_lines
 from standin_core.train.data.dataset import make_dataset
 from standin_core.train.data.dropped import Cause, Drop
-from standin_core.train.data.encoders import Encoders, data_hash, encode_clips
+from standin_core.train.data.encoders import Encoders, data_hash, encode_clips, with_noise
 from standin_core.train.data.manifest import Clip, add_to_manifest, manifest_clips, summary
 from standin_core.train.data.pairs import PairSettings, embed, pair
 from standin_core.train.data.photos import read_photo
 from standin_core.train.data.prepare import prepare
-from standin_core.train.data.recipe import DataSettings, kept_settings
+from standin_core.train.data.recipe import INSIDE, PLAIN, TO_CLIP, DataSettings, PhotoSettings, kept_settings
 from standin_core.train.data.shards import CachedExamples, Example, write_shards
 from standin_core.train.data.sources import Source, sources_in, sources_of
 from standin_core.train.data.video import clips, decoded, pixels
@@ -311,7 +311,8 @@ def test_shards_hold_what_the_encoders_gave(videos, prepared_once, encoders, tmp
     """Against the encoders called by hand; fp16 keeps 11 bits."""
     folder, _ = prepared_once
     some = manifest_clips(folder)[:4]
-    lines = list(encode_clips(tmp_path, some, {s.name: s.path for s in sources_in(videos)}, folder, SETTINGS, encoders))
+    paths = {source.name: source.path for source in sources_in(videos)}
+    lines = list(encode_clips(tmp_path, some, paths, folder, SETTINGS, PLAIN, encoders))
     examples = CachedExamples(tmp_path)
     assert lines == ["shard_00000.safetensors: 4 clips"] and examples.names == sorted(clip.name for clip in some)
     for name, example in zip(examples.names, examples):
@@ -411,7 +412,7 @@ def test_a_missing_photo_costs_its_clip_alone(videos, prepared_once, encoders, t
     some = [clip for clip in manifest_clips(folder) if clip.video == "face.mp4"]
     some[0] = dataclasses.replace(some[0], references=("references/gone.png",))
     paths = {source.name: source.path for source in sources_in(videos)}
-    (line,) = encode_clips(tmp_path, some, paths, folder, SETTINGS, encoders)
+    (line,) = encode_clips(tmp_path, some, paths, folder, SETTINGS, PLAIN, encoders)
     assert line == "shard_00000.safetensors: 2 clips; face.mp4#0 dropped: a reference photo is missing or damaged: " \
         "gone.png"
 
@@ -419,11 +420,107 @@ def test_a_missing_photo_costs_its_clip_alone(videos, prepared_once, encoders, t
 def test_the_hash_of_the_data():
     clip = Clip("a.mp4", 0, "a person", ("x.png",))
     settings = dataclasses.asdict(SETTINGS)
-    base = data_hash([clip], settings, ["vae", "text"])
-    assert base == data_hash([Clip(**dataclasses.asdict(clip))], json.loads(json.dumps(settings)), ["vae", "text"])
-    assert len({base, data_hash([dataclasses.replace(clip, caption="b")], settings, ["vae", "text"]),
-                data_hash([clip], {**settings, "fps": 16.0}, ["vae", "text"]),
-                data_hash([clip], settings, ["another", "text"])}) == 4
+    base = data_hash([clip], settings, ["vae", "text"], PLAIN)
+    assert base == data_hash([Clip(**dataclasses.asdict(clip))], json.loads(json.dumps(settings)), ["vae", "text"],
+                             PhotoSettings())
+    assert len({base, data_hash([dataclasses.replace(clip, caption="b")], settings, ["vae", "text"], PLAIN),
+                data_hash([clip], {**settings, "fps": 16.0}, ["vae", "text"], PLAIN),
+                data_hash([clip], settings, ["another", "text"], PLAIN),
+                *(data_hash([clip], settings, ["vae", "text"], photos)
+                  for photos in (PhotoSettings(TO_CLIP), PhotoSettings(noise_draws=2)))}) == 6
+
+
+def test_the_hash_of_the_data_of_an_earlier_version():
+    """As an earlier version computed it: its shards are read on."""
+    settings = {"fps": 16.0, "width": 64, "face": {"size": 64}}
+    assert data_hash([Clip("a.mp4", 0, "a person", ("x.png",))], settings, ["vae", "text"], PLAIN) == "36715477fb639cab"
+
+
+def test_photos_fitted_to_the_clip(videos, prepared_once, encoders, tmp_path):
+    """Each as often as wanted, every time with other noise, which is the same whenever it is drawn again."""
+    folder, _ = prepared_once
+    some, paths = manifest_clips(folder)[:1], {source.name: source.path for source in sources_in(videos)}
+    photos = PhotoSettings(TO_CLIP, noise_draws=3)
+    for name in ("one", "two"):
+        list(encode_clips(tmp_path / name, some, paths, folder, SETTINGS, photos, encoders))
+    (example,), (again,) = (CachedExamples(tmp_path / name) for name in ("one", "two"))
+    count = len(some[0].references)
+    assert example.photos.shape == (3 * count, 16, 1, *example.video.shape[-2:])
+    assert torch.equal(example.photos, again.photos)
+    assert len({float(photo.sum()) for photo in example.photos}) == 3 * count
+    # a photo of 64x64 in a frame of 96x64 has black beside it
+    picture = torch.zeros(1, 64, 96, 3)
+    picture[:, :, 16:80] = torch.from_numpy(read_photo(folder / some[0].references[0])) / 255
+    plain = comfy.latent_formats.Wan21().process_in(encoders.vae.encode(picture))[0]
+    nearest = (example.photos - plain).abs().mean(dim=(1, 2, 3, 4))
+    assert int(nearest.argmin()) < 3 and float(nearest[:3].max()) < 0.5 * float(plain.abs().mean())
+
+
+def test_noise_on_photos():
+    """Its deviation is log-normal, on pixels of which ours have half the range."""
+    photos = torch.full((1, 2, 40, 50, 3), 0.5)
+    found = with_noise(photos, PhotoSettings(noise_draws=200), "seed") - 0.5
+    logarithms = (2 * found).std(dim=(2, 3, 4)).log()
+    assert found.shape == (200, 2, 40, 50, 3)
+    assert float(logarithms.mean()) == pytest.approx(-3, abs=0.08)  # three deviations of 400 draws
+    assert float(logarithms.std()) == pytest.approx(0.5, abs=0.06)
+    assert torch.equal(with_noise(photos, PhotoSettings(noise_draws=1), "a"),
+                       with_noise(photos, PhotoSettings(noise_draws=1), "a"))
+
+
+def test_two_people_from_left_to_right(encoders, tmp_path):
+    """Frames that show both; a photo has the left one first, and each becomes a latent frame of its own."""
+    face = moving_photo.video(24, 160, 120)
+    dim = (0.6 * face).astype(np.uint8)
+    for name, frames in (("both", np.concatenate((face, dim), axis=2)),
+                         ("alone", np.concatenate((face, np.full_like(face, 128)), axis=2))):
+        moving_photo.write_video(tmp_path / f"{name}.mp4", frames)
+        (tmp_path / f"{name}.txt").write_text("two people", encoding="utf-8")
+    settings = dataclasses.replace(SETTINGS, people=2, width=128)
+    said, sources = [], sources_in(tmp_path)
+    shards = make_dataset(sources, tmp_path / "data", settings, encoders, said.append, photos=PhotoSettings(TO_CLIP))
+    made = manifest_clips(tmp_path / "data")
+    assert {clip.video for clip in made} == {"both.mp4"}
+    for clip in made:
+        left, right = np.split(read_photo(tmp_path / "data" / clip.references[0]), 2, axis=1)
+        assert left.shape == right.shape == (64, 64, 3) and right.mean() < 0.8 * left.mean()
+    example = CachedExamples(shards)[0]
+    assert example.photos.shape[1:] == (16, 2, *example.video.shape[-2:])
+    first = next(clip for clip in made if clip.name == CachedExamples(shards).names[0])
+    strip = torch.from_numpy(read_photo(tmp_path / "data" / first.references[0])).float() / 255
+    for person, picture in enumerate(strip.split(64, dim=1)):
+        expected = encoders.photos(torch.nn.functional.pad(picture, (0, 0, 32, 32))[None])[0]
+        torch.testing.assert_close(example.photos[0, :, person:person + 1], expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="people is 2, and photos of other videos are found by one face"):
+        make_dataset(sources, tmp_path / "data", settings, encoders, said.append, PairSettings())
+
+
+def test_photos_from_the_clip_itself(videos, tmp_path):
+    """As Concat-ID's first stage takes them; a video needs no frames beyond the clip then."""
+    settings = dataclasses.replace(SETTINGS, photos_from=INSIDE)
+    sources = [source for source in sources_in(videos) if source.name in ("face.mp4", "short.mp4", "late.mp4")]
+    list(prepare(sources, tmp_path, settings))
+    made = manifest_clips(tmp_path)
+    assert {clip.video for clip in made} == {"face.mp4", "late.mp4"}
+    for clip in made:
+        for file in clip.references:
+            assert clip.start <= int(file.rpartition("_")[2].removesuffix(".png")) < clip.start + settings.frames
+    dropped = {line["video"]: line["dropped"] for line in read_lines(tmp_path / "manifest.jsonl")}
+    assert dropped["short.mp4"][0][1:] in [["too short", f"{count} frames at 25 fps, needed are 17 for a clip"]
+                                           for count in (12, 13)]
+
+
+def test_data_of_an_earlier_version(videos, prepared_once, tmp_path):
+    """They say nothing of settings that came later, and were made with what they are by default."""
+    folder, _ = prepared_once
+    shutil.copytree(folder, tmp_path / "data")
+    file = tmp_path / "data" / "settings.json"
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    del kept["photos_from"], kept["face"]["feather"]
+    file.write_text(json.dumps(kept), encoding="utf-8")
+    assert list(prepare(sources_in(videos), tmp_path / "data", SETTINGS)) == []
+    with pytest.raises(UserError, match=r"made with other settings \(photos_from\)"):
+        list(prepare(sources_in(videos), tmp_path / "data", dataclasses.replace(SETTINGS, photos_from=INSIDE)))
 
 
 def test_encoders_are_told_apart(encoders):

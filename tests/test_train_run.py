@@ -21,12 +21,14 @@ import torch
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.contracts import UserError
+from standin_core.face import FaceSettings
 from standin_core.files import read_lines
+from standin_core.methods import TRAINED
 from standin_core.sampler import SamplerSettings
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
-from standin_core.stand_in.training import StandInMethod, train_adapter
-from standin_core.train import AdapterSettings, SampleSettings, TrainSettings
+from standin_core.stand_in.training import AdapterSettings, StandInMethod, train_adapter
+from standin_core.train import MethodSettings, SampleSettings, TrainSettings
 from standin_core.train.checkpoints import CHECKPOINT, TrainingRun
 from standin_core.train.config import parse_config, read_config
 from standin_core.train.data.shards import CachedExamples, Example, write_shards
@@ -41,6 +43,7 @@ from support.environment import PACK
 from support.peak_memory import allocated_peak
 
 RANK = 16
+ADAPTER = AdapterSettings("mine", rank=RANK)
 SETTINGS = TrainSettings(steps=6, batch_size=2, learning_rate=1e-3, warmup=2, ema=0.5, seed=3)
 
 
@@ -66,7 +69,7 @@ def shards(tmp_path_factory):
 
 
 def started(model, shards, folder, settings=SETTINGS, start_from=None, **others):
-    return training_run(model, StandInMethod(RANK, start_from), shards, folder, AdapterSettings("mine", RANK), settings,
+    return training_run(model, StandInMethod(ADAPTER, start_from), shards, folder, settings,
                         **{"samples": SampleSettings(every=2), "base_model": "tiny", **others})
 
 
@@ -152,9 +155,9 @@ def test_pictures_of_what_it_makes_by_now(model, shards, tmp_path):
     before = run.draw()
     list(run.steps())
     after = np.asarray(PIL.Image.open(tmp_path / "samples" / "step_000002.png"))
-    assert after.shape == before.shape == (2 * (64 + 4), 64 + 4 * 96, 3)
-    assert np.array_equal(before[:64, :64], after[:64, :64])  # the photo
-    assert (before[:64, 64:] != after[:64, 64:]).any()
+    assert after.shape == before.shape == (2 * (64 + 4), 128 + 4 * 96, 3)
+    assert np.array_equal(before[:64, :128], after[:64, :128])  # the photo
+    assert (before[:64, 128:] != after[:64, 128:]).any()
 
 
 def test_pictures_show_what_is_saved(model, shards, tmp_path):
@@ -183,7 +186,7 @@ def test_pictures_of_the_low_noise_expert_begin_with_the_clip(model, shards):
     with torch.no_grad():
         clip = vae.decode(model.model.process_latent_out(examples[0].video[None]))[0]
     shown = torch.cat(list(clip[[0, 3, 5, 8]]), dim=1).clamp(0, 1)
-    assert np.abs(grids[2][:64, 64:] / 255 - shown.numpy()).mean() < 0.02
+    assert np.abs(grids[2][:64, 128:] / 255 - shown.numpy()).mean() < 0.02
     assert not np.array_equal(grids[0], grids[1])
 
 
@@ -197,14 +200,17 @@ def test_models_that_take_more_are_refused(shards, tmp_path, kind):
         started(other, shards, tmp_path)
 
 
-def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_path):
+def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "stand_in", ([str(tmp_path / "models")], set()))
     file = tmp_path / "models" / "mine.safetensors"
     mine = shutil.copytree(shards, tmp_path / "data" / "one")
     settings, losses = dataclasses.replace(SETTINGS, steps=1), []
 
     def train(folder, seed=3):
-        return train_adapter(model, folder, file, AdapterSettings("mine", RANK),
-                             dataclasses.replace(settings, seed=seed), lambda step, loss: losses.append(loss))
+        return train_adapter(model, folder, ADAPTER, dataclasses.replace(settings, seed=seed),
+                             lambda step, loss: losses.append(loss))
 
     adapter, _ = train(mine)
     assert adapter.sha256 == load_adapter(file).sha256 and len(losses) == 1
@@ -220,7 +226,7 @@ def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_pa
 def test_a_bad_clip_is_passed_over_and_counted(model, tmp_path):
     good = Example(tiny.random(16, 3, 8, 12), tiny.random(1, 16, 1, 8, 16), tiny.random(5, tiny.WAN.text_dim))
     bad = dataclasses.replace(good, video=torch.full_like(good.video, torch.nan))
-    trainer = Trainer(StandInMethod(RANK).begin(Wan(model.model), 0, torch.device("cpu")), [good, bad, good, good],
+    trainer = Trainer(StandInMethod(ADAPTER).begin(Wan(model.model), 0, torch.device("cpu")), [good, bad, good, good],
                       dataclasses.replace(SETTINGS, steps=8, batch_size=1))
     run = TrainingRun(trainer, tmp_path, "mine")
     losses = [loss for _, loss in run.steps()]
@@ -305,13 +311,13 @@ CONFIG = """
 
 def test_a_configuration(tmp_path):
     (tmp_path / "mine.toml").write_text(textwrap.dedent(CONFIG), encoding="utf-8")
-    config = read_config(tmp_path / "mine.toml")
+    config = read_config(tmp_path / "mine.toml", TRAINED)
     assert config.files.videos == str(tmp_path / "films") and config.files.vae == "vae.safetensors"
     assert (config.data.fps, config.data.width, config.data.face.parser, config.pairs.lowest, config.pairs.highest) == (
         16.0, 832, "none", 0.6, 0.9)
     assert (config.train.steps, config.train.noise_from, config.train.noise_to) == (100, 0.875, 1.0)
-    assert config.adapter.rank == 128 and config.samples.every == 500
-    low = parse_config(table(adapter={"name": "mine", "expert": "low noise"}, train={"ema": 0})).train
+    assert config.method == "stand_in" and config.settings.rank == 128 and config.samples.every == 500
+    low = parse_config(table(adapter={"name": "mine", "expert": "low noise"}, train={"ema": 0}), TRAINED).train
     assert (low.noise_from, low.noise_to, low.ema) == (0.0, 0.875, 0.0) and type(low.ema) is float
 
 
@@ -322,7 +328,7 @@ def table(**changes):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"trian": {}}, "the file has 'trian', which nothing reads; it may have files, adapter, data"),
+    ({"trian": {}}, "the file has 'trian', which nothing reads; it may have method, files, adapter, data"),
     ({"train": {"step": 1}}, r"\[train\] has 'step'"), ({"train": {"steps": "many"}}, r"\[train\] steps is 'many'"),
     ({"train": {"steps": 1.5}}, r"\[train\] steps is 1.5, needed is a valid integer"),
     ({"train": {"steps": "3"}}, r"\[train\] steps is '3', needed is a valid integer"),
@@ -336,19 +342,57 @@ def table(**changes):
     ({"data": {"face": {"detector": "dlib"}}}, "detector is dlib, needed is one of auto, "),
     ({"adapter": {"name": "../mine"}}, "needed is one for a file"), ({"adapter": {"name": ""}}, "the name is ''"),
     ({"adapter": {"name": "mine", "rank": 0}}, "rank is 0"),
+    ({"method": "standin"}, r"^method is 'standin', needed is one of stand_in \(an adapter for Load Stand-In\)"),
+    ({"method": ["stand_in"]}, r"^method is \['stand_in'\], needed is one of"),
+    ({"photos": {"fit": "tight"}}, "fit is tight, needed is one of as cropped, to the clip"),
+    ({"photos": {"noise_draws": -1}}, "noise_draws is -1"),
+    ({"data": {"photos_from": "nowhere"}}, "photos_from is nowhere, needed is one of outside the clip, the clip"),
+    ({"train": {"reference_dropout": 1.0}}, "reference_dropout is 1.0"),
+    ({"train": {"cosine": True, "linear": True}}, "cosine and linear are both true"),
     ({"adapter": {"name": "mine", "expert": "both"}}, "expert is both"),
     ({"adapter": {"name": "mine", "expert": "low noise"}, "train": {"noise_to": 0.9}}, "which sets the noise levels"),
     ({"pairs": {"lowest": 0.9, "highest": 0.5}}, "similarity of pairs is 0.9 to 0.5")])
 def test_configurations_that_make_no_sense(changes, words):
     with pytest.raises(UserError, match=words):
-        parse_config(table(**changes))
+        parse_config(table(**changes), TRAINED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeadSettings(MethodSettings):
+    width: int = 3
+
+
+class HeadMethod:
+    """What a configuration asks of another method."""
+
+    makes, table, Settings = "a head", "head", HeadSettings
+    defaults = {"train": {"learning_rate": 1e-5, "shift": 5.0}, "data": {"face": {"size": 448}}}  # noqa: RUF012
+
+
+def test_a_method_brings_its_own_part_of_the_configuration():
+    """Its table, its sentences, and its authors' values where the file says nothing."""
+    methods = {**TRAINED, "head": HeadMethod}
+    given = {key: value for key, value in table(method="head").items() if key != "adapter"}
+    config = parse_config({**given, "head": {"name": "mine", "width": 4}, "train": {"shift": 3.0}}, methods)
+    assert (config.method, config.settings) == ("head", HeadSettings("mine", width=4))
+    assert (config.train.learning_rate, config.train.shift, config.train.warmup) == (1e-5, 3.0, 100)
+    assert (config.data.face.size, config.data.face.detector) == (448, FaceSettings().detector)
+    for changes, words in (({"adapter": {"name": "mine"}}, "has 'adapter', which nothing reads; it may have method, "
+                                                           "files, head, data"),
+                           ({}, "the file lacks 'head'"),
+                           ({"head": {"name": "mine", "rank": 4}}, r"\[head\] has 'rank', which nothing reads; it may "
+                                                                   "have name, expert, width"),
+                           ({"head": {"name": "mine", "width": "4"}}, r"\[head\] width is '4', needed is a valid int"),
+                           ({"head": {"name": "mine"}, "train": 5}, r"\[train\] is 5, needed is a table")):
+        with pytest.raises(UserError, match=words):
+            parse_config({**given, **changes}, methods)
 
 
 def test_a_configuration_that_is_no_toml(tmp_path):
     (tmp_path / "mine.toml").write_text("[files", encoding="utf-8")
     for name in ("mine.toml", "other.toml"):
         with pytest.raises(UserError, match="cannot be read"):
-            read_config(tmp_path / name)
+            read_config(tmp_path / name, TRAINED)
 
 
 def test_the_experts_are_trained_where_the_sampler_uses_them():
@@ -356,7 +400,7 @@ def test_the_experts_are_trained_where_the_sampler_uses_them():
     boundary = SamplerSettings(0, 20, 5.0).boundary
     expected = {"single": (0.0, 1.0), "low noise": (0.0, boundary), "high noise": (boundary, 1.0)}
     for expert, levels in expected.items():
-        config = parse_config(table(adapter={"name": "mine", "expert": expert}))
+        config = parse_config(table(adapter={"name": "mine", "expert": expert}), TRAINED)
         assert (config.train.noise_from, config.train.noise_to) == levels
 
 
@@ -372,7 +416,7 @@ def test_the_plan_of_the_published_models(blocks, dim, ffn, millions, tmp_path):
     with file.open("wb") as out:
         out.write(len(content).to_bytes(8, "little") + content)
         out.truncate(8 + len(content) + blocks * ffn * dim)  # a sparse file
-    words = plan(parse_config(table()), StandInMethod(128), file)
+    words = plan(parse_config(table(), TRAINED), StandInMethod(AdapterSettings("mine")), file)
     assert f"rank 128: {millions} M parameters" in words and f"{blocks} blocks of {dim}" in words
     assert "81 frames at 25 fps, 832x480: 32,760 tokens" in words and "512x512: 1,024 tokens" in words
     assert "with checkpointing" in words and "3,000 steps of 1 on 1 device," in words
@@ -397,7 +441,7 @@ def test_the_memory_of_a_step_is_what_was_planned(checkpointing, tmp_path):
                                                       metadata=sizes.metadata())
     wan = Wan(loaded.model)
     example = Example(tiny.random(16, 3, 40, 40), tiny.random(1, 16, 1, 20, 20), tiny.random(8, 64))
-    method, settings = StandInMethod(8), TrainSettings(checkpointing=checkpointing)
+    method, settings = StandInMethod(AdapterSettings("mine", rank=8)), TrainSettings(checkpointing=checkpointing)
     trainer = Trainer(method.begin(wan, 0, torch.device("cpu")), [example], settings)
     trainer.train_step()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -500,6 +544,15 @@ def test_the_command_line(workplace, trained):
     assert {path.name for path in (run / "samples").iterdir()} == {"step_000002.png", "step_000004.png"}
     again = command(workplace, "mine.toml")
     assert again.returncode == 0 and "step" not in again.stdout.partition("memory")[2]
+
+
+def test_a_plan_needs_no_device(workplace):
+    """Nor a driver of one, without which ComfyUI does not start by itself."""
+    env = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    result = subprocess.run([sys.executable, str(PACK / "scripts" / "train.py"), "mine.toml", "--dry-run",
+                             "--base-directory", str(workplace)], capture_output=True, text=True, cwd=workplace,
+                            env={**env, "CUDA_VISIBLE_DEVICES": ""}, timeout=600)
+    assert result.returncode == 0 and "memory      about" in result.stdout, result.stdout + result.stderr
 
 
 def test_two_processes_train_as_one(workplace, trained):

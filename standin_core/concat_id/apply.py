@@ -5,9 +5,8 @@ import torch
 
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
-from ..reference import reference_from
+from ..reference import fitted, reference_from
 from .applied import AppendedReference
-from .picture import fitted
 from .weights import ConcatID, check_fit
 from .wrappers import install, is_installed
 

@@ -7,17 +7,14 @@ import safetensors.torch
 import torch
 
 from ..files import replacing
+from ..train.low_rank import low_rank_modules, low_rank_weights
 from .adapter import Adapter, official_key, parse_adapter
 from .variant import PAPER, Variant
 
 
 def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.device | str = "cpu",
                 variant: Variant = PAPER) -> torch.nn.Module:
-    """PEFT's modules of an adapter that changes nothing yet, in fp32.
-
-    down is drawn from N(0, 1/rank) and up is zero. PEFT calls that gaussian, and the authors' modules begin so
-    (``LoRALinearLayer`` in WeChatCV/Stand-In's models/wan_video_dit.py). The modules are kept beside the model, not in
-    it: the video's own tokens do not pass them.
+    """The modules of an adapter that changes nothing yet; the video's own tokens do not pass them.
 
     blocks, dim: of the model.
     rank: of the low-rank weights.
@@ -25,25 +22,15 @@ def new_adapter(blocks: int, dim: int, rank: int, seed: int = 0, device: torch.d
     device: where the weights lie.
     variant: what the adapter is trained as.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # 6 s
-
-    module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(
-        torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({
-            which: torch.nn.Linear(dim, dim, bias=False, device="meta") for which in "qkv"})})
-        for _ in range(blocks))})
+    module = low_rank_modules({f"blocks.{number}.self_attn.{which}": (dim, dim)
+                               for number in range(blocks) for which in "qkv"}, rank, seed, device)
     module.variant = variant  # type: ignore[assignment]  # PyTorch says tensor or module, and takes any attribute
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Linear):  # PEFT looks at device and sizes: one number serves for all of them
-            layer.weight = torch.nn.Parameter(torch.zeros(1, device=device).expand(dim, dim), requires_grad=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list("qkv"),
-                                                  init_lora_weights="gaussian"), module)
+    return module
 
 
 def as_adapter(module: torch.nn.Module, name: str = "in training") -> Adapter:
     """The parameters themselves of ``new_adapter``, as the identity stream takes them."""
-    return parse_adapter({key: parameter for key, parameter in module.named_parameters() if "lora_" in key}, name,
+    return parse_adapter(low_rank_weights(module), name,
                          variant=module.variant)  # type: ignore[arg-type]  # as in new_adapter
 
 

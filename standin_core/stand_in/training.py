@@ -2,15 +2,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+import comfy.sd
 import torch
 
-from ..folders import find_file
+from ..contracts import UserError
+from ..folders import find_file, new_file
 from ..train import session
+from ..train.low_rank import low_rank_optimizer
 from ..train.method import Batch, ModelSize
-from ..train.settings import AdapterSettings, TrainSettings
+from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan
 from .adapter import ADAPTERS, Adapter, check_fit, load_adapter, parse_adapter
 from .apply import apply_identity_branch
@@ -28,29 +33,72 @@ AT_WORK, KEPT, LAST = (15.0, 2.7), (10.9, 1.35), 7.0
 IDENTITY_KEPT = 5.5  # C for each identity token and block, with checkpointing
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterSettings(MethodSettings):
+    """The adapter.
+
+    rank: of the low-rank weights; the authors take 128.
+    start_from: a file to go on from, by its path or its name in ComfyUI's folder; its rank then counts.
+
+    Raises UserError for values that cannot be.
+    """
+
+    rank: int = 128
+    start_from: str = ""
+
+    def __post_init__(self):
+        MethodSettings.__post_init__(self)
+        if self.rank < 1:
+            raise UserError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
+
+
 class StandInMethod:
     """A ``train.method.Method``.
 
-    rank: of the low-rank weights.
     start_from: an adapter to go on from, whose rank and variant then count; None for a new one.
     variant: where the identity tokens stand, and what they read.
     """
 
-    def __init__(self, rank: int, start_from: Adapter | None = None, variant: Variant = PAPER):
-        self.rank, self.variant = (rank, variant) if start_from is None else (start_from.rank, start_from.variant)
-        self.start_from = start_from
+    makes: ClassVar[str] = "an adapter for Load Stand-In"
+    table: ClassVar[str] = "adapter"
+    Settings: ClassVar[type[MethodSettings]] = AdapterSettings
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # the trainer's defaults are the paper's
+    saving = "weights in fp8"
+
+    def __init__(self, settings: AdapterSettings, start_from: Adapter | None = None, variant: Variant = PAPER):
+        self.settings, self.start_from = settings, start_from
+        self.rank, self.variant = ((settings.rank, variant) if start_from is None else
+                                   (start_from.rank, start_from.variant))
         self.origin = {"rank": str(self.rank), "start_from": start_from.sha256[:16] if start_from else "",
                        **self.variant.metadata}
 
     @classmethod
     def of(cls, settings: AdapterSettings) -> StandInMethod:
-        """The method that the settings name; raises UserError where there is no such adapter to go on from."""
         given = settings.start_from
-        return cls(settings.rank, load_adapter(find_file(ADAPTERS, given)) if given else None)
+        return cls(settings, load_adapter(find_file(ADAPTERS, given)) if given else None)
 
-    def check(self, wan: Wan) -> None:
+    @property
+    def file(self) -> Path:
+        return new_file(ADAPTERS, self.settings.name)
+
+    def load(self, file: Path):
+        return comfy.sd.load_diffusion_model(str(file))
+
+    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...]) -> None:
+        if not wan.from_text_alone:
+            raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
+                            "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
+        if photo[1] != 1:
+            raise UserError(f"the data have {photo[1]} persons in a clip, and an adapter is trained on one: prepare "
+                            "data with one person in each clip.")
         if self.start_from is not None:
             check_fit(self.start_from, len(wan.blocks), wan.dim)
+
+    def lines(self, size: ModelSize) -> list[str]:
+        return []
+
+    def frozen_bytes(self, size: ModelSize) -> int:
+        return size.bytes
 
     def parameters(self, size: ModelSize) -> int:
         """Down and up of Q, K and V: at rank 128, 35.4 M for Wan 1.3B and 157.3 M for 14B."""
@@ -87,12 +135,7 @@ class StandInLearner:
         self.weights = parameters(self.adapter)
 
     def optimizer(self, settings: TrainSettings) -> torch.optim.Optimizer:
-        from peft.optimizers import create_loraplus_optimizer  # 6 s
-
-        return create_loraplus_optimizer(
-            self.module,  # type: ignore[arg-type]  # PEFT says PeftModel, and takes any module with its layers
-            torch.optim.AdamW, lr=settings.learning_rate, loraplus_lr_ratio=settings.loraplus_ratio,
-            loraplus_weight_decay=settings.weight_decay, weight_decay=settings.weight_decay)
+        return low_rank_optimizer(self.module, settings)
 
     @contextlib.contextmanager
     def velocity(self, noisy: torch.Tensor, batch: Batch, checkpointing: bool) -> Iterator[torch.Tensor]:
@@ -100,18 +143,19 @@ class StandInLearner:
         with reading_photo(self.wan, self.adapter, noisy.shape, batch.reference, checkpointing):
             yield self.wan(noisy.to(self.wan.dtype), 1000 * batch.sigma, batch.context)
 
-    def applied(self, model, weights: dict[str, torch.Tensor], photo: torch.Tensor):
-        return apply_identity_branch(model, parse_adapter(weights, "in training", variant=self.adapter.variant), photo)
+    def applied(self, model, photo: torch.Tensor):
+        adapter = parse_adapter(dict(self.weights), "in training", variant=self.adapter.variant)
+        return apply_identity_branch(model, adapter, photo)
 
     def save(self, weights: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
         """The official names, which Load Stand-In and every other reader of these files take."""
         save_adapter(weights, file, metadata)
 
 
-def train_adapter(model, shards: Path, file: Path, adapter: AdapterSettings, settings: TrainSettings,
+def train_adapter(model, shards: Path, adapter: AdapterSettings, settings: TrainSettings,
                   on_step: Callable[[int, float], None], start_from: Adapter | None = None,
                   **others) -> tuple[Adapter, Path]:
     """Train an adapter with ``session.train``, which has the other arguments; returns it, and the run's folder."""
-    folder = session.train(model, StandInMethod(adapter.rank, start_from), shards, file, adapter, settings, on_step,
-                           **others)
-    return load_adapter(file), folder
+    method = StandInMethod(adapter, start_from)
+    folder = session.train(model, method, shards, settings, on_step, **others)
+    return load_adapter(method.file), folder

@@ -17,6 +17,7 @@ from ..contracts import UserError
 from ..files import append_line, read_lines, replacing, write_lines
 from .loop import Trainer
 from .pictures import LOSS_PICTURE, LOSSES, SAMPLES, loss_picture
+from .settings import TrainSettings
 
 CHECKPOINT = "checkpoint.pt"
 FREE = ("steps", "learning_rate", "checkpointing", "together")  # what may differ when a run goes on
@@ -31,8 +32,9 @@ def save_checkpoint(trainer: Trainer, file: Path) -> None:
 def resume(trainer: Trainer, file: Path) -> None:
     """Go on from a checkpoint; raises UserError for one of another training."""
     saved = torch.load(file, map_location="cpu", weights_only=True)
-    differing = [name for name, value in _told(trainer).items()
-                 if name not in FREE and saved["settings"].get(name) != value]
+    # an earlier version trained with the defaults of the settings that came later
+    told = {**dataclasses.asdict(TrainSettings()), **saved["settings"]}
+    differing = [name for name, value in _told(trainer).items() if name not in FREE and told.get(name) != value]
     if differing:
         raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
                         "another name to begin anew.")

@@ -20,8 +20,8 @@ from .data.sources import sources_in
 from .method import Method
 
 
-def train(config: TrainConfig, method: Method, file: Path, say: Say, accelerator=None) -> None:
-    """Make the data, train, and write what was trained to a file; calling again goes on where it was interrupted.
+def train(config: TrainConfig, method: Method, say: Say, accelerator=None) -> None:
+    """Make the data, train, and write the method's file; calling again goes on where it was interrupted.
 
     say: takes a line for the user.
     accelerator: see ``Trainer``; its first process makes the data.
@@ -42,9 +42,8 @@ def train(config: TrainConfig, method: Method, file: Path, say: Say, accelerator
         if is_first:
             say(f"step {step:,} of {config.train.steps:,}: loss {loss:.4f}")
 
-    session.train(comfy.sd.load_diffusion_model(str(model_file)), method, shards, file, config.adapter, config.train,
-                  on_step, accelerator, samples=config.samples, vae=_load_vae(config.files) if is_first else None,
-                  base_model=model_file.name)
+    session.train(method.load(model_file), method, shards, config.train, on_step, accelerator, samples=config.samples,
+                  vae=_load_vae(config.files) if is_first else None, base_model=model_file.name)
 
 
 def _load_vae(files: FileSettings):
@@ -60,7 +59,7 @@ def _dataset(config: TrainConfig, say: Say) -> Path:
     if config.pairs is not None and files.clip_vision:
         clip_vision = comfy.clip_vision.load(str(find_file("clip_vision", files.clip_vision)))
     return make_dataset(sources_in(Path(files.videos)), Path(files.data), config.data, Encoders(_load_vae(files), clip),
-                        say, config.pairs, clip_vision, _captioner(files.captioner))
+                        say, config.pairs, clip_vision, _captioner(files.captioner), config.photos)
 
 
 def _captioner(name: str) -> Captioner | None:

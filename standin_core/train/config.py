@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import pydantic_core
 
 from ..contracts import UserError
 from .data.pairs import PairSettings
-from .data.recipe import DataSettings
-from .settings import EXPERTS, AdapterSettings, SampleSettings, TrainSettings
+from .data.recipe import DataSettings, PhotoSettings
+from .method import Method
+from .settings import EXPERTS, MethodSettings, SampleSettings, TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +40,27 @@ class FileSettings:
 
 
 class TrainConfig(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
-    """The whole file; each of these is a table.
+    """The whole file; each of these but ``method`` is a table.
 
-    pairs: None for photos of the clip's own video, as the paper does.
+    method: the name of what is trained.
+    settings: the method's own; the table has the name that the method gives it.
+    pairs: None for photos of the clip's own video.
     """
 
+    method: str
     files: FileSettings
-    adapter: AdapterSettings
+    settings: MethodSettings
     data: DataSettings = DataSettings()
+    photos: PhotoSettings = PhotoSettings()
     pairs: PairSettings | None = None
     train: TrainSettings = TrainSettings()
     samples: SampleSettings = SampleSettings()
 
 
-def read_config(path: Path) -> TrainConfig:
+def read_config(path: Path, methods: Mapping[str, type[Method]]) -> TrainConfig:
     """The configuration of a file, from whose folder relative paths in it are taken.
+
+    methods: those that a file may name; the first one where it names none.
 
     Raises UserError that names every key that is wrong.
     """
@@ -61,30 +68,50 @@ def read_config(path: Path) -> TrainConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): it must be a TOML file.") from error
-    config = parse_config(table)
+    config = parse_config(table, methods)
     here = path.resolve().parent
     folders = {name: str(here / getattr(config.files, name)) for name in ("videos", "data")}
     return config.model_copy(update={"files": dataclasses.replace(config.files, **folders)})
 
 
-def parse_config(table: dict) -> TrainConfig:
-    """The configuration of a table as TOML gives it; raises UserError that names every key that is wrong."""
+def parse_config(table: dict, methods: Mapping[str, type[Method]]) -> TrainConfig:
+    """The configuration of a table as TOML gives it.
+
+    methods: as in ``read_config``.
+
+    Raises UserError that names every key that is wrong.
+    """
+    name = table.get("method", next(iter(methods)))
+    if not isinstance(name, str) or name not in methods:
+        known = ", ".join(f"{known} ({method.makes})" for known, method in methods.items())
+        raise UserError(f"method is {name!r}, needed is one of {known}.")
+    method = methods[name]
+    kind = pydantic.create_model(TrainConfig.__name__, __base__=TrainConfig,
+                                 settings=(method.Settings, pydantic.Field(alias=method.table)))
     try:
         # in strict mode, pydantic makes dataclasses of JSON's tables but not of dictionaries
-        config = TrainConfig.model_validate_json(pydantic_core.to_json(table, inf_nan_mode="constants"))
+        config = kind.model_validate_json(pydantic_core.to_json(
+            _merged(_merged(method.defaults, table), {"method": name}), inf_nan_mode="constants"))
     except pydantic.ValidationError as error:
-        raise UserError(" ".join(map(_in_words, error.errors()))) from error
-    if config.adapter.expert == "single":
+        raise UserError(" ".join(_in_words(each, kind) for each in error.errors())) from error
+    expert = config.settings.expert
+    if expert == "single":
         return config
     if table.get("train", {}).keys() & {"noise_from", "noise_to"}:
-        raise UserError(f"expert is {config.adapter.expert}, which sets the noise levels: take noise_from and "
-                        "noise_to out of [train], or set expert to single.")
-    noise_from, noise_to = EXPERTS[config.adapter.expert]
+        raise UserError(f"expert is {expert}, which sets the noise levels: take noise_from and noise_to out of "
+                        "[train], or set expert to single.")
+    noise_from, noise_to = EXPERTS[expert]
     return config.model_copy(update={
         "train": dataclasses.replace(config.train, noise_from=noise_from, noise_to=noise_to)})
 
 
-def _in_words(error: pydantic_core.ErrorDetails) -> str:
+def _merged(defaults: Mapping, given: Mapping) -> dict:
+    """What is given, and the defaults where nothing is given."""
+    return {**defaults, **{key: _merged(defaults[key], value) if isinstance(value, dict) and key in defaults else value
+                           for key, value in given.items()}}
+
+
+def _in_words(error: pydantic_core.ErrorDetails, kind: type[TrainConfig]) -> str:
     *outer, key = error["loc"]
     tables = [str(table) for table in outer]
     where = f"[{'.'.join(tables)}]" if tables else "the file"
@@ -94,17 +121,17 @@ def _in_words(error: pydantic_core.ErrorDetails) -> str:
         case "missing":
             return f"{where} lacks {key!r}: add it."
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return f"{where} has {key!r}, which nothing reads; it may have {', '.join(_keys(tables))}."
+            return f"{where} has {key!r}, which nothing reads; it may have {', '.join(_keys(kind, tables))}."
         case "dataclass_type":
             return f"[{'.'.join(map(str, error['loc']))}] is {error['input']!r}, needed is a table."
     return f"{where} {key} is {error['input']!r}, needed is {error['msg'].removeprefix('Input should be ')}."
 
 
-def _keys(tables: Sequence[str]) -> list[str]:
-    """What may stand in a table."""
-    kind: type = TrainConfig
+def _keys(kind: type, tables: Sequence[str]) -> list[str]:
+    """What may stand in a table of a file of this kind."""
     for name in tables:
-        hint = typing.get_type_hints(kind)[name]
+        hint = (inspect.signature(kind).parameters[name].annotation if issubclass(kind, pydantic.BaseModel)
+                else typing.get_type_hints(kind)[name])
         kind = next(each for each in (hint, *typing.get_args(hint))
                     if isinstance(each, type) and dataclasses.is_dataclass(each))
     return list(inspect.signature(kind).parameters)

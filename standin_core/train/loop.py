@@ -6,8 +6,9 @@ devices share the examples of a step and add up their gradients.
 """
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -60,6 +61,20 @@ class Trainer:
     def trained(self) -> dict[str, torch.Tensor]:
         """What to save and to sample with: the moving average where there is one, else the weights."""
         return self.average or self.weights
+
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Within the context, the parameters have the values that are saved."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for key, average in self.average.items():
+            weight = self.weights[key]
+            weight.data, average.data = average.data, weight.data
 
     def train_step(self) -> float:
         """Take one step; returns its loss.
@@ -119,16 +134,20 @@ class Trainer:
             if number % every != first:
                 continue
             example = self.examples[chosen % len(self.examples)]
-            noise = torch.randn(example.video.shape, generator=torch.Generator().manual_seed(noise_seed))
-            drawn.append((example.video, noise, example.photos[photo % len(example.photos)], example.context, sigma[0]))
+            own = torch.Generator().manual_seed(noise_seed)
+            noise = torch.randn(example.video.shape, generator=own)
+            reference = example.photos[photo % len(example.photos)]
+            if float(torch.rand(1, generator=own)) < self.settings.reference_dropout:
+                reference = torch.zeros_like(reference)
+            drawn.append((example.video, noise, reference, example.context, sigma[0]))
         return [self._batch(drawn[i:i + self.settings.together]) for i in range(0, len(drawn), self.settings.together)]
 
     def _batch(self, drawn: Sequence[tuple[torch.Tensor, ...]]) -> Batch:
         device = self._device
-        video, noise, photo, context, sigma = (torch.stack(each) for each in zip(*drawn))
+        video, noise, reference, context, sigma = (torch.stack(each) for each in zip(*drawn))
         video, noise = (x.to(device, torch.float32) for x in (video, noise))
-        photo, context = (x.to(device, self.learner.wan.dtype) for x in (photo, context))
-        return Batch(video, noise, photo, context, sigma.to(device))
+        reference, context = (x.to(device, self.learner.wan.dtype) for x in (reference, context))
+        return Batch(video, noise, reference, context, sigma.to(device))
 
     def state(self) -> dict:
         """All that the next step follows from, beside the settings and the examples."""

@@ -16,12 +16,12 @@ GAP = 4  # pixels
 
 def sample_grid(model, applied: Callable, vae, examples: list[Example], settings: SamplerSettings,
                 noise_to: float = 1.0) -> np.ndarray:
-    """A row for each example: its first photo, then frames spread over the video of its prompt.
+    """A row for each example: its first photos, then frames spread over the video of its prompt.
 
     The noise is the same every time, so that pictures of different steps compare.
 
     model: a ComfyUI ModelPatcher.
-    applied: gives a clone of it that samples with the person of a photo [1, 16, 1, h, w], VAE space.
+    applied: gives a clone of it that samples with the persons of photos [1, 16, M, h, w], VAE space.
     noise_to: the highest noise level that the model knows; below 1, sampling begins with the example's own clip.
 
     Returns [H, W, 3] uint8.
@@ -37,10 +37,11 @@ def sample_grid(model, applied: Callable, vae, examples: list[Example], settings
             latent, _ = sample(applied(reference), None, condition, nothing, {"samples": begun},
                                dataclasses.replace(settings, denoise=denoise))
             frames = vae.decode(latent["samples"])[0]
-            (photo,) = vae.decode(reference)[0]
-        height = frames.shape[1]
-        photo = torch.nn.functional.interpolate(photo.movedim(-1, 0)[None], size=(height, height), mode="area")
+            photos = torch.cat([vae.decode(photo)[0] for photo in reference.split(1, dim=2)])
+        height, photo_height, photo_width = frames.shape[1], *photos.shape[1:3]
+        photos = torch.nn.functional.interpolate(
+            photos.movedim(-1, 1), size=(height, round(photo_width * height / photo_height)), mode="area")
         shown = frames[torch.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().long()]
-        rows.append(torch.cat([photo[0].movedim(0, -1), *shown], dim=1))
+        rows.append(torch.cat([*photos.movedim(1, -1), *shown], dim=1))
     rows = [torch.nn.functional.pad(row, (0, 0, 0, 0, 0, GAP), value=1.0) for row in rows]
     return (255 * torch.cat(rows).clamp(0, 1)).round().to(torch.uint8).cpu().numpy()

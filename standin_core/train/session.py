@@ -18,12 +18,12 @@ from .loop import Trainer
 from .memory import activation_bytes, parameter_bytes, size_of
 from .method import Method
 from .samples import sample_grid
-from .settings import AdapterSettings, SampleSettings, TrainSettings
+from .settings import SampleSettings, TrainSettings
 
 RUNS = "runs"  # below the folder of the data
 
 
-def training_run(model, method: Method, shards: Path, folder: Path, adapter: AdapterSettings, settings: TrainSettings,
+def training_run(model, method: Method, shards: Path, folder: Path, settings: TrainSettings,
                  samples: SampleSettings | None = None, vae=None, base_model: str = "",
                  accelerator=None) -> TrainingRun:
     """Bring a model to its device and begin, or go on with, a training on it.
@@ -36,15 +36,13 @@ def training_run(model, method: Method, shards: Path, folder: Path, adapter: Ada
     base_model: the model's name, for the file that is made.
     accelerator: see ``Trainer``.
 
-    Raises UserError for a model that is not a Wan from text alone, and where the method cannot train it.
+    Raises UserError for a model that is not a Wan, and where the method cannot train it or not on these data.
     """
     model = trainable(model)
     wan, examples = Wan(model.model, WITH_GRADIENTS), CachedExamples(shards)
-    if not wan.from_text_alone:
-        raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
-                        "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
-    method.check(wan)
-    size, (video, photo) = size_of(wan), (wan.count(latent.shape) for latent in (examples[0].video, examples[0].photos))
+    latents = (examples[0].video, examples[0].photos[0])
+    method.check(wan, *(tuple(latent.shape) for latent in latents))
+    size, (video, photo) = size_of(wan), (wan.count(latent.shape) for latent in latents)
     needed = parameter_bytes(method, size, settings) + activation_bytes(method, size, settings, video, photo,
                                                                         wan.dtype.itemsize)
 
@@ -54,7 +52,7 @@ def training_run(model, method: Method, shards: Path, folder: Path, adapter: Ada
 
     load()
     learner = method.begin(wan, settings.seed, model.load_device)
-    origin = {"base_model": base_model or _file_of(model), "expert": adapter.expert, "data": shards.name,
+    origin = {"base_model": base_model or _file_of(model), "expert": method.settings.expert, "data": shards.name,
               **method.origin}
     trainer = Trainer(learner, examples, settings, origin, accelerator)
     draw = None
@@ -63,38 +61,39 @@ def training_run(model, method: Method, shards: Path, folder: Path, adapter: Ada
         shown = [examples[index] for index in range(min(samples.count, len(examples)))]
 
         def draw():
-            drawn = sample_grid(model, functools.partial(learner.applied, model, trainer.trained), vae, shown, sampler,
-                                settings.noise_to)
+            with trainer.as_saved():
+                drawn = sample_grid(model, functools.partial(learner.applied, model), vae, shown, sampler,
+                                    settings.noise_to)
             load()  # the VAE may have taken its place
             return drawn
 
-    return TrainingRun(trainer, folder, adapter.name, 0 if samples is None else samples.every, draw,
+    return TrainingRun(trainer, folder, method.settings.name, 0 if samples is None else samples.every, draw,
                        accelerator is None or accelerator.is_main_process)
 
 
-def train(model, method: Method, shards: Path, file: Path, adapter: AdapterSettings, settings: TrainSettings,
-          on_step: Callable[[int, float], None], accelerator=None, **others) -> Path:
-    """Train to the end and write what was trained; returns the folder of the run.
+def train(model, method: Method, shards: Path, settings: TrainSettings, on_step: Callable[[int, float], None],
+          accelerator=None, **others) -> Path:
+    """Train to the end and write the method's file, which may be there already if this training made it.
 
-    file: to write; it may be there already if this training made it.
     on_step: takes steps done and loss, and may raise to interrupt: the next call goes on.
     others: as in ``training_run``.
 
-    Raises UserError, too, where the file is there and is not of this training, and where memory does not suffice.
+    Returns the folder of the run. Raises UserError, too, where the file is there and is not of this training, and where
+    memory does not suffice.
     """
-    folder = shards.parent / RUNS / adapter.name
+    folder = shards.parent / RUNS / method.settings.name
     with torch.inference_mode(False), torch.enable_grad():
-        run = training_run(model, method, shards, folder, adapter, settings, accelerator=accelerator, **others)
-        check_replaceable(file, run.trainer.origin)
+        run = training_run(model, method, shards, folder, settings, accelerator=accelerator, **others)
+        check_replaceable(method.file, run.trainer.origin)
         try:
             with contextlib.closing(run.steps()) as steps:
                 for step, loss in steps:
                     on_step(step, loss)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise UserError(f"the device is out of memory ({error}): take fewer frames or a smaller picture, "
-                            "checkpointing, together 1, or weights in fp8; scripts/train.py --dry-run says how much "
-                            "each needs.") from error
-        run.finish(file)
+                            f"checkpointing, together 1, or {method.saving}; scripts/train.py --dry-run says how "
+                            "much each needs.") from error
+        run.finish(method.file)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return folder

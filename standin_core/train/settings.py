@@ -28,11 +28,14 @@ class TrainSettings:
         arXiv 2402.12354); 1 is plain LoRA.
     warmup: steps over which the learning rate rises.
     cosine: let the learning rate fall as a cosine, to a tenth at the last step.
+    linear: let the learning rate fall evenly after the warm-up; it would be zero in the step after the last.
     weight_decay: of AdamW.
     max_grad_norm: to which gradients are scaled down.
     ema: decay of a moving average of the weights, which is then what is saved; 0 for none.
     noise_from, noise_to: the noise levels of this model, within 0 to 1.
-    shift: of the noise levels; 1 draws them evenly, as the authors do, and more draws high ones more often.
+    shift: of the noise levels; 1 draws them evenly, and more draws high ones more often.
+    reference_dropout: share of the examples whose reference latent is zeros, for methods that take this as "without a
+        reference".
     checkpointing: keep no activations inside the model's blocks but compute them again in the backward pass.
     seed: decides all that is drawn.
 
@@ -46,12 +49,14 @@ class TrainSettings:
     loraplus_ratio: float = 1.0
     warmup: int = 100
     cosine: bool = False
+    linear: bool = False
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema: float = 0.0
     noise_from: float = 0.0
     noise_to: float = 1.0
     shift: float = 1.0
+    reference_dropout: float = 0.0
     checkpointing: bool = True
     seed: int = 0
 
@@ -61,6 +66,12 @@ class TrainSettings:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is more than 0.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}, needed is at least 0 and less than 1, like 0.999.")
+        if not 0 <= self.reference_dropout < 1:
+            raise UserError(f"reference_dropout is {self.reference_dropout}, needed is at least 0 and less than 1, "
+                            "like 0.1.")
+        if self.cosine and self.linear:
+            raise UserError("cosine and linear are both true, and the learning rate can fall in one way: take one of "
+                            "them out.")
         if not 0 <= self.noise_from < self.noise_to <= 1:
             raise UserError(f"the noise levels are {self.noise_from} to {self.noise_to}, needed is a range within 0 "
                             "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
@@ -73,6 +84,8 @@ class TrainSettings:
     def rate_share(self, step: int) -> float:
         """What share of its learning rate a step takes, 0 to 1; steps count from 0."""
         risen = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.linear:
+            return min(risen, (self.steps - step) / max(self.steps - self.warmup, 1))
         if not self.cosine:
             return risen
         done = min(1.0, step / max(self.steps - 1, 1))
@@ -80,27 +93,21 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSettings:
-    """What is trained.
+class MethodSettings:
+    """What is trained; a method adds settings of its own.
 
-    name: of the file.
-    rank: of the low-rank weights; the authors take 128.
+    name: of the run and of the file that is made.
     expert: one of EXPERTS, which sets the noise levels.
-    start_from: a file to go on from, by its path or its name in ComfyUI's folder; its rank then counts.
 
     Raises UserError for values that cannot be.
     """
 
     name: str
-    rank: int = 128
     expert: str = "single"
-    start_from: str = ""
 
     def __post_init__(self):
         if self.expert not in EXPERTS:
             raise UserError(f"expert is {self.expert}, needed is one of {', '.join(EXPERTS)}.")
-        if self.rank < 1:
-            raise UserError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
         plain_name(self.name)
 
 

@@ -13,14 +13,15 @@ from .encoders import Encoders, data_hash, encode_clips
 from .manifest import manifest_clips, summary
 from .pairs import PairSettings, embed, pair
 from .prepare import Captioner, prepare
-from .recipe import DataSettings, kept_settings
+from .recipe import PLAIN, DataSettings, PhotoSettings, kept_settings
 from .sources import Source
 
 Say = Callable[[str], None]
 
 
 def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, encoders: Encoders, say: Say,
-                 pairs: PairSettings | None = None, clip_vision=None, captioner: Captioner | None = None) -> Path:
+                 pairs: PairSettings | None = None, clip_vision=None, captioner: Captioner | None = None,
+                 photos: PhotoSettings = PLAIN) -> Path:
     """Make what is missing of the data and its shards.
 
     folder: of the data.
@@ -28,20 +29,25 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     pairs: take the photos of a clip from other videos of the person; None for photos of its own video.
     clip_vision: ComfyUI's CLIP vision model, which finds the pairs where no face recognition network can run.
     captioner: is asked for the captions that are missing.
+    photos: how the reference photos are encoded.
 
     Returns the folder of the shards, which is named by a hash of all that they follow from. Raises UserError where
     nothing is left to train on, and where the disk is full.
     """
+    if pairs is not None and settings.people > 1:
+        raise UserError(f"people is {settings.people}, and photos of other videos are found by one face: take [pairs] "
+                        "out, or set people to 1.")
     try:
         # encoders and detectors would keep what a backward pass needs
         with torch.inference_mode():
-            return _made(sources, folder, settings, encoders, say, pairs, clip_vision, captioner)
+            return _made(sources, folder, settings, encoders, say, pairs, clip_vision, captioner, photos)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"the data could not be written to {folder} ({error}): make room there and start again; it "
                         "goes on.") from error
 
 
-def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, clip_vision, captioner) -> Path:
+def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, clip_vision, captioner,
+          photos) -> Path:
     for line in prepare(sources, folder, settings, captioner):
         say(line)
     say(summary(folder))
@@ -54,7 +60,7 @@ def _made(sources, folder: Path, settings, encoders: Encoders, say: Say, pairs, 
             f"of similarity {pairs.lowest:g} to {pairs.highest:g} and are dropped: {', '.join(alone) or 'none'}")
     if not clips:
         raise UserError(f"there is nothing to train on: {summary(folder)}; see {folder} for each video.")
-    shards = folder / f"shards_{data_hash(clips, kept_settings(folder), encoders.fingerprint())}"
-    for line in encode_clips(shards, clips, videos, folder, settings, encoders):
+    shards = folder / f"shards_{data_hash(clips, kept_settings(folder), encoders.fingerprint(), photos)}"
+    for line in encode_clips(shards, clips, videos, folder, settings, photos, encoders):
         say(line)
     return shards

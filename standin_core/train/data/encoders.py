@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import comfy.latent_formats
@@ -14,11 +14,11 @@ import comfy.sd
 import numpy as np
 import torch
 
-from ...reference import encode_reference
+from ...reference import encode_reference, fitted
 from .dropped import Cause, Drop, Unusable
 from .manifest import Clip
 from .photos import read_photo
-from .recipe import DataSettings
+from .recipe import PLAIN, TO_CLIP, DataSettings, PhotoSettings
 from .shards import Example, write_shards
 from .video import clips as read_clips
 
@@ -39,7 +39,7 @@ class Encoders:
         return _to_model_space(self.vae.encode(frames))[0]
 
     def photos(self, pictures: torch.Tensor) -> torch.Tensor:
-        """[P, S, S, 3] in 0..1 -> [P, 16, 1, S/8, S/8], model space."""
+        """[P, H, W, 3] in 0..1 -> [P, 16, 1, H/8, W/8], model space."""
         return _to_model_space(encode_reference(self.vae, pictures))
 
     def context(self, caption: str) -> torch.Tensor:
@@ -51,18 +51,20 @@ class Encoders:
         return [_fingerprint(self.vae.first_stage_model), _fingerprint(self.clip.cond_stage_model)]
 
 
-def data_hash(clips: list[Clip], settings: dict, encoders: list[str]) -> str:
+def data_hash(clips: list[Clip], settings: dict, encoders: list[str], photos: PhotoSettings) -> str:
     """Hash of all that the encoded clips follow from, 16 hexadecimal digits.
 
     settings: of ``kept_settings``.
     encoders: their ``fingerprint``.
     """
     rows = [[clip.name, clip.caption, clip.references] for clip in clips]
-    return hashlib.sha256(json.dumps([rows, settings, encoders], sort_keys=True).encode()).hexdigest()[:16]
+    # left out at their defaults, as in the shards of an earlier version, which are read on
+    others = [] if photos == PLAIN else [asdict(photos)]
+    return hashlib.sha256(json.dumps([rows, settings, encoders, *others], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def encode_clips(folder: Path, clips: list[Clip], videos: dict[str, Path], data: Path, settings: DataSettings,
-                 encoders: Encoders) -> Iterator[str]:
+                 photos: PhotoSettings, encoders: Encoders) -> Iterator[str]:
     """Write the shards that are missing; yields a line for each.
 
     folder: of the shards.
@@ -72,10 +74,10 @@ def encode_clips(folder: Path, clips: list[Clip], videos: dict[str, Path], data:
     """
     return write_shards(folder, [clip.name for clip in clips],
                         lambda missing: _encoded([clip for clip in clips if clip.name in missing], videos, data,
-                                                 settings, encoders))
+                                                 settings, photos, encoders))
 
 
-def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: DataSettings,
+def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: DataSettings, photos: PhotoSettings,
              encoders: Encoders) -> Iterator[tuple[str, Example | Drop]]:
     for video, group in itertools.groupby(clips, key=lambda clip: clip.video):
         waiting = list(group)
@@ -85,7 +87,7 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
             for _, frames in read:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 clip = waiting.pop(0)
-                yield clip.name, _example(clip, frames, data, encoders)
+                yield clip.name, _example(clip, frames, data, settings, photos, encoders)
             drop = Drop(Cause.NOW_SHORTER)
         except Unusable as error:
             drop = error.drop
@@ -93,13 +95,39 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
             yield clip.name, drop
 
 
-def _example(clip: Clip, frames: np.ndarray, data: Path, encoders: Encoders) -> Example | Drop:
+def _example(clip: Clip, frames: np.ndarray, data: Path, settings: DataSettings, photos: PhotoSettings,
+             encoders: Encoders) -> Example | Drop:
     try:
-        photos = np.stack([read_photo(data / file) for file in clip.references])
+        files = np.stack([read_photo(data / file) for file in clip.references])
     except Unusable as error:
         return error.drop
-    return Example(encoders.latent(torch.from_numpy(frames).float() / 255),
-                   encoders.photos(torch.from_numpy(photos).float() / 255), encoders.context(clip.caption))
+    pictures = torch.from_numpy(np.stack(np.split(files, settings.people, axis=2), axis=1)).float() / 255
+    if photos.fit == TO_CLIP:
+        pictures = torch.stack([torch.stack([fitted(picture, *frames.shape[1:3]) for picture in each])
+                                for each in pictures])
+    if photos.noise_draws:
+        pictures = with_noise(pictures, photos, f"{settings.seed} {clip.name}")
+    latents = encoders.photos(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+    return Example(encoders.latent(torch.from_numpy(frames).float() / 255), latents.squeeze(3).transpose(1, 2),
+                   encoders.context(clip.caption))
+
+
+def with_noise(photos: torch.Tensor, settings: PhotoSettings, seed: str) -> torch.Tensor:
+    """Each photo ``noise_draws`` times, each time with noise of its own on the pixels.
+
+    As in ML-GSAI/Concat-ID's training, ``exp(N(noise_mean, noise_deviation))`` is the noise's standard deviation for
+    pixels in -1..1, and nothing is clamped.
+
+    photos: [P, M, H, W, 3] in 0..1.
+    seed: decides the noise.
+
+    Returns [P * noise_draws, M, H, W, 3].
+    """
+    generator = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16))
+    photos = photos.repeat_interleave(settings.noise_draws, dim=0)
+    logarithm = torch.randn(*photos.shape[:2], 1, 1, 1, generator=generator)
+    logarithm = logarithm * settings.noise_deviation + settings.noise_mean
+    return photos + logarithm.exp() / 2 * torch.randn(photos.shape, generator=generator)
 
 
 def _to_model_space(latent: torch.Tensor) -> torch.Tensor:

@@ -16,14 +16,19 @@ from .dropped import Cause, Unusable
 FOLDER = "references"  # below that of the data
 
 
-def face_crops(frames: list[tuple[int, np.ndarray]], face: FaceSettings) -> Iterator[tuple[int, np.ndarray]]:
-    """The largest face of every frame that shows one.
+def face_crops(frames: list[tuple[int, np.ndarray]], face: FaceSettings,
+               people: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """The largest face of every frame that shows one; or all faces of every frame that shows so many people.
 
     frames: (number, picture [H, W, 3] uint8), all of one size.
     face: how they are cropped.
+    people: M of them.
 
-    Yields (number, crop [S, S, 3] uint8).
+    Yields (number, crops [S, M * S, 3] uint8, from left to right).
     """
+    if people > 1:
+        yield from _crops_of_all(frames, dataclasses.replace(face, which_face="all", no_face="whole image"), people)
+        return
     if not frames:
         return
     cropped = crop_faces(torch.from_numpy(np.stack([picture for _, picture in frames])).float() / 255,
@@ -33,13 +38,21 @@ def face_crops(frames: list[tuple[int, np.ndarray]], face: FaceSettings) -> Iter
             yield number, (255 * crop).round().to(torch.uint8).numpy()
 
 
+def _crops_of_all(frames: list[tuple[int, np.ndarray]], face: FaceSettings,
+                  people: int) -> Iterator[tuple[int, np.ndarray]]:
+    for number, picture in frames:
+        cropped = crop_faces(torch.from_numpy(picture)[None].float() / 255, face)
+        if len(cropped.faces) == people and all(found.points is not None for found in cropped.faces):
+            yield number, (255 * torch.cat(list(cropped.image), dim=1)).round().to(torch.uint8).numpy()
+
+
 def check_cropping(face: FaceSettings) -> None:
     """Crop an empty picture; raises UserError where the detector or the parser cannot run here."""
     crop_faces(torch.ones(1, 64, 64, 3), dataclasses.replace(face, no_face="whole image"))
 
 
 def write_photo(file: Path, picture: np.ndarray) -> None:
-    """picture: [S, S, 3] uint8"""
+    """picture: [S, M * S, 3] uint8"""
     # cv2.imwrite fails on Windows for names that are not ASCII
     _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing(file) as part:
@@ -47,7 +60,7 @@ def write_photo(file: Path, picture: np.ndarray) -> None:
 
 
 def read_photo(file: Path) -> np.ndarray:
-    """[S, S, 3] uint8; raises Unusable for a file that is missing or damaged."""
+    """[S, M * S, 3] uint8; raises Unusable for a file that is missing or damaged."""
     content = np.frombuffer(file.read_bytes() if file.is_file() else b"", np.uint8)
     picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if picture is None:

@@ -1,8 +1,8 @@
 """Every video cut into clips with reference photos, the paper's recipe (Stand-In, section 4.1).
 
 A run that was interrupted goes on behind the last line of the manifest; a video is looked at again if its file or its
-caption changes. The reference photos are frames from outside the clip (ID-Animator's random reference), so the model
-cannot learn to copy a frame.
+caption changes. The paper's reference photos are frames from outside the clip (ID-Animator's random reference), so the
+model cannot learn to copy a frame.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...face import load_detector
 from . import photos
 from .dropped import Cause, Drop, Unusable
 from .manifest import Clip, add_to_manifest, read_manifest
-from .recipe import DataSettings, keep_settings
+from .recipe import OUTSIDE, DataSettings, keep_settings
 from .sources import Source
 from .video import decoded, pixels
 
@@ -71,18 +71,19 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
              captioner: Captioner | None) -> tuple[list[Clip], list[tuple[str, Drop]]]:
     """The clips of a video of so many bytes, and what was left out of it."""
     path, caption, length = source.path, source.caption, settings.frames
+    outside = settings.photos_from == OUTSIDE
     if not size:
         raise Unusable(Cause.UNREADABLE, "the file is gone or empty")
     if not caption and captioner is None:
         raise Unusable(Cause.NO_CAPTION, "there is no captioner to ask")
     count = sum(1 for _ in decoded(path, settings.fps))
-    if count <= length:
-        raise Unusable(Cause.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, needed are {length} for a clip and "
-                                         "more to take a reference photo from")
+    if count < length + outside:
+        raise Unusable(Cause.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, needed are {length} for a clip"
+                       + outside * " and more to take a reference photo from")
     starts = range(0, count - length + 1, length)
     video = hashlib.sha256(f"{source.name} {size}".encode()).hexdigest()[:12]
     order = np.random.default_rng([settings.seed, int(video, 16)]).permutation(count).tolist()
-    pools = {start: [i for i in order if not start <= i < start + length][:TRIED * settings.references]
+    pools = {start: [i for i in order if (start <= i < start + length) != outside][:TRIED * settings.references]
              for start in starts}
     found = _look(path, settings, {i for pool in pools.values() for i in pool}, starts,
                   folder / photos.FOLDER / video, None if caption else captioner)
@@ -93,7 +94,8 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
         if start not in found.with_face:
             dropped.append((what, Drop(Cause.NO_FACE)))
         elif not chosen:
-            dropped.append((what, Drop(Cause.NO_REFERENCE, f"{len(pools[start])} frames were looked at")))
+            dropped.append((what, Drop(Cause.NO_REFERENCE if outside else Cause.NO_FACE,
+                                       f"{len(pools[start])} frames were looked at")))
         elif not (words := caption or found.captions[start]):
             dropped.append((what, Drop(Cause.NO_CAPTION, "the captioner gave nothing")))
         else:
@@ -112,8 +114,8 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
 class _Found:
     """What a video shows.
 
-    photos: number of a frame -> file of its face crop.
-    with_face: starts of the clips that show a face.
+    photos: number of a frame -> file of its face crops.
+    with_face: starts of the clips that show a face, or each of several people.
     captions: start of a clip -> what the captioner says.
     """
 
@@ -141,7 +143,7 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
     showing: list[np.ndarray] = []
 
     def crop() -> None:
-        for number, photo in photos.face_crops(waiting, settings.face):
+        for number, photo in photos.face_crops(waiting, settings.face, settings.people):
             found.photos[number] = prefix.with_name(f"{prefix.name}_{number:06d}.png")
             photos.write_photo(found.photos[number], photo)
         waiting.clear()
@@ -151,8 +153,10 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
         if number not in wanted and number not in checked and number not in told:
             continue
         picture = pixels(frame)
-        if number in checked and detector.find(_in_clip(picture, settings), number):
-            found.with_face.add(checked[number])
+        if number in checked:
+            faces = len(detector.find(_in_clip(picture, settings), number))
+            if faces == settings.people or (settings.people == 1 and faces):
+                found.with_face.add(checked[number])
         if captioner and number in told:
             showing.append(picture)
             if len(showing) == len(places):

@@ -12,6 +12,8 @@ from ...files import replacing
 from ...latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN
 
 FILE = "settings.json"
+PHOTOS_FROM = OUTSIDE, INSIDE = ("outside the clip", "the clip")
+FITS = AS_CROPPED, TO_CLIP = ("as cropped", "to the clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,14 @@ class DataSettings:
     width, height: of a clip in pixels, multiples of 16.
     frames: of a clip, 4k + 1.
     references: photos of the person for each clip.
+    people: how many a clip shows, each with a face of its own in a photo, from left to right. They have the order in
+        which they stand in the frame that the photo was taken from.
+    photos_from: one of PHOTOS_FROM, the frames of the video that become photos. Photos from outside the clip teach no
+        copying; Concat-ID's first stage takes them from the clip.
     seed: decides which frames become photos.
     face: how the photos are cropped.
 
-    Raises UserError for sizes that Wan's VAE cannot take.
+    Raises UserError for values that cannot be, such as sizes that Wan's VAE cannot take.
     """
 
     fps: float = 25.0
@@ -33,6 +39,8 @@ class DataSettings:
     height: int = 480
     frames: int = 81
     references: int = 5
+    people: int = 1
+    photos_from: str = OUTSIDE
     seed: int = 0
     face: FaceSettings = field(default_factory=FaceSettings)
 
@@ -43,24 +51,70 @@ class DataSettings:
         for name in ("width", "height"):
             if getattr(self, name) % PIXELS_PER_TOKEN or getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is a multiple of 16, like 832 or 480.")
-        for name in ("fps", "references"):
+        for name in ("fps", "references", "people"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is more than 0.")
+        if self.photos_from not in PHOTOS_FROM:
+            raise UserError(f"photos_from is {self.photos_from}, needed is one of {', '.join(PHOTOS_FROM)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoSettings:
+    """How the reference photos are encoded.
+
+    fit: one of FITS. "as cropped" keeps the size of the crop. "to the clip" scales the photo to fit into the clip's
+        frame and fills the rest with black, for methods that append the photo to the video.
+    noise_draws: how many times each photo is encoded, each time with noise of its own on the pixels; 0 encodes it once
+        and without noise.
+    noise_mean, noise_deviation: of the natural logarithm of the noise's standard deviation, for pixels in -1..1. The
+        defaults are Concat-ID's (arXiv 2503.14151).
+
+    Raises UserError for values that cannot be.
+    """
+
+    fit: str = AS_CROPPED
+    noise_draws: int = 0
+    noise_mean: float = -3.0
+    noise_deviation: float = 0.5
+
+    def __post_init__(self):
+        if self.fit not in FITS:
+            raise UserError(f"fit is {self.fit}, needed is one of {', '.join(FITS)}.")
+        for name in ("noise_draws", "noise_deviation"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, needed is at least 0.")
+
+    def size(self, data: DataSettings) -> tuple[int, int]:
+        """(height, width) in pixels of a photo as it is encoded."""
+        return (data.height, data.width) if self.fit == TO_CLIP else 2 * (data.face.resolved().size,)
+
+
+PLAIN = PhotoSettings()
 
 
 def keep_settings(folder: Path, settings: DataSettings) -> None:
     """Note the settings that the data of a folder is made with; raises UserError where it was made with others."""
-    now, file = dataclasses.asdict(settings), folder / FILE
-    del now["face"]["download_missing"]  # changes nothing of what is made
+    file = folder / FILE
     if not file.exists():
+        now = dataclasses.asdict(settings)
+        del now["face"]["download_missing"]  # changes nothing of what is made
         with replacing(file) as part:
             part.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
-    before = kept_settings(folder)
-    differing = sorted(name for name in now if before.get(name) != now[name])
+    kept = kept_settings(folder)  # an earlier version's say nothing of settings that came later, whose defaults it had
+    before = DataSettings(**{**kept, "face": FaceSettings(**kept["face"])})
+    now, then = _made_with(settings), _made_with(before)
+    differing = sorted(name for name in now if then[name] != now[name])
     if differing:
         raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
                         "another folder.")
+
+
+def _made_with(settings: DataSettings) -> dict:
+    """What the data follow from, whether it was set or comes from a preset."""
+    face = settings.face
+    return {**dataclasses.asdict(settings), "face": {**dataclasses.asdict(face), **dataclasses.asdict(face.resolved()),
+                                                     "download_missing": None}}
 
 
 def kept_settings(folder: Path) -> dict:

@@ -29,7 +29,7 @@ class Example:
     """A clip and what belongs to it, in model space.
 
     video: [16, T, h, w]
-    photos: [P, 16, 1, h, w], of the same person and never a frame of this clip.
+    photos: [P, 16, M, h, w], P choices of a reference: M latent frames, one for each person of the clip.
     context: [N, text dim], the encoded caption.
     """
 
