@@ -13,6 +13,32 @@ GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 
 
+class PositiveConditions:
+    """Which conditions of a run are positive, by ComfyUI's uuids: their order is the guider's own affair."""
+
+    def __init__(self):
+        self._uuids: frozenset[uuid.UUID] = frozenset()
+
+    def note(self, guider) -> None:
+        """To be called when ComfyUI has prepared the conditions.
+
+        Where a prompt has an area, ComfyUI gives the other prompts a condition with that area, made from a copy of the
+        first, uuid and all. It gets one of its own, so that the positive ones can be told.
+        """
+        self._uuids = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
+        for name, conds in guider.conds.items():
+            for cond in conds if name != "positive" else ():
+                if cond["uuid"] in self._uuids:
+                    cond["uuid"] = uuid.uuid4()
+
+    def among(self, options: dict, batch: int) -> torch.Tensor:
+        """[B] bool, which of the batch of a model call are of a positive condition. ComfyUI puts several conditions in
+        one batch. options: ``transformer_options`` of the call.
+        """
+        positive = torch.tensor([each in self._uuids for each in options["uuids"]])
+        return positive.repeat_interleave(batch // len(positive))
+
+
 class Passes:
     """The passes of one run.
 
@@ -24,7 +50,7 @@ class Passes:
         self.guidance = guidance
         self.scale = scale
         self.identity_read = False
-        self._positive: frozenset[uuid.UUID] = frozenset()  # ComfyUI's uuids of the positive conditions
+        self.positive = PositiveConditions()
         self._plain_uuids: dict[uuid.UUID, uuid.UUID] = {}
 
     def check(self, guider) -> None:
@@ -39,26 +65,9 @@ class Passes:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                             "guidance.")
 
-    def note_positive(self, guider) -> None:
-        """To be called when ComfyUI has prepared the conditions.
-
-        Where a prompt has an area, ComfyUI gives the other prompts a condition with that area, made from a copy of the
-        first, uuid and all. It gets one of its own, so that the positive ones can be told.
-        """
-        self._positive = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
-        for name, conds in guider.conds.items():
-            for cond in conds if name != "positive" else ():
-                if cond["uuid"] in self._positive:
-                    cond["uuid"] = uuid.uuid4()
-
     def reads(self, options: dict, batch: int) -> torch.Tensor | None:
-        """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in one
-        batch. options: ``transformer_options`` of the call.
-        """
-        if self.guidance == "both passes":
-            return None
-        passes = torch.tensor([each in self._positive for each in options["uuids"]])
-        return passes.repeat_interleave(batch // len(passes))
+        """[B] bool, which of the batch read the identity, or None for all. options: as in PositiveConditions."""
+        return None if self.guidance == "both passes" else self.positive.among(options, batch)
 
     def guide(self, args: dict, without: str) -> list[torch.Tensor]:
         """Guidance "own scale", as ComfyUI's sampler_pre_cfg_function.

@@ -238,7 +238,7 @@ def test_controls_that_cannot_work_are_refused_when_applied(model, name):
 
 def test_without_a_sink_the_report_is_logged(model, caplog):
     """In core's samplers there is no report output."""
-    with caplog.at_level("INFO", logger="standin_core.stand_in.run"):
+    with caplog.at_level("INFO", logger="standin_core.report"):
         comfy.sample.sample(tiny.with_identity(model), torch.zeros(tiny.LATENT), 1, 1.0, "euler", "simple",
                             tiny.prompt(), tiny.prompt(), torch.zeros(tiny.LATENT), disable_pbar=True)
     assert "32 identity tokens beside 72 video tokens" in caplog.text

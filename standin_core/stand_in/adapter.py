@@ -7,15 +7,14 @@ are accepted as an import convenience.
 """
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from ..contracts import UserError
+from ..weights import check_dtype, read_weights
 from .variant import PAPER, Variant
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
@@ -25,7 +24,6 @@ KEY = re.compile(
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
 )
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
@@ -74,23 +72,8 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
-    path = Path(path)
-    metadata: dict[str, str] = {}
-    try:
-        if path.suffix in (".safetensors", ".sft"):
-            weights = safetensors.torch.load_file(path)
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
-        raise UserError(
-            f"{path.name} cannot be read as weights ({type(error).__name__}); a Stand-In adapter is a .safetensors or "
-            "a weights-only .ckpt file: download it again from its source page."
-        ) from error
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return parse_adapter(weights, path.name, sha256, Variant.of(metadata))
+    file = read_weights(path, "a Stand-In adapter")
+    return parse_adapter(file.weights, file.name, file.sha256, Variant.of(file.metadata))
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
@@ -119,9 +102,7 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
                         "download it again.")
     for key, weight in sorted(found.items()):
-        if weight.dtype not in DTYPES:
-            raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
-                            "the file in one of these.")
+        check_dtype(weight, official_key(*key), name)
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)

@@ -2,9 +2,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
-import time
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -14,7 +11,7 @@ from ..contracts import UserError
 from ..controls import region_weights
 from ..guidance import Passes
 from ..joint import JointStream
-from ..report import ReportSink, as_text
+from ..report import ReportedRun, ReportSink
 from ..wan import Wan
 from .adapter import Adapter
 from .attention_map import AttentionRecorder
@@ -26,22 +23,20 @@ from .run_report import StandInReport, ToldIdentity
 from .settings import Applied, Identity
 from .stream import identity_layers, joint_stream
 
-log = logging.getLogger(__name__)
-
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
-class Run:
-    """Lives in ``transformer_options`` as an opaque object and dies with the run.
+class Run(ReportedRun):
+    """What the runs of all its identities hold."""
 
-    Several devices may call the model at a time (ComfyUI's multi-GPU), hence the lock.
-    """
+    report: StandInReport
 
     def __init__(self, applied: Applied, steps: int, hook_groups: int, whole: tuple[int, int, int],
                  maps_attention: bool = False):
         """hook_groups: LoRA-hook groups among the conditions. whole: (t, h, w) of the video in tokens. maps_attention:
         record where the identity is read.
         """
+        super().__init__("Stand-In", StandInReport(steps=steps))
         self.applied = applied
         self.whole = whole
         self.passes = Passes(applied.settings.guidance, applied.settings.guidance_scale)
@@ -51,25 +46,15 @@ class Run:
         self.modes: dict[torch.device, str] = {}
         self.choices: dict[torch.device, AttentionChoice] = {}
         self.managed: dict[tuple, ModelPatcher] = {}  # by ``_key``
-        self.started: float | None = None
-        self.lock = threading.Lock()
         self.maps_attention = maps_attention
         self.recorder: AttentionRecorder | None = None
-        self.report = StandInReport(steps=steps)
-
-    def __deepcopy__(self, memo):
-        return self
 
     def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
         with self.lock:
-            if self.started is None:
-                self.started = time.perf_counter()
-                self.report.model = type(base).__name__
-                self.report.video_grid = grid
+            if self.first_call(type(base).__name__, grid):
                 self.report.identities = [_told(identity, self.applied, wan) for identity in self.applied.identities]
                 if self.maps_attention:
                     self.recorder = AttentionRecorder(len(self.applied.identities), len(wan.blocks))
-            self.report.model_calls += 1
 
     def identity_read(self, blocks: int) -> None:
         """After a call of the model in which so many blocks read."""
@@ -187,15 +172,9 @@ class Run:
         self.managed.clear()
         if not finished:
             return
-        if self.started is not None and report.steps:
-            elapsed_ms = (time.perf_counter() - self.started) * 1000
-            report.ms_per_step = (elapsed_ms - report.build_ms) / report.steps
-        if sink is None:
-            log.info("Stand-In: %s", as_text(report))
-            return
-        sink.reports.append(report)
+        self.hand_over(sink, report.build_ms)
         recorded = None if self.recorder is None else self.recorder.map()
-        if recorded is not None:
+        if sink is not None and recorded is not None:
             sink.maps.append(recorded)
 
 

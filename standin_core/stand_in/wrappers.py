@@ -15,7 +15,6 @@ from ..attention import restricted_attention
 from ..contracts import UserError
 from ..controls import query_bias, strength_at
 from ..guidance import OWN_SCALE
-from ..report import ReportSink
 from ..wan import Reading, Wan
 from .budget import extra_bytes
 from .choices import maps_attention
@@ -71,15 +70,8 @@ class _Wrappers:
         run.passes.check(guider)
         if run.maps_attention:
             _check_map(self.applied)
-        options[KEY] = run
-        finished = False
-        try:
-            output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            finished = True
-            return output
-        finally:
-            options.pop(KEY, None)
-            run.close(finished, ReportSink.of(options))
+        with run.lives_in(options, KEY):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         options = (model_options or {}).get("transformer_options", {})
@@ -100,7 +92,7 @@ class _Wrappers:
 def sampler_sample(executor, guider, *args, **kwargs):
     run: Run | None = guider.model_options.get("transformer_options", {}).get(KEY)
     if run is not None:
-        run.passes.note_positive(guider)
+        run.passes.positive.note(guider)
     return executor(guider, *args, **kwargs)
 
 

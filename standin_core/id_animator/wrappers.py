@@ -1,0 +1,61 @@
+"""What a patched model carries between runs: three wrappers on the ModelPatcher, under one key.
+
+OUTER_SAMPLE opens the run and frees everything at its end; SAMPLER_SAMPLE notes which conditions are positive;
+APPLY_MODEL has the cross-attentions read the face in that one call, whatever other nodes put there before or after.
+"""
+from __future__ import annotations
+
+from comfy.patcher_extension import WrappersMP
+
+from ..controls import strength_at
+from .run import Run
+from .settings import Identity
+from .unet import reading
+
+KEY = "id_animator"
+
+
+def install(model, identity: Identity) -> None:
+    """model: a ModelPatcher of the caller's own, without an identity."""
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _OuterSample(identity)),
+                          (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
+                          (WrappersMP.APPLY_MODEL, apply_model)):
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+def is_installed(model) -> bool:
+    """Whether a ModelPatcher reads an identity."""
+    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
+
+
+class _OuterSample:
+    """The wrapper that needs the identity. No ``.to``: ComfyUI would call it."""
+
+    def __init__(self, identity: Identity):
+        self.identity = identity
+
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        options = executor.class_obj.model_options.setdefault("transformer_options", {})
+        with Run(self.identity, len(sigmas) - 1).lives_in(options, KEY):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+
+def sampler_sample(executor, guider, *args, **kwargs):
+    run: Run | None = guider.model_options.get("transformer_options", {}).get(KEY)
+    if run is not None:
+        run.positive.note(guider)
+    return executor(guider, *args, **kwargs)
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """x: [B, 4, h, w], all frames of all conditions; t: [B] sigmas."""
+    options = {} if transformer_options is None else transformer_options
+    run: Run | None = options.get(KEY)
+    if run is not None:
+        base = executor.class_obj
+        strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
+        run.model_called(base, (len(x) // len(options["uuids"]), *x.shape[2:]), strength)
+        if run.identity.controls.strength > 0:  # at any step, so that torch.compile meets one graph in all of a run
+            faces = run.keys_values(x.device, base.get_dtype_inference(), run.positive.among(options, len(x)), strength)
+            options = reading(options, [place.block for place in run.identity.places], faces)
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
