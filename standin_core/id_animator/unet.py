@@ -1,10 +1,13 @@
 """The one file of this method that touches SD1.5's model code: its cross-attentions, and how they read a face."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import comfy.lora
+import comfy.utils
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -107,12 +110,34 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict)
                                transformer_options=options)
 
 
-def reading(options: dict, blocks: list[tuple[str, int]], faces: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:
-    """``transformer_options`` of a call in which these blocks read these keys and values; the given ones are kept."""
+@contextlib.contextmanager
+def reading(base, places: tuple[CrossAttention, ...], faces: list[tuple[torch.Tensor, torch.Tensor]],
+            options: dict) -> Iterator[dict]:
+    """Within the context, the cross-attentions at these places read these keys and values.
+
+    Their modules are of a class of their own for that time, because torch.compile guards on a module's type, whereas
+    ComfyUI drops the guards on ``transformer_options``: without it, what was compiled for the model alone would run.
+
+    base: ComfyUI's model.
+    options: ``transformer_options`` of the call, which stay as they are; yields those to go on with.
+    """
     replace = options.get("patches_replace", {})
     attn2 = dict(replace.get("attn2", {}))
-    for block, face in zip(blocks, faces, strict=True):
-        exact = (*block, 0)  # ComfyUI asks for it first
-        place = exact if exact in attn2 else block
-        attn2[place] = ReadsFace(attn2.get(place), *face)
-    return {**options, "patches_replace": {**replace, "attn2": attn2}}
+    modules = []
+    for place, face in zip(places, faces, strict=True):
+        exact = (*place.block, 0)  # ComfyUI asks for it first
+        key = exact if exact in attn2 else place.block
+        attn2[key] = ReadsFace(attn2.get(key), *face)
+        modules.append(comfy.utils.get_attr(base, place.path))
+    for module in modules:
+        module.__class__ = _marked(type(module))
+    try:
+        yield {**options, "patches_replace": {**replace, "attn2": attn2}}
+    finally:
+        for module in modules:
+            module.__class__ = type(module).__base__
+
+
+@functools.cache
+def _marked(kind: type) -> type:
+    return type(f"{kind.__name__}ThatReadsFace", (kind,), {})

@@ -50,12 +50,15 @@ def sampler_sample(executor, guider, *args, **kwargs):
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """x: [B, 4, h, w], all frames of all conditions; t: [B] sigmas."""
     options = {} if transformer_options is None else transformer_options
+    arguments = (x, t, c_concat, c_crossattn, control)
     run: Run | None = options.get(KEY)
-    if run is not None:
-        base = executor.class_obj
-        strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
-        run.model_called(base, (len(x) // len(options["uuids"]), *x.shape[2:]), strength)
-        if run.identity.controls.strength > 0:  # at any step, so that torch.compile meets one graph in all of a run
-            faces = run.keys_values(x.device, base.get_dtype_inference(), run.positive.among(options, len(x)), strength)
-            options = reading(options, [place.block for place in run.identity.places], faces)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    if run is None:
+        return executor(*arguments, options, **kwargs)
+    base = executor.class_obj
+    strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
+    run.model_called(base, (len(x) // len(options["uuids"]), *x.shape[2:]), strength)
+    if strength == 0:
+        return executor(*arguments, options, **kwargs)
+    faces = run.keys_values(x.device, base.get_dtype_inference(), run.positive.among(options, len(x)), strength)
+    with reading(base, run.identity.places, faces, options) as face_options:
+        return executor(*arguments, face_options, **kwargs)
