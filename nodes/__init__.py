@@ -1,7 +1,8 @@
 """The nodes, one file for each method or purpose. Each node is a schema and one call into standin_core."""
 from comfy_api.latest import ComfyExtension
 
-from ..standin_core.folders import register_adapters
+from ..standin_core.folders import register_folder
+from ..standin_core.stand_in.adapter import ADAPTERS
 from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
@@ -16,5 +17,5 @@ class StandInExtension(ComfyExtension):
 
 
 async def comfy_entrypoint():
-    register_adapters()
+    register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
     return StandInExtension()

@@ -4,11 +4,11 @@ from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import ADAPTERS, fingerprint
+from ..standin_core.folders import fingerprint
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
-from ..standin_core.stand_in.adapter import load_adapter
+from ..standin_core.stand_in.adapter import ADAPTERS, load_adapter
 from ..standin_core.stand_in.apply import apply_reference
 from ..standin_core.stand_in.attention_map import show_map
 from ..standin_core.stand_in.kv_cache import CACHE_MODES

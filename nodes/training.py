@@ -6,8 +6,9 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..standin_core.face import PRESETS, FaceSettings
-from ..standin_core.folders import new_adapter_file, training_folder
-from ..standin_core.stand_in.training import train_adapter
+from ..standin_core.folders import new_file, output_folder
+from ..standin_core.stand_in.adapter import ADAPTERS
+from ..standin_core.stand_in.training import TRAINING, train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -107,7 +108,7 @@ class PrepareTrainingData(io.ComfyNode):
         pairs = None
         if given["references_from"] == "other videos":
             pairs = PairSettings(given["lowest_similarity"], given["highest_similarity"])
-        folder = training_folder(given["name"])
+        folder = output_folder(TRAINING, given["name"])
         shards = make_dataset(sources_of(videos, captions), folder, settings, Encoders(given["vae"], given["clip"]),
                               functools.partial(show_text, cls), pairs, clip_vision)
         report = summary(folder)
@@ -185,7 +186,7 @@ class TrainStandIn(io.ComfyNode):
 
         noise_from, noise_to = EXPERTS[expert]
         stand_in, folder = train_adapter(
-            model, training_data, new_adapter_file(name), AdapterSettings(name, rank, expert),
+            model, training_data, new_file(ADAPTERS, name), AdapterSettings(name, rank, expert),
             TrainSettings(noise_from=noise_from, noise_to=noise_to, **settings), on_step,
             samples=SampleSettings(sample_every), vae=vae, start_from=start_from)
         loss, samples = run_pictures(folder)

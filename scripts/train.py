@@ -36,15 +36,16 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
     from standin_core.contracts import UserError
-    from standin_core.folders import find_file, new_adapter_file, register_adapters
+    from standin_core.folders import find_file, new_file, register_folder
+    from standin_core.stand_in.adapter import ADAPTERS
     from standin_core.stand_in.training import StandInMethod
     from standin_core.train.config import read_config
     from standin_core.train.plan import plan
 
-    register_adapters()
+    register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
     try:
         config = read_config(options.config)
-        method, file = StandInMethod.of(config.adapter), new_adapter_file(config.adapter.name)
+        method, file = StandInMethod.of(config.adapter), new_file(ADAPTERS, config.adapter.name)
         is_first = accelerator is None or accelerator.is_main_process
         if is_first:
             log.info(plan(config, method, find_file("diffusion_models", config.files.diffusion_model),

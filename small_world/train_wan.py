@@ -24,8 +24,8 @@ import torch
 from small_world.captions import caption_contexts
 from small_world.data import CLIPS, training_examples
 from small_world.models import WAN_FILE, WEIGHTS, new_wan, save
-from standin_core.stand_in.objective import differentiable
 from standin_core.train.data.shards import CachedExamples
+from standin_core.wan import differentiable
 
 BATCH = 16
 LEARNING_RATE, WARM_UP, GRAD_NORM = 6e-4, 200, 1.0

@@ -37,8 +37,8 @@ class Controls:
 
     def __post_init__(self):
         if self.strength < 0:
-            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 the "
-                            "paper.")
+            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 what "
+                            "the adapter was trained with.")
         if self.start_percent >= self.end_percent:
             raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
                             "identity would never be read: set end above start.")

@@ -8,27 +8,30 @@ import folder_paths
 
 from .contracts import UserError
 
-ADAPTERS = "stand_in"
-TRAINING = "stand_in_training"  # below ComfyUI's output folder
+Fingerprint = tuple[str, int, int]  # of a file: its path, the time of its last change in nanoseconds, its bytes
 
 
-def register_adapters() -> None:
-    """models/stand_in, then wherever LoRAs lie, because that is where users put these files."""
-    extensions = folder_paths.supported_pt_extensions
-    own = os.path.join(folder_paths.models_dir, ADAPTERS)
-    configured = folder_paths.folder_names_and_paths.get(ADAPTERS, ([], set()))[0]
-    places = dict.fromkeys([*configured, own, *folder_paths.get_folder_paths("loras")])
-    folder_paths.folder_names_and_paths[ADAPTERS] = (list(places), extensions)
+def register_folder(folder: str, *others: str) -> None:
+    """Make models/<folder> one of ComfyUI's model folders, for files of weights.
+
+    folder: its name. Where the user has configured a place for it, that place comes first.
+    others: ComfyUI's names of further folders in which users keep such files, such as "loras".
+    """
+    own = os.path.join(folder_paths.models_dir, folder)
+    configured = folder_paths.folder_names_and_paths.get(folder, ([], set()))[0]
+    places = dict.fromkeys([*configured, own, *(place for other in others
+                                                for place in folder_paths.get_folder_paths(other))])
+    folder_paths.folder_names_and_paths[folder] = (list(places), folder_paths.supported_pt_extensions)
 
 
-def new_adapter_file(name: str) -> Path:
-    """Where an adapter of this name is written, for Load Stand-In to list it."""
-    return Path(folder_paths.get_folder_paths(ADAPTERS)[0]) / f"{plain_name(name)}.safetensors"
+def new_file(folder: str, name: str) -> Path:
+    """Where a new file of weights is written so that ComfyUI lists it; the name comes without a suffix."""
+    return Path(folder_paths.get_folder_paths(folder)[0]) / f"{plain_name(name)}.safetensors"
 
 
-def training_folder(name: str) -> Path:
-    """The folder that holds the data and the runs of this name."""
-    return Path(folder_paths.get_output_directory()) / TRAINING / plain_name(name)
+def output_folder(folder: str, name: str) -> Path:
+    """The folder of this name inside a folder of ComfyUI's output."""
+    return Path(folder_paths.get_output_directory()) / folder / plain_name(name)
 
 
 def find_file(folder: str, name: str) -> Path:
@@ -42,15 +45,16 @@ def find_file(folder: str, name: str) -> Path:
     return Path(found)
 
 
-def fingerprint(folder: str, name: str) -> tuple[str, int, int] | None:
-    """What is another where a file of one of ComfyUI's model folders is another: its path, the time of its last change
-    in nanoseconds and its bytes. None where it is not there.
-    """
+def fingerprint(folder: str, name: str) -> Fingerprint | None:
+    """The fingerprint of a file of one of ComfyUI's model folders; None if the folder has no such file."""
     path = folder_paths.get_full_path(folder, name)
-    if path is None:
-        return None
+    return None if path is None else fingerprint_of(path)
+
+
+def fingerprint_of(path: str | Path) -> Fingerprint:
+    """What changes when a file is written anew."""
     status = os.stat(path)
-    return path, status.st_mtime_ns, status.st_size
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 def plain_name(name: str) -> str:

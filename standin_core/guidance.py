@@ -8,7 +8,7 @@ import torch
 
 from .contracts import UserError
 
-# which pass reads the identity; the paper's is both passes
+# which pass reads the identity
 GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 
@@ -59,8 +59,8 @@ class Passes:
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
             raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
-                            "own: sample with KSampler, CFGGuider or StandInSampler, or set guidance to both "
-                            "passes.")
+                            "own: sample with plain classifier-free guidance, as KSampler and CFGGuider do, "
+                            "or set guidance to both passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                             "guidance.")

@@ -28,8 +28,9 @@ def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torc
 def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     """image: [R, H, W, 3] or RGBA, 0..1, R photos of one person -> [R, 16, 1, H/8, W/8], VAE space.
 
-    The authors encode one of 512x512 on a white background, which gives 1,024 identity tokens. Raises UserError for
-    an empty image or a VAE that is not Wan's.
+    A photo of 512x512 gives 1,024 tokens.
+
+    Raises UserError for an empty image or a VAE that is not Wan's.
     """
     check_wan_vae(vae)
     if image.shape[0] == 0:

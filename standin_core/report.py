@@ -17,7 +17,7 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-LISTENER = "stand_in_report_sink"  # in ComfyUI's transformer_options
+LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
 
 class ReportedIdentity(Protocol):

@@ -1,4 +1,4 @@
-"""Sampling as the authors do it, with every sampler and scheduler of ComfyUI, for one expert or Wan 2.2's two.
+"""Sampling by flow matching, and with every sampler and scheduler of ComfyUI, for one expert or Wan 2.2's two.
 
 Euler flow matching: ``x += v (sigma_next - sigma)`` over ``sigma = shift s / (1 + (shift - 1) s)`` with s evenly
 spaced from denoise to 0, ``v = v_uncond + cfg (v_cond - v_uncond)`` (WeChatCV/Stand-In, ``schedulers/flow_match.py``).
@@ -23,7 +23,7 @@ FLOW_MATCHING = "flow_matching"
 
 
 def scheduler_names() -> list[str]:
-    """The authors' schedule first, then ComfyUI's."""
+    """Flow matching first, then ComfyUI's."""
     return [FLOW_MATCHING, *comfy.samplers.KSampler.SCHEDULERS]
 
 
@@ -144,7 +144,7 @@ def _check(experts: list, latent: dict, settings: SamplerSettings) -> None:
         raise UserError(f"denoise is {settings.denoise:g}, needed is more than 0 and at most 1: raise denoise, or "
                         "leave this node out to keep the latent as it is.")
     if settings.shift <= 0:
-        raise UserError(f"shift is {settings.shift:g}, needed is more than 0: the authors use 5.")
+        raise UserError(f"shift is {settings.shift:g}, needed is more than 0, such as 5: raise shift.")
     shape = tuple(latent["samples"].shape)
     if 0 in shape:
         raise UserError(f"the latent is empty, its shape is {list(shape)}: make one of at least one frame with "

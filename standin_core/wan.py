@@ -29,7 +29,7 @@ RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_sta
 
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 OVERRIDE = "optimized_attention_override"
-MODULE = "stand_in_module"
+MODULE = "identity_module"
 
 
 def unwrapped(module):
@@ -109,8 +109,8 @@ class Wan:
     def __init__(self, base, attend: Callable = optimized_attention):
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
-            raise UserError(f"the model is {type(self.model).__name__}; Stand-In needs a Wan 2.1 or 2.2 video model "
-                            "as ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+            raise UserError(f"the model is {type(self.model).__name__}, needed is a Wan 2.1 or 2.2 video model as "
+                            "ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
         self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.dim = self.model.dim
@@ -217,6 +217,17 @@ class Wan:
                     module.__dict__.pop(name, None)
                 if foreign is not None:
                     module.__dict__["forward"] = foreign
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Within the context, ComfyUI's RoPE has a gradient: it has one only while ComfyUI knows that it trains."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
 
 
 def attention_in_use(options: dict) -> AttentionInUse:

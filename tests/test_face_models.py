@@ -395,14 +395,20 @@ def test_downloads_are_over_https(model_file):
     assert re.fullmatch("[0-9a-f]{64}", model_file.sha256)
 
 
-def test_a_file_that_arrives_is_noticed(models_dir):
-    """ComfyUI keeps a node's result as long as its fingerprint stays; a run without BiSeNet must not outlive its file.
+def test_a_file_that_arrives_or_changes_is_noticed(models_dir):
+    """ComfyUI keeps a node's result as long as its fingerprint stays. A result from before a file came, or from a file
+    that was replaced since, must not be kept.
     """
     node = pack.node_classes()["FacePreprocess"]
     chosen = {"auto": {"detector": "cascade", "parser": "auto"}, "named": {"detector": "cascade", "parser": "none"}}
     before = {name: node.fingerprint_inputs(image=None, **inputs) for name, inputs in chosen.items()}
     assert before == {name: node.fingerprint_inputs(image=None, **inputs) for name, inputs in chosen.items()}
-    (models_dir / "facexlib").mkdir()
-    (models_dir / "facexlib" / BISENET.name).touch()
-    assert node.fingerprint_inputs(image=None, **chosen["auto"]) != before["auto"]
+    seen = {before["auto"]}
+    files = models_dir / "facexlib" / BISENET.name, models_dir / "insightface" / "models" / "pack" / "any.onnx"
+    for content in (b"", b"broken"):
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            seen.add(node.fingerprint_inputs(image=None, **chosen["auto"]))
+    assert len(seen) == 1 + 2 * len(files)
     assert node.fingerprint_inputs(image=None, **chosen["named"]) == before["named"]

@@ -210,11 +210,11 @@ class OtherModel:
 
 
 def test_a_model_that_is_not_wan(model):
-    with pytest.raises(UserError, match="the model is Linear; Stand-In needs a Wan"):
+    with pytest.raises(UserError, match="the model is Linear, needed is a Wan"):
         run(OtherModel)
-    with pytest.raises(UserError, match="the model is Linear; Stand-In needs a Wan"):
+    with pytest.raises(UserError, match="the model is Linear, needed is a Wan"):
         run(model, OtherModel)
-    with pytest.raises(UserError, match="the model is Linear; Stand-In needs a Wan"):
+    with pytest.raises(UserError, match="the model is Linear, needed is a Wan"):
         tiny.with_identity(OtherModel)
 
 

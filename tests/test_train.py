@@ -14,7 +14,7 @@ from small_world.tiny_models import adapter_weights
 from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
-from standin_core.stand_in.objective import differentiable, identity_read
+from standin_core.stand_in.objective import identity_read
 from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters
 from standin_core.stand_in.positions import conditional_positions
 from standin_core.stand_in.training import StandInMethod
@@ -24,7 +24,7 @@ from standin_core.train.data.shards import Example
 from standin_core.train.flow_matching import flow_matching_loss
 from standin_core.train.loop import MOST_BAD_STEPS, Trainer
 from standin_core.train.method import Batch
-from standin_core.wan import WITH_GRADIENTS, Wan
+from standin_core.wan import WITH_GRADIENTS, Wan, differentiable
 from tolerances import WHOLE_RUN, assert_close
 
 RANK = 16

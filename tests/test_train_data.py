@@ -19,15 +19,15 @@ from small_world.tiny_models import clip_vision_weights, text_encoder_weights, v
 from standin_core.contracts import UserError
 from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
-from standin_core.files import append_line, read_lines
+from standin_core.files import read_lines
 from standin_core.train.data.dataset import make_dataset
-from standin_core.train.data.dropped import Drop, Reason
+from standin_core.train.data.dropped import Cause, Drop
 from standin_core.train.data.encoders import Encoders, data_hash, encode_clips
-from standin_core.train.data.manifest import Clip, manifest_clips, summary
+from standin_core.train.data.manifest import Clip, add_to_manifest, manifest_clips, summary
 from standin_core.train.data.pairs import PairSettings, embed, pair
 from standin_core.train.data.photos import read_photo
 from standin_core.train.data.prepare import prepare
-from standin_core.train.data.settings import DataSettings, kept_settings
+from standin_core.train.data.recipe import DataSettings, kept_settings
 from standin_core.train.data.shards import CachedExamples, Example, write_shards
 from standin_core.train.data.sources import Source, sources_in, sources_of
 from standin_core.train.data.video import clips, decoded, pixels
@@ -338,7 +338,7 @@ def test_a_cache_goes_on_with_the_next_shard(tmp_path):
             if name in missing:
                 asked.append(name)
                 number = float(name.split()[1])
-                yield name, Drop(Reason.NOW_SHORTER) if number == 17 else Example(
+                yield name, Drop(Cause.NOW_SHORTER) if number == 17 else Example(
                     torch.full((16, 1, 2, 2), number), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))
 
     whole = write_shards(tmp_path, names, encode)
@@ -396,7 +396,7 @@ def test_what_failed_is_tried_again(tmp_path):
             if name in missing:
                 fails = not working and name == "clip 3"
                 example = Example(*(torch.ones(1, 16, 1, 2, 2),) * 2, torch.ones(3, 4))
-                yield name, Drop(Reason.UNREADABLE, "gone") if fails else example
+                yield name, Drop(Cause.UNREADABLE, "gone") if fails else example
 
     assert "clip 3 dropped: cannot be read: gone" in next(write_shards(tmp_path, names, encode))
     working = True
@@ -464,13 +464,12 @@ def test_pairs_of_real_crops(prepared_once):
     assert pair(made[:3], vectors, PairSettings(-1.0, 1.0), photos=3) == ([], [clip.name for clip in made[:3]])
 
 
-def test_a_manifest_of_an_earlier_version(tmp_path):
-    """It has a sentence in place of a reason and a detail."""
-    for name, why in (("a", "too short: the rest, less than a clip"), ("b", "no caption, and no captioner to ask"),
-                      ("c", "c.mp4 cannot be read after 0.5 s (broken)"), ("d", "too short: 8 frames")):
-        append_line(tmp_path / "manifest.jsonl", {"video": f"{name}.mp4", "bytes": 1, "caption": "", "captioned": False,
-                                                  "dropped": [["whole video", why]], "clips": [
-            {"video": f"{name}.mp4", "start": 0, "caption": "x", "references": [f"{name}.png"]}]})
+def test_the_manifest_of_a_folder_is_summed_up(tmp_path):
+    """Drops are counted by their cause, whatever the detail."""
+    for name, drop in (("a", Drop(Cause.TOO_SHORT, "the rest, less than a clip")), ("b", Drop(Cause.NO_CAPTION)),
+                       ("c", Drop(Cause.UNREADABLE, "after 0.5 s")), ("d", Drop(Cause.TOO_SHORT, "8 frames"))):
+        add_to_manifest(tmp_path, {"video": f"{name}.mp4"}, [Clip(f"{name}.mp4", 0, "x", (f"{name}.png",))],
+                        [("whole video", drop)])
     assert summary(tmp_path).splitlines() == ["4 videos, 4 clips, 4 reference photos", "dropped 2: too short",
                                               "dropped 1: no caption", "dropped 1: cannot be read"]
     assert manifest_clips(tmp_path)[0] == Clip("a.mp4", 0, "x", ("a.png",))

@@ -8,6 +8,7 @@ With q, K_vid, V_vid of the video, K_ref, V_ref of the identity and b = log(stre
 ``concatenate`` appends the keys and values and calls the host's attention once (strength 1 only). Both are exact.
 """
 from .choice import (
+    ATTACHED,
     ATTENTION_PATHS,
     PYTORCH,
     AttentionChoice,
@@ -20,5 +21,5 @@ from .choice import (
 from .reasons import Host, Need, Reason
 from .states import FLASH_ATTN, SAGE
 
-__all__ = ["ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host", "Need",
-           "Reason", "choose_attention", "require_plain", "restricted_attention", "split_heads"]
+__all__ = ["ATTACHED", "ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host",
+           "Need", "Reason", "choose_attention", "require_plain", "restricted_attention", "split_heads"]

@@ -51,6 +51,10 @@ class AttentionChoice:
         return merged
 
 
+# for training: keys and values are appended, because PyTorch's operators give a log-sum-exp no gradient
+ATTACHED = AttentionChoice("concatenate", None, ())
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionInUse:
     """What computes the model's attention without the identity; merging keeps PyTorch's. source: the same with a

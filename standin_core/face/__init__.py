@@ -1,6 +1,7 @@
 """From a photo to a face crop; the detectors also serve face swap and evaluation.
 
-The steps are the authors' (WeChatCV/Stand-In, ``preprocessor/image_input_preprocessor.py``), each with its settings.
+The steps are those of Stand-In's authors (WeChatCV/Stand-In, ``preprocessor/image_input_preprocessor.py``), each with
+its settings.
 """
 from .detectors import (
     DETECTORS,
@@ -9,7 +10,6 @@ from .detectors import (
     Face,
     choose,
     detector_refusal,
-    installed_models,
     keypoint_detector,
     load_detector,
 )
@@ -24,6 +24,7 @@ from .models import (
     file_refusal,
     find_insightface,
     insightface_refusal,
+    installed_models,
     opencv_network,
 )
 from .parsing import KEPT_LABELS, NORMALIZATIONS

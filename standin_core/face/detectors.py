@@ -11,13 +11,11 @@ import torch
 
 from ..contracts import UserError
 from .models import (
-    MODEL_FILES,
     RETINAFACE,
     YUNET,
     ManagedNetwork,
     file_refusal,
     find_insightface,
-    find_model,
     insightface_refusal,
     opencv_network,
 )
@@ -29,7 +27,7 @@ LONGEST_SIDE_PX = 1024
 # first: it is four times as fast.
 CASCADE_PARTS = (12, 25)
 INSIGHTFACE_FILES = ("det_*.onnx", "scrfd_*.onnx")
-INSIGHTFACE_PX = 640  # what its detectors were exported for, and what the authors use
+INSIGHTFACE_PX = 640  # what its detectors were exported for, and what Stand-In's authors use
 # YuNet was trained on pictures of 640 px and finds faces of 10 to 300 px (opencv_zoo, face_detection_yunet/README.md).
 YUNET_PX, YUNET_LARGEST_PX = 640, 300
 
@@ -271,12 +269,6 @@ def _on_small_copy(scan: Callable[[np.ndarray], list[Face]],
 def _edges(row: Iterable[float]) -> tuple[int, int, int, int]:
     left, top, right, bottom = (int(edge) for edge in row)
     return left, top, right, bottom
-
-
-def installed_models() -> tuple[str, ...]:
-    """The names of the face models that are installed here, on which the result of an "auto" depends."""
-    found = (*(find_model(model_file.name) for model_file in MODEL_FILES), find_insightface(INSIGHTFACE_FILES))
-    return tuple(path.name for path in found if path is not None)
 
 
 # name -> what loads it and what says why it cannot run here, in the order in which "auto" tries them

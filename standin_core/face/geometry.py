@@ -1,4 +1,4 @@
-"""Where the crop lies: the authors' square around a face, padded where it leaves the photo."""
+"""Where the crop lies: the square of Stand-In's authors around a face, padded where it leaves the photo."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Box = tuple[int, int, int, int]
 
 # A face whose box comes this near to the photo's borders, in pixels, fills the photo: there is nothing to crop.
 BORDER_PX = 10
-# The authors' inference code asks for all four borders, their ComfyUI preprocessor for any one of them.
+# The inference code of Stand-In's authors asks for all four borders, their ComfyUI preprocessor for any one of them.
 BORDER_RULES = {"all sides": all, "any side": any}
 
 # Side of the pictures that face recognition networks take, and where the five points lie in them: left eye, right eye,
@@ -40,7 +40,7 @@ class Square:
     def cut(self, image: np.ndarray, size: int, fill) -> np.ndarray:
         """The region, padded and resized: [size, size] or [size, size, C].
 
-        The padding around the centre and INTER_AREA are the authors', bit for bit.
+        The padding around the centre and INTER_AREA are those of Stand-In's authors, bit for bit.
 
         image: [H, W] or [H, W, C], of the photo's size.
         size: side of the result in pixels.
@@ -77,7 +77,9 @@ class Square:
 
 
 def square_around(box: Box | None, height: int, width: int, scale: float, border_rule: str = "all sides") -> Square:
-    """The square around a face. Integer halves and clipping before padding are the authors', bit for bit.
+    """The square around a face.
+
+    Integer halves and clipping before padding are those of Stand-In's authors, bit for bit.
 
     box: the face, left, top, right, bottom in pixels; None takes the whole photo.
     height, width: of the photo.

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ..contracts import UserError
+from ..folders import Fingerprint, fingerprint_of
 
-# models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the authors' preprocessor
-# put the same files
+# models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the preprocessor of
+# Stand-In's authors put the same files
 FOLDERS = ("facexlib", "facedetection", "face_parsing", "facerestore_models", "gfpgan")
 FACEXLIB_RELEASES = "https://github.com/xinntao/facexlib/releases/download"
 # a commit, so that the files behind the addresses stay the same
@@ -81,10 +82,20 @@ def file_refusal(model_file: ModelFile) -> str | None:
     return None
 
 
+def installed_models() -> tuple[Fingerprint, ...]:
+    """The fingerprint of every face model that is installed here, on which the result of an "auto" depends."""
+    found = [find_model(model_file.name) for model_file in MODEL_FILES]
+    networks = sorted(_insightface_packs().rglob("*.onnx"))
+    return tuple(fingerprint_of(path) for path in (*found, *networks) if path is not None)
+
+
 def find_insightface(patterns: tuple[str, ...]) -> Path | None:
     """The first network of insightface's model packs whose file name fits one of the patterns, or None."""
-    packs = Path(folder_paths.models_dir) / "insightface" / "models"
-    return next((path for pattern in patterns for path in sorted(packs.rglob(pattern))), None)
+    return next((path for pattern in patterns for path in sorted(_insightface_packs().rglob(pattern))), None)
+
+
+def _insightface_packs() -> Path:
+    return Path(folder_paths.models_dir) / "insightface" / "models"
 
 
 def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:

@@ -42,7 +42,7 @@ class FaceSettings:
     size: side of the crop in pixels.
     background: a colour by name or #rrggbb.
     parser: one of PARSERS.
-    feather: width in pixels of the crop over which the mask fades inwards; 0 is the authors' hard mask.
+    feather: width in pixels of the crop over which the mask fades inwards; 0 is the hard mask of Stand-In's authors.
     level_eyes: turn the photo until the eyes are level.
     balance_colors: see ``colour.balanced``.
     download_missing: download the face models that are missing.

@@ -9,7 +9,7 @@ import numpy as np
 
 from .detectors import Face
 
-SMALL_SHARE = 0.10  # of the photo's height; the adapter was trained on mid and close shots
+SMALL_SHARE = 0.10  # of the photo's height; identity adapters are trained on mid and close shots
 MEASURED_PX = 128  # sharpness is compared at one size
 BLURRED = 20.0  # skimage's astronaut, a face of 102 px, has 182; blurred by 1 px 28, by 2 px 10
 TURNED_DEGREES = 35.0  # the far cheek is hidden from about here

@@ -17,6 +17,7 @@ from ..contracts import UserError
 from ..weights import check_dtype, read_weights
 from .variant import PAPER, Variant
 
+ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
 KEY = re.compile(

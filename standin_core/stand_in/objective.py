@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import comfy.model_management
 import torch
 
-from ..attention import AttentionChoice, restricted_attention
+from ..attention import ATTACHED, restricted_attention
 from ..contracts import UserError
 from ..joint import JointStream
-from ..wan import RECOMPUTED, Reading, Wan
+from ..wan import RECOMPUTED, Reading, Wan, differentiable
 from .adapter import Adapter
 from .kv_cache import ResidentLayers
 from .positions import POSITIONS
@@ -22,8 +21,6 @@ from .stream import identity_layers, joint_stream
 from .variant import ORDINARY
 
 TIME_OFFSET = -1  # the paper's place of the identity, one frame before the video
-# keys and values are appended, which autograd sees through: a log-sum-exp has no gradient in PyTorch's operators
-ATTACHED = AttentionChoice("concatenate", None, ())
 
 
 @contextlib.contextmanager
@@ -53,14 +50,3 @@ def identity_read(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
         reading = Reading(0, layers, rotation, torch.zeros(1, 1, device=reference.device), range(len(wan.blocks)))
         stack.enter_context(wan.identity_installed([reading], attend))
         yield
-
-
-@contextlib.contextmanager
-def differentiable() -> Iterator[None]:
-    """ComfyUI's RoPE has a gradient only while it knows that it trains."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before

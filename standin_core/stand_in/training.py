@@ -7,16 +7,18 @@ from pathlib import Path
 
 import torch
 
-from ..folders import ADAPTERS, find_file
+from ..folders import find_file
 from ..train import session
 from ..train.method import Batch, ModelSize
 from ..train.settings import AdapterSettings, TrainSettings
 from ..wan import Wan
-from .adapter import Adapter, check_fit, load_adapter, parse_adapter
+from .adapter import ADAPTERS, Adapter, check_fit, load_adapter, parse_adapter
 from .apply import apply_identity_branch
 from .objective import identity_read
 from .parameters import as_adapter, new_adapter, parameters, save_adapter
 from .variant import PAPER, Variant
+
+TRAINING = "stand_in_training"  # the folder of ComfyUI's output that holds the data and the runs
 
 # What training holds at its peak beside the weights, in numbers for each video token, C for dim and F for ffn_dim:
 # with checkpointing 15 C + 2.7 F in the block at work, and C for each block; without, 10.9 C + 1.35 F for each block

@@ -11,7 +11,7 @@ from .data.dataset import make_dataset
 from .data.encoders import Encoders
 from .data.manifest import summary
 from .data.pairs import REFERENCES_FROM, PairSettings
-from .data.settings import DataSettings
+from .data.recipe import DataSettings
 from .data.sources import sources_of
 from .pictures import run_pictures
 from .settings import EXPERTS, AdapterSettings, SampleSettings, TrainSettings

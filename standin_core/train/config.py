@@ -14,7 +14,7 @@ import pydantic_core
 
 from ..contracts import UserError
 from .data.pairs import PairSettings
-from .data.settings import DataSettings
+from .data.recipe import DataSettings
 from .settings import EXPERTS, AdapterSettings, SampleSettings, TrainSettings
 
 

@@ -13,7 +13,7 @@ from .encoders import Encoders, data_hash, encode_clips
 from .manifest import manifest_clips, summary
 from .pairs import PairSettings, embed, pair
 from .prepare import Captioner, prepare
-from .settings import DataSettings, kept_settings
+from .recipe import DataSettings, kept_settings
 from .sources import Source
 
 Say = Callable[[str], None]

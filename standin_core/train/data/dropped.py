@@ -1,4 +1,4 @@
-"""Why a video or a clip is left out of the data: a reason to count by, and a detail for whoever wants to mend it."""
+"""Why a video or a clip is left out of the data: a cause to count by, and a detail for whoever wants to mend it."""
 from __future__ import annotations
 
 import enum
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...contracts import UserError
 
 
-class Reason(enum.Enum):
+class Cause(enum.Enum):
     """The values stand in manifests on the disk and in what users read."""
 
     NO_CAPTION = "no caption"
@@ -24,20 +24,20 @@ class Reason(enum.Enum):
 class Drop:
     """Why something was left out.
 
-    reason: what drops are counted by.
-    detail: what differs from one drop of this reason to the next; may be empty.
+    cause: what drops are counted by.
+    detail: what differs from one drop of this cause to the next; may be empty.
     """
 
-    reason: Reason
+    cause: Cause
     detail: str = ""
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.reason.value, self.detail)))
+        return ": ".join(filter(None, (self.cause.value, self.detail)))
 
 
 class Unusable(UserError):
     """A video or a photo that is left out while the others are read; ``drop`` says why."""
 
-    def __init__(self, reason: Reason, detail: str = ""):
-        self.drop = Drop(reason, detail)
+    def __init__(self, cause: Cause, detail: str = ""):
+        self.drop = Drop(cause, detail)
         super().__init__(str(self.drop))

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from ...reference import encode_reference
-from .dropped import Drop, Reason, Unusable
+from .dropped import Cause, Drop, Unusable
 from .manifest import Clip
 from .photos import read_photo
-from .settings import DataSettings
+from .recipe import DataSettings
 from .shards import Example, write_shards
 from .video import clips as read_clips
 
@@ -86,7 +86,7 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 clip = waiting.pop(0)
                 yield clip.name, _example(clip, frames, data, encoders)
-            drop = Drop(Reason.NOW_SHORTER)
+            drop = Drop(Cause.NOW_SHORTER)
         except Unusable as error:
             drop = error.drop
         for clip in waiting:

@@ -1,7 +1,7 @@
 """What was made of every video: a line of JSON each, the last one counts.
 
 A line holds what it follows from (``video``, ``bytes``, ``caption``, ``captioned``), its ``clips``, and what was
-``dropped``: [what, reason, detail]. Earlier versions wrote [what, sentence], which is still read.
+``dropped``: [what, cause, detail].
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...files import append_line, read_lines
-from .dropped import Drop, Reason
+from .dropped import Drop
 
 FILE = "manifest.jsonl"
 
@@ -48,7 +48,7 @@ def add_to_manifest(folder: Path, origin: dict, clips: list[Clip], dropped: list
     dropped: what of the video was left out, in words, and why.
     """
     append_line(folder / FILE, {**origin,
-                                "dropped": [[what, drop.reason.value, drop.detail] for what, drop in dropped],
+                                "dropped": [[what, drop.cause.value, drop.detail] for what, drop in dropped],
                                 "clips": [dataclasses.asdict(clip) for clip in clips]})
 
 
@@ -59,16 +59,9 @@ def manifest_clips(folder: Path) -> list[Clip]:
 
 
 def summary(folder: Path) -> str:
-    """How many videos, clips and photos there are, and how much was dropped for which reason."""
+    """How many videos, clips and photos there are, and how much was dropped for which cause."""
     lines, clips = read_manifest(folder).values(), manifest_clips(folder)
     photos = {file for clip in clips for file in clip.references}
-    reasons = Counter(_reason(*why) for line in lines for _, *why in line["dropped"])
+    causes = Counter(cause for line in lines for _, cause, _ in line["dropped"])
     return "\n".join([f"{len(lines)} videos, {len(clips)} clips, {len(photos)} reference photos",
-                      *(f"dropped {count}: {reason}" for reason, count in reasons.most_common())])
-
-
-def _reason(reason: str, detail: str | None = None) -> str:
-    """detail: None for a line of an earlier version, where ``reason`` is a whole sentence with the reason in it."""
-    if detail is None:
-        return next((known.value for known in Reason if known.value in reason), reason)
-    return reason
+                      *(f"dropped {count}: {cause}" for cause, count in causes.most_common())])

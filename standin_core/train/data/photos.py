@@ -11,7 +11,7 @@ import torch
 
 from ...face import FaceSettings, crop_faces
 from ...files import replacing
-from .dropped import Reason, Unusable
+from .dropped import Cause, Unusable
 
 FOLDER = "references"  # below that of the data
 
@@ -51,5 +51,5 @@ def read_photo(file: Path) -> np.ndarray:
     content = np.frombuffer(file.read_bytes() if file.is_file() else b"", np.uint8)
     picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if picture is None:
-        raise Unusable(Reason.PHOTO_LOST, file.name)
+        raise Unusable(Cause.PHOTO_LOST, file.name)
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

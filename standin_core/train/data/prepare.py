@@ -16,9 +16,9 @@ import numpy as np
 
 from ...face import load_detector
 from . import photos
-from .dropped import Drop, Reason, Unusable
+from .dropped import Cause, Drop, Unusable
 from .manifest import Clip, add_to_manifest, read_manifest
-from .settings import DataSettings, keep_settings
+from .recipe import DataSettings, keep_settings
 from .sources import Source
 from .video import decoded, pixels
 
@@ -72,12 +72,12 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
     """The clips of a video of so many bytes, and what was left out of it."""
     path, caption, length = source.path, source.caption, settings.frames
     if not size:
-        raise Unusable(Reason.UNREADABLE, "the file is gone or empty")
+        raise Unusable(Cause.UNREADABLE, "the file is gone or empty")
     if not caption and captioner is None:
-        raise Unusable(Reason.NO_CAPTION, "there is no captioner to ask")
+        raise Unusable(Cause.NO_CAPTION, "there is no captioner to ask")
     count = sum(1 for _ in decoded(path, settings.fps))
     if count <= length:
-        raise Unusable(Reason.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, needed are {length} for a clip and "
+        raise Unusable(Cause.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, needed are {length} for a clip and "
                                          "more to take a reference photo from")
     starts = range(0, count - length + 1, length)
     video = hashlib.sha256(f"{source.name} {size}".encode()).hexdigest()[:12]
@@ -91,11 +91,11 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
         chosen = [i for i in pools[start] if i in found.photos][:settings.references]
         what = f"frames {start} to {start + length - 1}"
         if start not in found.with_face:
-            dropped.append((what, Drop(Reason.NO_FACE)))
+            dropped.append((what, Drop(Cause.NO_FACE)))
         elif not chosen:
-            dropped.append((what, Drop(Reason.NO_REFERENCE, f"{len(pools[start])} frames were looked at")))
+            dropped.append((what, Drop(Cause.NO_REFERENCE, f"{len(pools[start])} frames were looked at")))
         elif not (words := caption or found.captions[start]):
-            dropped.append((what, Drop(Reason.NO_CAPTION, "the captioner gave nothing")))
+            dropped.append((what, Drop(Cause.NO_CAPTION, "the captioner gave nothing")))
         else:
             files = tuple(found.photos[i].relative_to(folder).as_posix() for i in chosen)
             clips.append(Clip(source.name, start, words, files))
@@ -104,7 +104,7 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
         found.photos[number].unlink()
     if count % length:
         rest = f"frames {len(starts) * length} to {count - 1}"
-        dropped.append((rest, Drop(Reason.TOO_SHORT, "the rest, less than a clip")))
+        dropped.append((rest, Drop(Cause.TOO_SHORT, "the rest, less than a clip")))
     return clips, dropped
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .dropped import Reason, Unusable
+from .dropped import Cause, Unusable
 
 # quarters counter-clockwise -> FFmpeg's filters that turn a frame by them
 TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
@@ -26,7 +26,7 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise Unusable(Reason.NOT_VIDEO, "only sound or pictures")
+                raise Unusable(Cause.NOT_VIDEO, "only sound or pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             graph = None
@@ -42,7 +42,7 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
     except Unusable:  # which is a ValueError too
         raise
     except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not expect
-        raise Unusable(Reason.UNREADABLE, f"after {number / fps:.1f} s, {error}") from error
+        raise Unusable(Cause.UNREADABLE, f"after {number / fps:.1f} s, {error}") from error
 
 
 def pixels(frame: av.VideoFrame) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the clips and their photos shall be, kept beside the data so that no two kinds of data mix in one folder."""
+"""What clips and photos the data is made of, kept beside the data so that no two kinds of data mix in one folder."""
 from __future__ import annotations
 
 import dataclasses
