@@ -17,11 +17,35 @@ from .latents import frames_of, largest_in_each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Controls:
-    """How strongly an identity is read, when and where, whatever the method.
+class Span:
+    """The part of the sampling in which the video reads an identity.
+
+    start_percent, end_percent: 0 to 1.
+
+    Raises UserError where the end is not above the start.
+    """
+
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __post_init__(self):
+        if self.start_percent >= self.end_percent:
+            raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
+                            "identity would never be read: set end above start.")
+
+    def has(self, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> bool:
+        """Whether a model call at this noise lies in it. t: [B] sigmas."""
+        if self.start_percent <= 0 and self.end_percent >= 1:
+            return True  # without asking the device for t
+        first, end = (percent_to_sigma(percent) for percent in (self.start_percent, self.end_percent))
+        return end < sigma_of(t) <= first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls(Span):
+    """How strongly an identity is read, when and where, where the method gives it a weight.
 
     strength: weight of the identity; 1 is what it was trained with, 0 the base model bit for bit.
-    start_percent, end_percent: the part of the sampling, 0 to 1, in which the video reads the identity.
     schedule: (percent, factor) in rising order, a factor on strength, linear in sigma between them; empty for 1.
     region: [F, H, W] in 0..1, pixels of the video; each video token reads the identity by how much of it is covered.
         F is 1, or the number of frames, or of latent frames. None is everywhere.
@@ -30,8 +54,6 @@ class Controls:
     """
 
     strength: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
     schedule: tuple[tuple[float, float], ...] = ()
     region: torch.Tensor | None = None
 
@@ -39,9 +61,7 @@ class Controls:
         if self.strength < 0:
             raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 what "
                             "the adapter was trained with.")
-        if self.start_percent >= self.end_percent:
-            raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
-                            "identity would never be read: set end above start.")
+        Span.__post_init__(self)
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
@@ -64,14 +84,18 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
 
 def strength_at(controls: Controls, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> float:
     """The strength at the noise of a model call, 0 outside start and end. t: [B] sigmas."""
-    if controls.start_percent <= 0 and controls.end_percent >= 1 and not controls.schedule:
-        return controls.strength  # without asking the device for t
-    # a step that begins exactly at a percentage meets it only up to the rounding of fp32 sigmas
-    sigma = float(t.max()) * (1 - 1e-6)
-    first, end = (percent_to_sigma(percent) for percent in (controls.start_percent, controls.end_percent))
-    if not end < sigma <= first and not (controls.start_percent <= 0 and controls.end_percent >= 1):
+    if not controls.has(percent_to_sigma, t):
         return 0.0
-    return controls.strength * _factor(controls.schedule, percent_to_sigma, sigma)
+    if not controls.schedule:
+        return controls.strength  # without asking the device for t
+    return controls.strength * _factor(controls.schedule, percent_to_sigma, sigma_of(t))
+
+
+def sigma_of(t: torch.Tensor) -> float:
+    """The noise of a model call, [B] sigmas, as it is compared with that of a percentage: a step that begins exactly
+    there meets it only up to the rounding of fp32 sigmas.
+    """
+    return float(t.max()) * (1 - 1e-6)
 
 
 def _factor(schedule: tuple[tuple[float, float], ...], percent_to_sigma: Callable[[float], float],

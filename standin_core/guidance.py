@@ -13,30 +13,10 @@ GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 
 
-class PositiveConditions:
-    """Which conditions of a run are positive, by ComfyUI's uuids: their order is the guider's own affair."""
-
-    def __init__(self):
-        self._uuids: frozenset[uuid.UUID] = frozenset()
-
-    def note(self, guider) -> None:
-        """To be called when ComfyUI has prepared the conditions.
-
-        Where a prompt has an area, ComfyUI gives the other prompts a condition with that area, made from a copy of the
-        first, uuid and all. It gets one of its own, so that the positive ones can be told.
-        """
-        self._uuids = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
-        for name, conds in guider.conds.items():
-            for cond in conds if name != "positive" else ():
-                if cond["uuid"] in self._uuids:
-                    cond["uuid"] = uuid.uuid4()
-
-    def among(self, options: dict, batch: int) -> torch.Tensor:
-        """[B] bool, which of the batch of a model call are of a positive condition. ComfyUI puts several conditions in
-        one batch. options: ``transformer_options`` of the call.
-        """
-        positive = torch.tensor([each in self._uuids for each in options["uuids"]])
-        return positive.repeat_interleave(batch // len(positive))
+def check_guidance(guidance: str) -> None:
+    """Raises UserError unless it is one of GUIDANCES."""
+    if guidance not in GUIDANCES:
+        raise UserError(f"guidance is {guidance}, needed is one of {', '.join(GUIDANCES)}.")
 
 
 class Passes:
@@ -50,7 +30,7 @@ class Passes:
         self.guidance = guidance
         self.scale = scale
         self.identity_read = False
-        self.positive = PositiveConditions()
+        self._positive: frozenset[uuid.UUID] = frozenset()  # ComfyUI's uuids of the positive conditions
         self._plain_uuids: dict[uuid.UUID, uuid.UUID] = {}
 
     def check(self, guider) -> None:
@@ -61,13 +41,36 @@ class Passes:
             raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
                             "own: sample with plain classifier-free guidance, as KSampler and CFGGuider do, "
                             "or set guidance to both passes.")
+        if self.guidance == OWN_SCALE and sum(isinstance(each, OwnScale) for each in guider.model_options.get(
+                "sampler_pre_cfg_function", ())) > 1:
+            raise UserError("two methods on this model have guidance set to own scale, and one identity can have a "
+                            "scale beside the prompt's: set the other to both passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                             "guidance.")
 
+    def note_positive(self, guider) -> None:
+        """To be called when ComfyUI has prepared the conditions.
+
+        Where a prompt has an area, ComfyUI gives the other prompts a condition with that area, made from a copy of the
+        first, uuid and all. It gets one of its own, so that the positive ones can be told.
+        """
+        self._positive = frozenset(cond["uuid"] for cond in guider.conds.get("positive", ()))
+        for name, conds in guider.conds.items():
+            for cond in conds if name != "positive" else ():
+                if cond["uuid"] in self._positive:
+                    cond["uuid"] = uuid.uuid4()
+
+    def positive(self, options: dict, batch: int) -> torch.Tensor:
+        """[B] bool, which of the batch of a model call are of a positive condition. ComfyUI puts several conditions in
+        one batch, in any order. options: ``transformer_options`` of the call.
+        """
+        passes = torch.tensor([each in self._positive for each in options["uuids"]])
+        return passes.repeat_interleave(batch // len(passes))
+
     def reads(self, options: dict, batch: int) -> torch.Tensor | None:
-        """[B] bool, which of the batch read the identity, or None for all. options: as in PositiveConditions."""
-        return None if self.guidance == "both passes" else self.positive.among(options, batch)
+        """[B] bool, which of the batch read the identity, or None for all. options: as in ``positive``."""
+        return None if self.guidance == "both passes" else self.positive(options, batch)
 
     def guide(self, args: dict, without: str) -> list[torch.Tensor]:
         """Guidance "own scale", as ComfyUI's sampler_pre_cfg_function.
@@ -91,3 +94,18 @@ class Passes:
         (positive,) = comfy.samplers.calc_cond_batch(args["model"], [plain], args["input"], args["timestep"], options)
         scale = self.scale / args["cond_scale"]
         return [positive + scale * (with_identity - positive), *others]
+
+
+class OwnScale:
+    """ComfyUI's sampler_pre_cfg_function of a model on which a method has guidance "own scale"."""
+
+    def __init__(self, key: str, without: str):
+        """key: of the method's run in ``transformer_options``. without: as in ``Passes.guide``."""
+        self.key, self.without = key, without
+
+    def __deepcopy__(self, memo):  # ComfyUI 0.3.64 copies model_options for every run
+        return self
+
+    def __call__(self, args: dict) -> list[torch.Tensor]:
+        run = args["model_options"]["transformer_options"].get(self.key)
+        return args["conds_out"] if run is None else run.passes.guide(args, self.without)

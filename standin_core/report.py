@@ -1,21 +1,13 @@
 """What a run did, in words for the user and as JSON to save, and who listens to it.
 
-Every method reports by a ``RunReport`` of its own, which adds fields and lines to the common ones, and fills it in a run
-of its own, a ``ReportedRun``.
+Every method reports by a ``RunReport`` of its own, which adds fields and lines to the common ones.
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
-
-log = logging.getLogger(__name__)
 
 LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
@@ -24,13 +16,8 @@ class ReportedIdentity(Protocol):
     """What one identity of a run was told: a dataclass of its method."""
 
     @property
-    def strength(self) -> float: ...
-
-    @property
-    def start_percent(self) -> float: ...
-
-    @property
-    def end_percent(self) -> float: ...
+    def when(self) -> str:
+        """In which part of the sampling it was to be read, and how strongly."""
 
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
         """One fact a line, about a run in which it was read. video_grid: as in RunReport."""
@@ -85,69 +72,11 @@ class ReportSink:
         return transformer_options.get(LISTENER)
 
 
-class ReportedRun:
-    """One run and its report. Lives in ``transformer_options`` as an opaque object and dies with the run.
-
-    Several devices may call the model at a time (ComfyUI's multi-GPU), hence the lock.
-    """
-
-    def __init__(self, method: str, report: RunReport):
-        """method: its name, for ComfyUI's log."""
-        self.method = method
-        self.report = report
-        self.lock = threading.Lock()
-        self.started: float | None = None
-
-    def __deepcopy__(self, memo):
-        return self
-
-    @contextlib.contextmanager
-    def lives_in(self, options: dict, key: str) -> Iterator[None]:
-        """Be found in ``transformer_options`` until the block ends, and close then, whatever ends it."""
-        options[key] = self
-        finished = False
-        try:
-            yield
-            finished = True
-        finally:
-            options.pop(key, None)
-            self.close(finished, ReportSink.of(options))
-
-    def first_call(self, model: str, grid: tuple[int, int, int]) -> bool:
-        """Count a call of the model, with the lock held. model, grid: as model and video_grid in RunReport.
-
-        Returns whether it is the first.
-        """
-        first = self.started is None
-        if first:
-            self.started = time.perf_counter()
-            self.report.model = model
-            self.report.video_grid = grid
-        self.report.model_calls += 1
-        return first
-
-    def close(self, finished: bool, sink: ReportSink | None) -> None:
-        """Let go of what the run held; hand the report over if the run came to its end."""
-        if finished:
-            self.hand_over(sink)
-
-    def hand_over(self, sink: ReportSink | None, once_ms: float = 0.0) -> None:
-        """To who listens, else to ComfyUI's log. once_ms: what was computed once for the whole run took so long."""
-        if self.started is not None and self.report.steps:
-            elapsed_ms = (time.perf_counter() - self.started) * 1000
-            self.report.ms_per_step = (elapsed_ms - once_ms) / self.report.steps
-        if sink is None:
-            log.info("%s: %s", self.method, as_text(self.report))
-        else:
-            sink.reports.append(self.report)
-
-
 def as_text(report: RunReport) -> str:
     """One fact a line."""
     if report.identity_calls == 0:
-        windows = "; ".join(f"strength {identity.strength:g}, {identity.start_percent:g} to {identity.end_percent:g}"
-                            for identity in report.identities)
-        return (f"{report.model}: identity not applied ({windows}); {report.steps} steps, {report.ms_per_step:.0f} ms "
+        when = "; ".join(identity.when for identity in report.identities)
+        return (f"{report.model}: identity not applied ({when}); {report.steps} steps, {report.ms_per_step:.0f} ms "
                 "each")
     assert report.video_grid is not None  # a model call has read the identity
     return "\n".join([  # the first lines are what a node has room for

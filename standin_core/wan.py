@@ -38,7 +38,7 @@ def unwrapped(module):
 
 
 class Modulation(NamedTuple):
-    """The six modulation vectors of a block at one timestep, each [1, 1, C]."""
+    """The six modulation vectors of a block, each [B or 1, 1, C]."""
 
     shift: torch.Tensor
     scale: torch.Tensor
@@ -63,6 +63,15 @@ class Reading(NamedTuple):
     blocks: range
 
 
+def modulation(block, time: torch.Tensor) -> Modulation:
+    """What a block makes of the timestep.
+
+    time: [B or 1, 6, C], the projected time embedding.
+    """
+    own = comfy.model_management.cast_to(block.modulation, dtype=time.dtype, device=time.device)
+    return Modulation(*(own + time).chunk(6, dim=1))
+
+
 class Block:
     """One main block of the model, as the steps of a stream of reference tokens through it."""
 
@@ -71,9 +80,8 @@ class Block:
         self.attn = self.block.self_attn
 
     def modulation(self, time: torch.Tensor) -> Modulation:
-        """time: [1, 6, C], the projected time embedding."""
-        own = comfy.model_management.cast_to(self.block.modulation, dtype=time.dtype, device=time.device)
-        return Modulation(*(own + time).chunk(6, dim=1))
+        """time: as in ``modulation``."""
+        return modulation(self.block, time)
 
     def attention_input(self, tokens: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         return torch.addcmul(modulation.shift, self.block.norm1(tokens), 1 + modulation.scale)
@@ -118,9 +126,16 @@ class Wan:
         self.heads = self.model.num_heads
         self.blocks = [Block(block) for block in self.model.blocks]
 
-    def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The velocity, of the shape of noisy [B, 16, T, h, w]; timestep: [B], 0 to 1000; context: [B, N, text dim]."""
-        return self.model(noisy, timestep, context, transformer_options={
+    def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
+                 appended: torch.Tensor | None = None) -> torch.Tensor:
+        """The velocity, of the shape of noisy.
+
+        noisy: [B, 16, T, h, w]
+        timestep: [B], 0 to 1000.
+        context: [B, N, text dim]
+        appended: [B, 16, M, h, w], frames that go through the model behind the video's.
+        """
+        return self.model(noisy, timestep, context, time_dim_concat=appended, transformer_options={
             OVERRIDE: lambda _, *args, **kwargs: self.attend(*args, **kwargs)})
 
     @property
@@ -148,9 +163,13 @@ class Wan:
 
     def time(self, timestep: float, like: torch.Tensor) -> torch.Tensor:
         """The projected time embedding of one timestep (0..1000), [1, 6, C], in the dtype and on the device of like."""
-        position = torch.full((1,), timestep, device=like.device)
-        embedded = comfy.ldm.wan.model.sinusoidal_embedding_1d(self.model.freq_dim, position).to(like.dtype)
-        return self.model.time_projection(self.model.time_embedding(embedded)).unflatten(1, (6, self.dim))
+        embedded = self.time_embedding(torch.full((1,), timestep, device=like.device), like.dtype)
+        return self.model.time_projection(embedded).unflatten(1, (6, self.dim))
+
+    def time_embedding(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The embedding before its projection, [B, C] in the dtype. timesteps: [B], 0 to 1000."""
+        return self.model.time_embedding(
+            comfy.ldm.wan.model.sinusoidal_embedding_1d(self.model.freq_dim, timesteps).to(dtype))
 
     def rotation(self, positions: torch.Tensor) -> torch.Tensor:
         """RoPE matrices of positions [1, N, 3], as the model's own embedder makes them, [1, N, 1, D/2, 2, 2]."""
@@ -186,37 +205,61 @@ class Wan:
         attention otherwise, identities are (K, V, bias) for each reading, and the rest is as ComfyUI passed it.
         note_mass: called with the number of a block, the persons that it reads and the mass on each ([B, H, N_vid]).
 
-        The class of the module is exchanged, not its ``forward``: torch.compile guards on a module's type and on its
-        tensors, whereas ComfyUI drops the guards on transformer_options. VACE blocks are not touched.
+        VACE blocks are not touched.
         """
         modules = []
-        try:
+        with contextlib.ExitStack() as stack:
             for i, block in enumerate(self.blocks):
                 reads = [reading for reading in readings if i in reading.blocks]
                 identities = tuple((_source(reading.layers, i - reading.blocks.start), reading.rotation, reading.bias)
                                    for reading in reads)
                 if not identities:
                     continue
-                module = block.attn
-                foreign = module.__dict__.pop("forward", None)
-                modules.append((module, type(module), foreign))
                 note = None
                 if note_mass is not None:
                     note = functools.partial(note_mass, i, [reading.person for reading in reads])
-                module.__dict__.update(identities=identities, identity_attend=attend, identity_read=False,
-                                       maps_mass=note is not None, note_mass=note, foreign_forward=foreign)
-                module.__class__ = _with_identity(type(module))
+                stack.enter_context(exchanged(
+                    block.attn, _with_identity(type(block.attn)), identities=identities, identity_attend=attend,
+                    identity_read=False, maps_mass=note is not None, note_mass=note))
+                modules.append(block.attn)
             # an exception would keep this frame, and with it K and V of the last block
             identities, reads = (), []
-            yield lambda: sum(module.identity_read for module, _, _ in modules)
-        finally:
-            for module, original, foreign in modules:
-                module.__class__ = original
-                for name in ("identities", "identity_attend", "identity_read", "maps_mass", "note_mass",
-                             "foreign_forward"):
-                    module.__dict__.pop(name, None)
-                if foreign is not None:
-                    module.__dict__["forward"] = foreign
+            yield lambda: sum(module.identity_read for module in modules)
+
+
+@contextlib.contextmanager
+def exchanged(module, kind: type, **state) -> Iterator[None]:
+    """Within the context, a module is of another class and has these attributes.
+
+    The class is exchanged, not the module's ``forward``: torch.compile guards on a module's type and on its tensors,
+    whereas ComfyUI drops the guards on transformer_options. A ``forward`` that another node put into the module is set
+    aside as the attribute ``foreign_forward``, which is None where there is none.
+
+    kind: a class of the module's own class, with another ``forward`` and no tensors.
+    """
+    original, foreign, names = type(module), module.__dict__.pop("forward", None), tuple(state)
+    module.__dict__.update(state, foreign_forward=foreign)
+    module.__class__ = kind
+    state.clear()  # an exception would keep this frame, and with it the tensors
+    try:
+        yield
+    finally:
+        module.__class__ = original
+        for name in (*names, "foreign_forward"):
+            module.__dict__.pop(name, None)
+        if foreign is not None:
+            module.__dict__["forward"] = foreign
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Within the context, ComfyUI's RoPE has a gradient: it has one only while ComfyUI knows that it trains."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
 
 
 @contextlib.contextmanager
@@ -258,32 +301,27 @@ def rotate(attn, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     return apply_rope1(x.unflatten(2, (attn.num_heads, attn.head_dim)), rotation).flatten(2)
 
 
-# One class for each class of attention module met; empty of tensors, so it may live as long as the process.
-_classes: dict[type, type] = {}
-
-
+@functools.cache  # one class for each class of attention module met; it has no tensors
 def _with_identity(base: type) -> type:
-    if base not in _classes:
-        def forward(self, x, *args, **kwargs):
-            # forks of Wan's forward may not pass transformer_options on
-            options = dict(kwargs.get("transformer_options") or {})
-            options[MODULE] = (self, options.get(OVERRIDE))
-            options[OVERRIDE] = _override
-            kwargs["transformer_options"] = options
-            self.identity_read = False
-            if self.foreign_forward is None:
-                out = base.forward(self, x, *args, **kwargs)
-            else:
-                out = self.foreign_forward(x, *args, **kwargs)
-            if not self.identity_read:
-                raise UserError(
-                    "another node replaced the self-attention of this model by one that does not call ComfyUI's "
-                    "attention, so the identity cannot be read there: take that node out (for SageAttention, start "
-                    "ComfyUI with --use-sage-attention or use a node that overrides the attention function instead).")
-            return out
+    def forward(self, x, *args, **kwargs):
+        # forks of Wan's forward may not pass transformer_options on
+        options = dict(kwargs.get("transformer_options") or {})
+        options[MODULE] = (self, options.get(OVERRIDE))
+        options[OVERRIDE] = _override
+        kwargs["transformer_options"] = options
+        self.identity_read = False
+        if self.foreign_forward is None:
+            out = base.forward(self, x, *args, **kwargs)
+        else:
+            out = self.foreign_forward(x, *args, **kwargs)
+        if not self.identity_read:
+            raise UserError(
+                "another node replaced the self-attention of this model by one that does not call ComfyUI's "
+                "attention, so the identity cannot be read there: take that node out (for SageAttention, start "
+                "ComfyUI with --use-sage-attention or use a node that overrides the attention function instead).")
+        return out
 
-        _classes[base] = type(f"{base.__name__}WithIdentity", (base,), {"forward": forward})
-    return _classes[base]
+    return type(f"{base.__name__}WithIdentity", (base,), {"forward": forward})
 
 
 # outside of what torch.compile traces, where the function, another in every call, would be guarded on

@@ -12,7 +12,7 @@ from small_world.tiny_models import lora_weights
 from standin_core.contracts import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.kv_cache import CACHE_MODES
-from standin_core.stand_in.run import Run
+from standin_core.stand_in.run import StandInRun
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 HALF = torch.cat((torch.ones(1, 64, 48), torch.zeros(1, 64, 48)), dim=2)  # the left half of a 96x64 video
@@ -101,8 +101,8 @@ def test_a_region_for_each_frame_follows_overlapping_windows(model, frames, monk
         seen.append((window.index_list, [round(frames * float(frame[0])) for frame in weights.unflatten(0, (-1, 24))]))
         return weights
 
-    region = Run.region
-    monkeypatch.setattr(Run, "region", note)
+    region = StandInRun.region
+    monkeypatch.setattr(StandInRun, "region", note)
     tiny.sample(windows(tiny.with_identity(model, region=each), context_overlap=4), latent=LONG, steps=1)
     assert len({tuple(indices) for indices, _ in seen}) > 2
     for indices, weights in seen:

@@ -17,7 +17,7 @@ from standin_core.stand_in.adapter import LowRank
 from standin_core.stand_in.apply import remove_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCache
 from standin_core.stand_in.managed import ManagedAdapter
-from standin_core.stand_in.run import Run
+from standin_core.stand_in.run import StandInRun
 from standin_core.stand_in.settings import Applied, Identity
 from standin_core.stand_in.wrappers import KEY, apply_model
 
@@ -26,7 +26,7 @@ from standin_core.stand_in.wrappers import KEY, apply_model
 def built(monkeypatch):
     """Weak references to every run, and to every identity K and V, of the test."""
     references = []
-    layers, open_run = IdentityCache.layers, Run.__init__
+    layers, open_run = IdentityCache.layers, StandInRun.__init__
 
     def watched_layers(self, *args):
         found = layers(self, *args)
@@ -38,7 +38,7 @@ def built(monkeypatch):
         references.append(weakref.ref(self))
 
     monkeypatch.setattr(IdentityCache, "layers", watched_layers)
-    monkeypatch.setattr(Run, "__init__", watched_run)
+    monkeypatch.setattr(StandInRun, "__init__", watched_run)
     return references
 
 
@@ -238,7 +238,7 @@ def test_controls_that_cannot_work_are_refused_when_applied(model, name):
 
 def test_without_a_sink_the_report_is_logged(model, caplog):
     """In core's samplers there is no report output."""
-    with caplog.at_level("INFO", logger="standin_core.report"):
+    with caplog.at_level("INFO", logger="standin_core.runs"):
         comfy.sample.sample(tiny.with_identity(model), torch.zeros(tiny.LATENT), 1, 1.0, "euler", "simple",
                             tiny.prompt(), tiny.prompt(), torch.zeros(tiny.LATENT), disable_pbar=True)
     assert "32 identity tokens beside 72 video tokens" in caplog.text
@@ -257,8 +257,8 @@ def test_two_models_in_two_threads_share_a_run(model):
                                     transformer_options=options)
 
     run = {"applied": applied, "steps": 1, "hook_groups": 1, "whole": (3, 4, 6)}
-    expected = [call(each.model, Run(**run)) for each in models]
-    shared = Run(**run)
+    expected = [call(each.model, StandInRun(**run)) for each in models]
+    shared = StandInRun(**run)
     with ThreadPoolExecutor(2) as pool:
         for _ in range(5):
             found = list(pool.map(lambda each: call(each.model, shared), models))

@@ -35,8 +35,8 @@ class AttentionChoice:
         parts = [self.path, *([self.source.name] if self.source else []), *(["Triton kernel"] if self.kernel else [])]
         return ", ".join(parts)
 
-    def peak_bytes(self, batch: int, video_tokens: int, identity_tokens: int, heads: int, head_dim: int,
-                   itemsize: int) -> int:
+    def working_bytes(self, batch: int, video_tokens: int, identity_tokens: int, heads: int, head_dim: int,
+                      itemsize: int) -> int:
         """The most that this path holds beside what the plain attention holds, in one block.
 
         Merging holds the identity's output beside the video's, the kernel nothing; concatenating holds K and V a second

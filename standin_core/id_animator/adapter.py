@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from ..contracts import UserError
-from ..weights import check_dtype, read_weights
+from ..files import read_tensors, sha256_of
 from .resampler import HEAD_DIM
 
 ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files
-KIND = "an ID-Animator adapter"
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RESAMPLER, ATTENTION = "image_proj_model.", "adapter_modules."
 OTHER_CONTAINER = {"image_proj.": RESAMPLER, "face_adapter.": ATTENTION}
 LAYER = re.compile(r"image_proj_model\.layers\.(\d+)\.")
@@ -73,8 +73,9 @@ class Adapter:
 
 def load_adapter(path: str | Path) -> Adapter:
     """Raises UserError where the file cannot be read or is not an ID-Animator adapter."""
-    file = read_weights(path, KIND)
-    return parse_adapter(file.weights, file.name, file.sha256)
+    path = Path(path)
+    weights, _ = read_tensors(path, "an ID-Animator adapter")
+    return parse_adapter(weights, path.name, sha256_of(path))
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
@@ -135,7 +136,9 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{name}: {key} is a {type(value).__name__}, needed is a tensor: take the file as the "
                             "authors publish it.")
-        check_dtype(value, key, name)
+        if value.dtype not in DTYPES:
+            raise UserError(f"{name}: {key} is {value.dtype}, needed is fp32, fp16 or bf16: take the file in one of "
+                            "these.")
     return found
 
 

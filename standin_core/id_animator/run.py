@@ -1,49 +1,48 @@
-"""The state of one run: from the sampler's first call to its last, or to the exception that ends it."""
+"""The state of one run: the face's keys and values on each device."""
 from __future__ import annotations
 
 import torch
 
-from ..guidance import PositiveConditions
-from ..report import ReportedRun, ReportSink, RunReport
+from ..guidance import Passes
+from ..report import RunReport
+from ..runs import Run
 from .run_report import ToldIdentity
 from .settings import Identity
 
+KeyValue = tuple[torch.Tensor, torch.Tensor]
 
-class Run(ReportedRun):
-    """What the runs of an identity hold: its keys and values on each device, and which conditions are positive."""
+
+class IDAnimatorRun(Run):
+    """A ``Run`` whose every pass reads: the positive ones the face of the photos, the others that of nobody."""
 
     def __init__(self, identity: Identity, steps: int):
-        super().__init__("ID-Animator", RunReport(steps=steps))
+        super().__init__(RunReport(steps=steps), Passes("both passes", 1.0))
         self.identity = identity
-        self.positive = PositiveConditions()
-        self.faces: dict[tuple[torch.device, torch.dtype], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._faces: dict[tuple[torch.device, torch.dtype], list[KeyValue]] = {}
 
-    def model_called(self, base, grid: tuple[int, int, int], strength: float) -> None:
-        """grid: frames or pictures, and their height and width in latent pixels. strength: in this call."""
-        with self.lock:
-            if self.first_call(type(base.model_config).__name__, grid):
-                self.report.identities = [_told(self.identity)]
-            self.report.identity_calls += strength > 0
+    def told(self) -> list[ToldIdentity]:
+        """For the report."""
+        identity, adapter, controls = self.identity, self.identity.adapter, self.identity.controls
+        return [ToldIdentity(
+            adapter_file=adapter.name, adapter_sha256=adapter.sha256, adapter_rank=adapter.rank,
+            photos=identity.photos, tokens=identity.faces[0][0].shape[1], places=len(identity.places),
+            strength=controls.strength, start_percent=controls.start_percent, end_percent=controls.end_percent,
+            lora_strength=identity.lora_strength)]
 
-    def keys_values(self, device: torch.device, dtype: torch.dtype, positive: torch.Tensor,
-                    strength: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of every cross-attention for a model call, [B, n, C], the value times the strength. positive: [B] bool."""
+    def faces(self, x: torch.Tensor, dtype: torch.dtype, options: dict, strength: float) -> list[KeyValue]:
+        """Of every cross-attention for one call of the model, [B, n, C], the value times the strength.
+
+        x: [B, 4, h, w], the call's input.
+        dtype: in which the model computes.
+        options: ``transformer_options`` of the call.
+        """
         with self.lock:
-            if (device, dtype) not in self.faces:
-                self.faces[device, dtype] = [(key.to(device, dtype), value.to(device, dtype))
-                                             for key, value in self.identity.faces]
-            faces = self.faces[device, dtype]
-        which = (~positive).long().to(device)
+            if (x.device, dtype) not in self._faces:  # copied there once a run
+                self._faces[x.device, dtype] = [(key.to(x.device, dtype), value.to(x.device, dtype))
+                                                for key, value in self.identity.faces]
+            faces = self._faces[x.device, dtype]
+        which = (~self.passes.positive(options, len(x))).long().to(x.device)
         return [(key[which], strength * value[which]) for key, value in faces]
 
-    def close(self, finished: bool, sink: ReportSink | None) -> None:
-        self.faces.clear()
-        super().close(finished, sink)
-
-
-def _told(identity: Identity) -> ToldIdentity:
-    adapter, controls = identity.adapter, identity.controls
-    return ToldIdentity(
-        adapter_file=adapter.name, adapter_sha256=adapter.sha256, adapter_rank=adapter.rank, photos=identity.photos,
-        tokens=identity.faces[0][0].shape[1], places=len(identity.places), strength=controls.strength,
-        start_percent=controls.start_percent, end_percent=controls.end_percent, lora_strength=identity.lora_strength)
+    def release(self) -> None:
+        self._faces.clear()

@@ -23,6 +23,10 @@ class ToldIdentity:
     end_percent: float
     lora_strength: float
 
+    @property
+    def when(self) -> str:
+        return f"strength {self.strength:g}, {self.start_percent:g} to {self.end_percent:g}"
+
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
         photos = "a photo" if self.photos == 1 else f"the mean of {self.photos} photos"
         pictures = "one picture" if video_grid[0] == 1 else f"{video_grid[0]} frames or pictures"

@@ -1,14 +1,15 @@
 """What a patched model carries between runs: three wrappers on the ModelPatcher, under one key.
 
-OUTER_SAMPLE opens the run and frees everything at its end; SAMPLER_SAMPLE notes which conditions are positive;
-APPLY_MODEL has the cross-attentions read the face in that one call, whatever other nodes put there before or after.
+OUTER_SAMPLE opens the run and closes it at its end; SAMPLER_SAMPLE notes which conditions are positive; APPLY_MODEL has
+the cross-attentions read the face in that one call, whatever other nodes put there before or after.
 """
 from __future__ import annotations
 
 from comfy.patcher_extension import WrappersMP
 
 from ..controls import strength_at
-from .run import Run
+from ..runs import opened
+from .run import IDAnimatorRun
 from .settings import Identity
 from .unet import reading
 
@@ -24,7 +25,6 @@ def install(model, identity: Identity) -> None:
 
 
 def is_installed(model) -> bool:
-    """Whether a ModelPatcher reads an identity."""
     return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
 
 
@@ -36,29 +36,32 @@ class _OuterSample:
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         options = executor.class_obj.model_options.setdefault("transformer_options", {})
-        with Run(self.identity, len(sigmas) - 1).lives_in(options, KEY):
+        with opened(IDAnimatorRun(self.identity, len(sigmas) - 1), options, KEY):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
 def sampler_sample(executor, guider, *args, **kwargs):
-    run: Run | None = guider.model_options.get("transformer_options", {}).get(KEY)
+    run: IDAnimatorRun | None = guider.model_options.get("transformer_options", {}).get(KEY)
     if run is not None:
-        run.positive.note(guider)
+        run.passes.note_positive(guider)
     return executor(guider, *args, **kwargs)
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """x: [B, 4, h, w], all frames of all conditions; t: [B] sigmas."""
+    """x: [B, 4, h, w], the pictures or frames of all conditions of the call; t: [B] sigmas."""
     options = {} if transformer_options is None else transformer_options
     arguments = (x, t, c_concat, c_crossattn, control)
-    run: Run | None = options.get(KEY)
+    run: IDAnimatorRun | None = options.get(KEY)
     if run is None:
         return executor(*arguments, options, **kwargs)
     base = executor.class_obj
+    grid = len(x) // len(options["uuids"]), *x.shape[2:]
+    run.model_called(type(base.model_config).__name__, grid, run.told)
     strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
-    run.model_called(base, (len(x) // len(options["uuids"]), *x.shape[2:]), strength)
     if strength == 0:
         return executor(*arguments, options, **kwargs)
-    faces = run.keys_values(x.device, base.get_dtype_inference(), run.positive.among(options, len(x)), strength)
+    faces = run.faces(x, base.get_dtype_inference(), options, strength)
     with reading(base, run.identity.places, faces, options) as face_options:
-        return executor(*arguments, face_options, **kwargs)
+        output = executor(*arguments, face_options, **kwargs)
+    run.identity_read()
+    return output

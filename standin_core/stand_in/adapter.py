@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..contracts import UserError
-from ..weights import check_dtype, read_weights
+from ..files import read_tensors, sha256_of
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
@@ -25,6 +25,7 @@ KEY = re.compile(
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
 )
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
@@ -73,8 +74,9 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
-    file = read_weights(path, "a Stand-In adapter")
-    return parse_adapter(file.weights, file.name, file.sha256, Variant.of(file.metadata))
+    path = Path(path)
+    weights, metadata = read_tensors(path, "a Stand-In adapter")
+    return parse_adapter(weights, path.name, sha256_of(path), Variant.of(metadata))
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
@@ -103,7 +105,9 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
                         "download it again.")
     for key, weight in sorted(found.items()):
-        check_dtype(weight, official_key(*key), name)
+        if weight.dtype not in DTYPES:
+            raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
+                            "the file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)

@@ -43,7 +43,7 @@ class AttentionRecorder:
         self._lock = threading.Lock()
 
     def for_call(self, grid: tuple[int, int, int], window=None):
-        """The function that notes the masses of one model call. window: as in ``Run.region``."""
+        """The function that notes the masses of one model call. window: as in ``StandInRun.region``."""
         frames = list(range(grid[0])) if window is None else list(window.index_list)
         total = grid[0] if window is None else window.total_frames
         counted = False

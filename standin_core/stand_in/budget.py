@@ -22,9 +22,9 @@ def extra_bytes(model, applied: Applied, noise_shape: tuple[int, ...], hook_grou
     specs = [cache_spec(identity, wan, hook_groups) for identity in read]
     choice = chosen_attention(Applied(tuple(read), applied.settings), wan, model.load_device, options)
     held = sum(spec.device_bytes(applied.settings.cache) for spec in specs)
-    return held + choice.peak_bytes(2 * noise_shape[0], wan.count(noise_shape),
-                                    sum(spec.tokens for spec in specs), wan.heads, wan.dim // wan.heads,
-                                    wan.dtype.itemsize)
+    return held + choice.working_bytes(2 * noise_shape[0], wan.count(noise_shape),
+                                       sum(spec.tokens for spec in specs), wan.heads, wan.dim // wan.heads,
+                                       wan.dtype.itemsize)
 
 
 def cache_spec(identity: Identity, wan: Wan, hook_groups: int) -> IdentityCacheSpec:

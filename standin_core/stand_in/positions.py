@@ -13,16 +13,7 @@ from __future__ import annotations
 
 import torch
 
-
-def grid_positions(size: tuple[int, int], first: tuple[float, float, float],
-                   device: torch.device | None = None) -> torch.Tensor:
-    """Positions of h * w tokens, [1, h * w, 3] float32, as (t, y, x). size: (h, w); first: of the first token."""
-    height, width = size
-    positions = torch.empty(height, width, 3, dtype=torch.float32, device=device)
-    positions[..., 0] = first[0]
-    positions[..., 1] = (torch.arange(height, dtype=torch.float32, device=device) + first[1])[:, None]
-    positions[..., 2] = (torch.arange(width, dtype=torch.float32, device=device) + first[2])[None, :]
-    return positions.reshape(1, height * width, 3)
+from ..rope import grid_positions
 
 
 def conditional_positions(video_size: tuple[int, int], identity_size: tuple[int, int], time_offset: float,

@@ -11,7 +11,8 @@ from ..contracts import UserError
 from ..controls import region_weights
 from ..guidance import Passes
 from ..joint import JointStream
-from ..report import ReportedRun, ReportSink
+from ..report import ReportSink
+from ..runs import Run
 from ..wan import Wan
 from .adapter import Adapter
 from .attention_map import AttentionRecorder
@@ -26,41 +27,32 @@ from .stream import identity_layers, joint_stream
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
-class Run(ReportedRun):
-    """What the runs of all its identities hold."""
+class StandInRun(Run):
+    """A ``Run`` that holds the identity K/V, and knows how the video reads them."""
 
     report: StandInReport
 
     def __init__(self, applied: Applied, steps: int, hook_groups: int, whole: tuple[int, int, int],
-                 maps_attention: bool = False):
-        """hook_groups: LoRA-hook groups among the conditions. whole: (t, h, w) of the video in tokens. maps_attention:
-        record where the identity is read.
+                 recorder: AttentionRecorder | None = None):
+        """hook_groups: LoRA-hook groups among the conditions. whole: (t, h, w) of the video in tokens. recorder: of
+        where the identity is read, None for none.
         """
-        super().__init__("Stand-In", StandInReport(steps=steps))
+        super().__init__(StandInReport(steps=steps),
+                         Passes(applied.settings.guidance, applied.settings.guidance_scale))
         self.applied = applied
         self.whole = whole
-        self.passes = Passes(applied.settings.guidance, applied.settings.guidance_scale)
         self.regions: dict[tuple, torch.Tensor] = {}
         self.hook_groups = hook_groups
         self.caches = [IdentityCache(entries=hook_groups) for _ in applied.identities]
         self.modes: dict[torch.device, str] = {}
         self.choices: dict[torch.device, AttentionChoice] = {}
         self.managed: dict[tuple, ModelPatcher] = {}  # by ``_key``
-        self.maps_attention = maps_attention
-        self.recorder: AttentionRecorder | None = None
+        self.recorder = recorder
 
-    def model_called(self, base, wan: Wan, grid: tuple[int, int, int]) -> None:
+    def blocks_read(self, blocks: int) -> None:
+        """To be called after a call of the model in which so many blocks read."""
+        self.identity_read()
         with self.lock:
-            if self.first_call(type(base).__name__, grid):
-                self.report.identities = [_told(identity, self.applied, wan) for identity in self.applied.identities]
-                if self.maps_attention:
-                    self.recorder = AttentionRecorder(len(self.applied.identities), len(wan.blocks))
-
-    def identity_read(self, blocks: int) -> None:
-        """After a call of the model in which so many blocks read."""
-        with self.lock:
-            self.passes.identity_read = True
-            self.report.identity_calls += 1
             self.report.reads += blocks
             held = sum(cache.device_bytes for cache in self.caches)
             self.report.cache_bytes = max(self.report.cache_bytes, held)
@@ -158,22 +150,25 @@ class Run(ReportedRun):
             raise UserError("the model sees a part of the picture, as it does for a prompt with an area, and "
                             f"{what} would not lie where it should: take out the area, or {what}.")
 
-    def close(self, finished: bool, sink: ReportSink | None) -> None:
-        """Let the identity K/V go; hand the report over if the run came to its end."""
-        report = self.report
+    def told(self, wan: Wan) -> list[ToldIdentity]:
+        """For the report."""
+        return [_told(identity, self.applied, wan) for identity in self.applied.identities]
+
+    def release(self) -> None:
         if "streaming" not in self.modes.values():
-            report.builds = sum(cache.builds for cache in self.caches)
-        report.build_ms = sum(cache.build_ms for cache in self.caches)
+            self.report.builds = sum(cache.builds for cache in self.caches)
+        self.once_ms = self.report.build_ms = sum(cache.build_ms for cache in self.caches)
         for cache in self.caches:
             cache.clear()
         self.regions.clear()
         for managed in self.managed.values():
             let_go(managed)
         self.managed.clear()
-        if not finished:
-            return
-        self.hand_over(sink, report.build_ms)
-        recorded = None if self.recorder is None else self.recorder.map()
+
+    def close(self, finished: bool, sink: ReportSink | None) -> None:
+        """Hand over the attention map too."""
+        super().close(finished, sink)
+        recorded = None if self.recorder is None or not finished else self.recorder.map()
         if sink is not None and recorded is not None:
             sink.maps.append(recorded)
 

@@ -29,6 +29,10 @@ class ToldIdentity:
     blocks: tuple[int, int]
     controls: str
 
+    @property
+    def when(self) -> str:
+        return f"strength {self.strength:g}, {self.start_percent:g} to {self.end_percent:g}"
+
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
         photos = "" if self.references == 1 else f"{self.references} references of "
         controls = f", with {self.controls}" if self.controls else ""

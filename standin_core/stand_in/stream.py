@@ -13,10 +13,10 @@ from typing import cast
 import torch
 
 from ..joint import JointStream
+from ..rope import grid_positions
 from ..wan import Block, Modulation, Wan
 from .adapter import Adapter, BlockAdapter
 from .managed import ManagedAdapter
-from .positions import grid_positions
 
 
 class AdaptedBlock(Block):

@@ -6,7 +6,6 @@ first use and installs the restricted attention for that one call.
 """
 from __future__ import annotations
 
-import comfy.model_management
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -14,17 +13,20 @@ from comfy.patcher_extension import WrappersMP
 from ..attention import restricted_attention
 from ..contracts import UserError
 from ..controls import query_bias, strength_at
-from ..guidance import OWN_SCALE
+from ..guidance import OWN_SCALE, OwnScale
+from ..runs import announced, opened
 from ..wan import Reading, Wan
+from .attention_map import AttentionRecorder
 from .budget import extra_bytes
 from .choices import maps_attention
 from .positions import POSITIONS
-from .run import Run
+from .run import StandInRun
 from .settings import Applied, Identity
 
 KEY = "stand_in"
 WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 WITHOUT = "stand_in_without"  # set for a call that reads no identity
+guide_identity = OwnScale(KEY, WITHOUT)
 
 
 def install(model, applied: Applied) -> None:
@@ -65,34 +67,32 @@ class _Wrappers:
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
-        whole = Wan(guider.model_patcher.model).grid(noise.shape)
-        run = Run(self.applied, len(sigmas) - 1, _hook_groups(guider.conds), whole, maps_attention(options))
-        run.passes.check(guider)
-        if run.maps_attention:
+        wan, recorder = Wan(guider.model_patcher.model), None
+        if maps_attention(options):
             _check_map(self.applied)
-        with run.lives_in(options, KEY):
+            recorder = AttentionRecorder(len(self.applied.identities), len(wan.blocks))
+        run = StandInRun(self.applied, len(sigmas) - 1, _hook_groups(guider.conds), wan.grid(noise.shape), recorder)
+        run.passes.check(guider)
+        with opened(run, options, KEY):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
         options = (model_options or {}).get("transformer_options", {})
-        run: Run | None = options.get(KEY)
+        run: StandInRun | None = options.get(KEY)
         own = [] if run is None else run.models_to_load([
             each.load_device for each in (model, *model.get_additional_models_with_key("multigpu"))])
         extra = extra_bytes(model, self.applied, noise_shape, _hook_groups(conds), options)
-        comfy.model_management.EXTRA_RESERVED_VRAM += extra
-        try:
+        with announced(extra):
             base, _, loaded = executor(model, noise_shape, _bringing(conds, own), *args, model_options=model_options,
                                        **kwargs)
-        finally:
-            comfy.model_management.EXTRA_RESERVED_VRAM -= extra
         # the run owns what is its own: the sampler would hold on to it after an exception
         return base, conds, [each for each in loaded if each not in own]
 
 
 def sampler_sample(executor, guider, *args, **kwargs):
-    run: Run | None = guider.model_options.get("transformer_options", {}).get(KEY)
+    run: StandInRun | None = guider.model_options.get("transformer_options", {}).get(KEY)
     if run is not None:
-        run.passes.positive.note(guider)
+        run.passes.note_positive(guider)
     return executor(guider, *args, **kwargs)
 
 
@@ -103,13 +103,13 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     """
     options = {} if transformer_options is None else transformer_options
     arguments = (x, t, c_concat, c_crossattn, control, options)
-    run: Run | None = options.get(KEY)
+    run: StandInRun | None = options.get(KEY)
     if run is None:
         return executor(*arguments, **kwargs)
     base = executor.class_obj
     wan = Wan(base)
     grid = wan.grid(x.shape)
-    run.model_called(base, wan, grid)
+    run.model_called(type(base).__name__, grid, lambda: run.told(wan))
     readings = [] if options.get(WITHOUT) else _readings(run, base, wan, grid, x, t, options)
     if not readings:
         return executor(*arguments, **kwargs)
@@ -121,11 +121,11 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         note_mass = run.recorder.for_call(grid, options.get(WINDOW))
     with wan.identity_installed(readings, attend, note_mass) as reads:
         output = executor(*arguments, **kwargs)
-        run.identity_read(reads())
+        run.blocks_read(reads())
     return output
 
 
-def _readings(run: Run, base, wan: Wan, grid: tuple[int, int, int], x: torch.Tensor, t: torch.Tensor,
+def _readings(run: StandInRun, base, wan: Wan, grid: tuple[int, int, int], x: torch.Tensor, t: torch.Tensor,
               options: dict) -> list[Reading]:
     readings = []
     for index, identity in enumerate(run.applied.identities):
@@ -161,12 +161,6 @@ def _bringing(conds: dict[str, list[dict]], models: list) -> dict[str, list[dict
         return conds
     first, *others = conds[name]
     return {**conds, name: [{**first, "additional_models": [*first.get("additional_models", ()), *models]}, *others]}
-
-
-def guide_identity(args: dict) -> list[torch.Tensor]:
-    """ComfyUI's sampler_pre_cfg_function of guidance "own scale"."""
-    run: Run | None = args["model_options"]["transformer_options"].get(KEY)
-    return args["conds_out"] if run is None else run.passes.guide(args, WITHOUT)
 
 
 def _check_map(applied: Applied) -> None:

@@ -1,0 +1,47 @@
+"""The reference put on a ModelPatcher."""
+from __future__ import annotations
+
+import torch
+
+from ..contracts import UserError
+from ..latents import PIXELS_PER_LATENT
+from ..reference import reference_from
+from .picture import fitted
+from .settings import AppendedReference
+from .weights import ConcatID, check_fit
+from .wrappers import install, is_installed
+
+
+def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: torch.Tensor | None = None,
+                    latent: dict | None = None, **settings):
+    """A clone of the ModelPatcher that appends a reference to its video.
+
+    concat_id: of the file that the model came from.
+    video: the ComfyUI LATENT that will be sampled, whose size the reference takes.
+    vae, image: Wan's VAE and pictures [M, H, W, 3], which are fitted into the video; or
+    latent: a ComfyUI LATENT of the reference, of the video's size.
+    settings: of ``AppendedReference``.
+
+    Raises UserError for a model or a reference that does not fit, before the VAE works.
+    """
+    check_fit(concat_id, model)
+    if is_installed(model):
+        raise UserError("this model has a reference by Concat-ID already, and it was trained with one: take out one "
+                        "of the two Apply Concat-ID.")
+    samples = video["samples"]
+    if samples.ndim != 5 or 0 in samples.shape:
+        raise UserError(f"the video's latent has shape {list(samples.shape)}, needed is [B, 16, T, h, w]: connect the "
+                        "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
+    height, width = samples.shape[-2:]
+    if image is not None:
+        image = torch.stack([fitted(each[..., :3], PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width)
+                             for each in image])
+    reference = reference_from(vae, image, latent)
+    if tuple(reference.shape[1:]) != (model.model.latent_format.latent_channels, 1, height, width):
+        raise UserError(f"the reference latent has shape {list(reference.shape)} and the video {height}x{width} latent "
+                        f"pixels, needed is [1, 16, 1, {height}, {width}]: encode a picture of the video's size with "
+                        "Wan 2.1's VAE, or connect reference_image.")
+    patched = model.clone()
+    install(patched, AppendedReference(concat_id=concat_id, latent=model.model.process_latent_in(reference),
+                                       **settings))
+    return patched

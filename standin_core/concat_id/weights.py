@@ -1,0 +1,219 @@
+"""Concat-ID's files: a whole fine-tuned Wan, and what the AdaLN variant has beside the native weights.
+
+The authors publish ``first_stage.pt`` (825 tensors under Wan's native names) and ``second_stage_adaln.pt`` (32 more:
+``time_projection_ref.1.{weight,bias}`` and ``blocks.{i}.modulation_ref``). ComfyUI's own loader takes both and drops
+those 32 with a line in the log, hence this one. Raw checkpoints of their trainer have everything under ``module``.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import torch
+
+from ..contracts import UserError
+from ..files import reading_weights, sha256_of
+from ..latents import CHANNELS
+from ..wan import Wan
+from .forward import ReferenceModulation
+
+WIDEST = 1536  # of Wan 1.3B; Concat-ID was never trained on a larger one
+REFERENCES = "concat_id_references"  # in a file's metadata: how many references it was trained with, 1 where not said
+
+OWN_WEIGHT, OWN_BIAS, OWN_BLOCK = ("time_projection_ref.1.weight", "time_projection_ref.1.bias",
+                                   "blocks.{}.modulation_ref")
+OUTSIDE_BLOCKS = (
+    "patch_embedding.weight", "patch_embedding.bias", "head.modulation", "head.head.weight", "head.head.bias",
+    *(f"{name}.{which}" for name in ("text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",
+                                     "time_projection.1") for which in ("weight", "bias")))
+IN_A_BLOCK = (
+    "modulation", "norm3.weight", "norm3.bias",
+    *(f"{attention}.{name}.weight" for attention in ("self_attn", "cross_attn") for name in ("norm_q", "norm_k")),
+    *(f"{name}.{which}" for name in (*(f"{attention}.{each}" for attention in ("self_attn", "cross_attn")
+                                       for each in "qkvo"), "ffn.0", "ffn.2") for which in ("weight", "bias")))
+QUANTIZED = re.compile(r"scaled_fp8|.*\.(scale_weight|scale_input|weight_scale|input_scale|comfy_quant)")
+LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
+STAND_IN = re.compile(r"self_attn\.[qkv]_loras\.")
+
+
+@dataclass(frozen=True, slots=True)
+class ConcatID:
+    """What a Concat-ID file is, beside its native weights.
+
+    dim: width of the model.
+    marks: [L, 6, C], the native modulation vectors of its blocks, by which the model of this file is known again.
+    own: the modulation of the reference, None for a ``first_stage``; in the dtype of the file.
+    references: how many references it was trained with.
+    """
+
+    name: str
+    sha256: str
+    dim: int
+    marks: torch.Tensor
+    own: ReferenceModulation | None
+    references: int = 1
+
+    @property
+    def variant(self) -> str:
+        return "first stage" if self.own is None else "AdaLN"
+
+
+def load_concat_id(path: str | Path, model_options: dict | None = None):
+    """The ModelPatcher and the ConcatID of a file; nothing in the file is run.
+
+    model_options: as ``comfy.sd.load_diffusion_model`` takes them.
+
+    Raises UserError where the file cannot be read or is not Concat-ID's.
+    """
+    path, model_options = Path(path), model_options or {}
+    native, own, metadata = _read(path)
+    blocks = _count_blocks(native)
+    marks = torch.cat([native[f"blocks.{i}.modulation"] for i in range(blocks)])
+    concat_id = ConcatID(path.name, sha256_of(path), marks.shape[-1], marks, own,
+                         int((metadata or {}).get(REFERENCES, 1)))
+    model = _model(native, metadata, path, model_options)
+    # with these ComfyUI loads the model anew, without what is only the pack's
+    model.cached_patcher_init = (load_native, (path, model_options))
+    return model, concat_id
+
+
+def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
+    """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
+    native, _, metadata = _read(path)
+    return _model(native, metadata, path, model_options, disable_dynamic)
+
+
+def check_fit(concat_id: ConcatID, model) -> None:
+    """Raise UserError unless the model is the one that this file was trained as.
+
+    model: a ModelPatcher.
+    """
+    wan = Wan(model.model)
+    if not wan.from_text_alone:
+        raise UserError("the model takes more than noise and text (image-to-video, VACE or another control), and "
+                        "Concat-ID was trained on plain text-to-video: connect the model of Load Concat-ID.")
+    if (len(wan.blocks), wan.dim) != concat_id.marks.shape[::2]:
+        raise UserError(f"{concat_id.name} is a Wan of {len(concat_id.marks)} blocks and width {concat_id.dim}, the "
+                        f"model has {len(wan.blocks)} blocks and width {wan.dim}: connect the model of Load Concat-ID.")
+    if not _same_weights(concat_id, model, wan):
+        raise UserError(f"the model has other weights than {concat_id.name}, as a plain Wan has, or another Concat-ID "
+                        "file that came through Load Diffusion Model, where an AdaLN file loses 32 tensors: connect "
+                        "both outputs of Load Concat-ID.")
+
+
+def _same_weights(concat_id: ConcatID, model, wan: Wan) -> bool:
+    """Whether the model's modulation vectors are those of the file, up to the rounding of either."""
+    found = []
+    for i, block in enumerate(wan.blocks):
+        kept = model.backup.get(f"diffusion_model.blocks.{i}.modulation")  # ComfyUI keeps what a LoRA has changed
+        found.append((block.block.modulation if kept is None else kept.weight).detach().cpu())
+    if not found[0].is_floating_point():  # packed by another loader, so there is nothing to compare
+        return True
+    rounding = max(torch.finfo(each.dtype).eps for each in (concat_id.marks, found[0])) / 2
+    marks, own = concat_id.marks.float(), torch.cat(found).float()
+    return bool((own - marks).square().mean() <= rounding**2 * marks.square().mean())
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], ReferenceModulation | None, dict | None]:
+    """The native weights, what the file has beside them, and its metadata."""
+    with reading_weights(path, "a Concat-ID model"):
+        weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    native, own = split(weights, path.name)
+    return native, own, metadata
+
+
+def split(weights: dict, name: str) -> tuple[dict[str, torch.Tensor], ReferenceModulation | None]:
+    """The native weights of a Concat-ID file, and what the AdaLN variant has beside them.
+
+    weights: key -> tensor, as in the file.
+
+    Raises UserError with what came, what is needed and what to do.
+    """
+    if isinstance(weights, dict) and isinstance(weights.get("module"), dict):
+        weights = weights["module"]
+    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+        raise UserError(f"{name} holds a {type(weights).__name__} of other things than tensors, so it is no model: "
+                        "choose a Concat-ID file.")
+    native = _without_prefix(weights, name)
+    _refuse_others(native, name)
+    blocks = _count_blocks(native)
+    needed = {*OUTSIDE_BLOCKS, *(f"blocks.{i}.{each}" for i in range(blocks) for each in IN_A_BLOCK)}
+    own = {key: native.pop(key) for key in (OWN_WEIGHT, OWN_BIAS, *map(OWN_BLOCK.format, range(blocks)))
+           if key in native}
+    if own:
+        needed |= {OWN_WEIGHT, OWN_BIAS, *map(OWN_BLOCK.format, range(blocks))}
+    missing = sorted(needed - native.keys() - own.keys())
+    if missing:
+        raise UserError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that a Concat-ID of {blocks} blocks "
+                        f"has (the first is {missing[0]}): the file is cut off or was converted wrongly, download it "
+                        "again.")
+    foreign = sorted(key for key in native.keys() - needed if not QUANTIZED.fullmatch(key))
+    if foreign:
+        raise UserError(f"{name} has {len(foreign)} tensors that no Concat-ID has (the first is {foreign[0]}): take "
+                        "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
+    return native, _own(own, blocks, native["head.modulation"].shape[-1], name) if own else None
+
+
+def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> ReferenceModulation:
+    shapes = {OWN_WEIGHT: (6 * dim, dim), OWN_BIAS: (6 * dim,)}
+    for key, tensor in own.items():
+        needed = shapes.get(key, (1, 6, dim))
+        if tuple(tensor.shape) != needed:
+            raise UserError(f"{name}: {key} is {list(tensor.shape)}, needed is {list(needed)} for a model of width "
+                            f"{dim}: download the file again.")
+    return ReferenceModulation(own[OWN_WEIGHT], own[OWN_BIAS],
+                               torch.cat([own[OWN_BLOCK.format(i)] for i in range(blocks)]))
+
+
+def _count_blocks(native: dict) -> int:
+    return 1 + max((int(match[1]) for key in native if (match := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+
+
+def _without_prefix(weights: dict, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of the model under their native names; other parts of a checkpoint are left out."""
+    for found, words in ((STAND_IN, "a Stand-In adapter: load it with Load Stand-In"),
+                         (LORA, "an ordinary LoRA: load it with LoraLoaderModelOnly")):
+        key = next((key for key in weights if found.search(key)), None)
+        if key is not None:
+            raise UserError(f"{name} is {words}, and choose a Concat-ID file here (it has {key}).")
+    anchor = "text_embedding.0.weight"
+    prefix = next((key.removesuffix(anchor) for key in weights if key.endswith(anchor)), None)
+    if prefix is None:
+        came = f"the first of its {len(weights)} entries is {next(iter(weights))}" if weights else "it holds no tensors"
+        raise UserError(f"{name} is not a Wan model under its native names: {came}; take first_stage.pt or "
+                        "second_stage_adaln.pt of Concat-ID.")
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+
+
+def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
+    """Raise UserError for a Wan that Concat-ID was not made from."""
+    needed = "needed is Concat-ID's, a fine-tuned Wan 2.1 text-to-video of 1.3B: take first_stage.pt or " \
+             "second_stage_adaln.pt."
+    if any(key.startswith("vace_") for key in native):
+        raise UserError(f"{name} is a VACE model, {needed}")
+    patches = native.get("patch_embedding.weight")
+    if patches is None:  # said with all that is missing
+        return
+    dim, channels = patches.shape[:2]
+    if channels != CHANNELS or any(key.startswith("img_emb.") for key in native):
+        raise UserError(f"{name} is a Wan that takes {channels} channels, so an image-to-video, a control or a 5B "
+                        f"model, {needed}")
+    if dim > WIDEST:
+        raise UserError(f"{name} is a Wan of width {dim}, so a 14B model, {needed}")
+
+
+def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, model_options: dict,
+           disable_dynamic: bool = False):
+    try:
+        model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, metadata=metadata,
+                                                         disable_dynamic=disable_dynamic)
+    except RuntimeError as error:  # ComfyUI's words for a tensor of another shape
+        raise UserError(f"{path.name} has tensors that do not fit together ({str(error).strip().splitlines()[-1].strip()}"
+                        "): download it again.") from error
+    if model is None:
+        raise UserError(f"{path.name} is no Wan that ComfyUI knows: take first_stage.pt or second_stage_adaln.pt of "
+                        "Concat-ID.")
+    return model

@@ -1,0 +1,95 @@
+"""What the runs of all methods have in common: how one begins and ends, what it counts, and the bytes it announces."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import comfy.model_management
+
+from .guidance import Passes
+from .report import ReportedIdentity, ReportSink, RunReport, as_text
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The state of one run of a method, from the sampler's first call to its last, or to the exception that ends it.
+
+    It lives in ``transformer_options`` as an opaque object and dies with the run. Several devices may call the model at
+    a time (ComfyUI's multi-GPU), hence the lock.
+
+    once_ms: time in the run that was spent on what serves all of its steps.
+    """
+
+    def __init__(self, report: RunReport, passes: Passes):
+        self.report = report
+        self.passes = passes
+        self.once_ms = 0.0
+        self.started: float | None = None
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def model_called(self, model: str, grid: tuple[int, int, int], told: Callable[[], list[ReportedIdentity]]) -> None:
+        """To be called before each call of the model.
+
+        model: the name of its kind.
+        grid: (t, h, w) of what it is given, in tokens.
+        told: what the identities were told, asked for at the first call.
+        """
+        with self.lock:
+            if self.started is None:
+                self.started = time.perf_counter()
+                self.report.model = model
+                self.report.video_grid = grid
+                self.report.identities = told()
+            self.report.model_calls += 1
+
+    def identity_read(self) -> None:
+        """To be called after a call of the model that read an identity."""
+        with self.lock:
+            self.passes.identity_read = True
+            self.report.identity_calls += 1
+
+    def release(self) -> None:
+        """Let go of everything that the run holds; a method with something to hold says how."""
+
+    def close(self, finished: bool, sink: ReportSink | None) -> None:
+        """Release everything, and hand the report over if the run came to its end."""
+        self.release()
+        if not finished:
+            return
+        if self.started is not None and self.report.steps:
+            elapsed_ms = (time.perf_counter() - self.started) * 1000
+            self.report.ms_per_step = (elapsed_ms - self.once_ms) / self.report.steps
+        if sink is None:
+            log.info("%s", as_text(self.report))
+        else:
+            sink.reports.append(self.report)
+
+
+@contextlib.contextmanager
+def opened(run: Run, options: dict, key: str) -> Iterator[None]:
+    """Within the context, the run is in ``transformer_options`` under the key; it is closed at the end."""
+    options[key] = run
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        options.pop(key, None)
+        run.close(finished, ReportSink.of(options))
+
+
+@contextlib.contextmanager
+def announced(extra: int) -> Iterator[None]:
+    """Within the context, ComfyUI's memory manager leaves so many bytes free beside what it knows of."""
+    comfy.model_management.EXTRA_RESERVED_VRAM += extra
+    try:
+        yield
+    finally:
+        comfy.model_management.EXTRA_RESERVED_VRAM -= extra
