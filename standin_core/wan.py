@@ -262,17 +262,6 @@ def differentiable() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
-@contextlib.contextmanager
-def differentiable() -> Iterator[None]:
-    """Within the context, ComfyUI's RoPE has a gradient: it has one only while ComfyUI knows that it trains."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before
-
-
 def attention_in_use(options: dict) -> AttentionInUse:
     """What computes the model's attention, by the order of choice in comfy/ldm/modules/attention.py. options: the
     model's ``transformer_options``.

@@ -83,8 +83,8 @@ def with_motion(model, weights: dict[str, torch.Tensor]):
     def inject(patcher):
         eject(patcher)  # a clone may have left them
         for block, name in places(patcher.model.diffusion_model):
-            after = max((index for index, layer in enumerate(block) if isinstance(layer, SpatialTransformer)), default=0)
-            block.insert(after + 1, transformers[name])
+            attentions = [index for index, layer in enumerate(block) if isinstance(layer, SpatialTransformer)]
+            block.insert(attentions[-1] + 1 if attentions else 1, transformers[name])
 
     def eject(patcher):
         for block, _ in places(patcher.model.diffusion_model):

@@ -4,15 +4,15 @@ import json
 import comfy.patcher_extension
 import comfy.samplers
 import pytest
+import sd15
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from motion import with_motion
 
 import pack
-import sd15
 import tiny
 from golden_cases import load_case
-from motion import with_motion
 from standin_core.contracts import UserError
 from standin_core.face import aligned
 from standin_core.id_animator.adapter import load_adapter, parse_adapter

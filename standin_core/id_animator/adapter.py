@@ -134,8 +134,8 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{name} has {twice} twice, under two names: take the file as the authors publish it.")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{name}: {key} is a {type(value).__name__}, needed is a tensor: take the file as the "
-                            "authors publish it.")
+            raise UserError(f"{name}: {key} is of type {type(value).__name__}, needed is a tensor: take the file as "
+                            "the authors publish it.")
         if value.dtype not in DTYPES:
             raise UserError(f"{name}: {key} is {value.dtype}, needed is fp32, fp16 or bf16: take the file in one of "
                             "these.")
@@ -152,9 +152,9 @@ def _official_name(key: str) -> str:
 
 def _check_indices(indices: list[int], name: str) -> None:
     if not indices or indices != list(range(1, 2 * len(indices), 2)):
-        raise UserError(f"{name} has weights for the attentions {', '.join(map(str, indices)) or 'of no place'}, needed "
-                        "are 1, 3, 5 and so on without a gap: the file is cut off or was converted wrongly, download "
-                        "it again.")
+        came = ", ".join(map(str, indices)) or "none"
+        raise UserError(f"{name} has weights for the attentions {came}, needed are 1, 3, 5 and so on without a gap: "
+                        "the file is cut off or was converted wrongly, download it again.")
 
 
 def _shapes(depth: int, indices: list[int]) -> dict[str, list[str]]:
@@ -177,8 +177,8 @@ def _sizes(found: dict[str, torch.Tensor], shapes: dict[str, list[str]], name: s
             sizes.setdefault(letter, size)
         if "a" in sizes:
             sizes["2a"] = 2 * sizes["a"]
-        needed = tuple(sizes.get(letter) for letter in letters)
-        if came != needed:
-            raise UserError(f"{name}: {key} is {list(came)}, needed is {list(needed)} beside the tensors before it: "
+        if came != tuple(sizes.get(letter) for letter in letters):
+            needed = ", ".join(str(sizes.get(letter, "any")) for letter in letters)
+            raise UserError(f"{name}: {key} is {list(came)}, needed is [{needed}] beside the tensors before it: "
                             "download the file again.")
     return sizes

@@ -27,8 +27,8 @@ def apply_id_animator(model, adapter: Adapter, clip_vision, image: torch.Tensor,
     places = cross_attentions(model.model)
     check_fit(adapter, places)
     if is_installed(model):
-        raise UserError("the model reads an ID-Animator identity already, and its low-rank weights would be added twice: "
-                        "connect one Apply ID-Animator, with several photos as one batch.")
+        raise UserError("the model reads an ID-Animator identity already, and its low-rank weights would be added "
+                        "twice: use one Apply ID-Animator, and connect several photos as one batch.")
     identity = Identity(adapter, Controls(**controls), len(image), places,
                         identity_keys_values(adapter, clip_vision, image), lora_strength)
     patched = model.clone()

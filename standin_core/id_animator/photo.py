@@ -28,7 +28,8 @@ def identity_keys_values(adapter: Adapter, clip_vision, image: torch.Tensor
     photos = clip_vision.encode_image(image[..., :3])["penultimate_hidden_states"]
     if photos.shape[-1] != adapter.clip_width:
         raise UserError(f"the CLIP vision model gives features of width {photos.shape[-1]}, {adapter.name} takes "
-                        f"{adapter.clip_width}: load the ViT-H (CLIP-ViT-H-14-laion2B-s32B-b79K) with Load CLIP Vision.")
+                        f"{adapter.clip_width}: load the ViT-H with Load CLIP Vision "
+                        "(CLIP-ViT-H-14-laion2B-s32B-b79K).")
     hidden = torch.cat((photos, _hidden_states_of_zero(clip_vision, photos.device))).float().cpu()
     tokens = face_tokens(adapter.resampler, adapter.depth, hidden)
     both = torch.stack((tokens[:-1].mean(dim=0), tokens[-1]))

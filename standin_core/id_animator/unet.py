@@ -62,8 +62,8 @@ def check_fit(adapter: Adapter, places: tuple[CrossAttention, ...]) -> None:
     needed = [tuple(projection.key.shape) for projection in adapter.projections]
     if [place.shape for place in places] != needed or any(place.depth != 1 for place in places):
         raise UserError(f"{adapter.name} is for {_described(needed)}, and the model has "
-                        f"{_described([place.shape for place in places for _ in range(place.depth)])}: connect an SD1.5 "
-                        "model (SD2, SDXL and others are built otherwise).")
+                        f"{_described([place.shape for place in places for _ in range(place.depth)])}: connect an "
+                        "SD1.5 model (SD2, SDXL and others are built otherwise).")
 
 
 def _described(shapes: list[tuple[int, int]]) -> str:
