@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension
 from ..standin_core.folders import register_folder
 from ..standin_core.id_animator.adapter import ADAPTERS as ID_ANIMATOR
 from ..standin_core.stand_in.adapter import ADAPTERS as STAND_IN
+from .concat_id import ApplyConcatID, LoadConcatID
 from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
@@ -15,8 +16,8 @@ from .training import PrepareTrainingData, TrainStandIn
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
-                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn,
-                LoadIDAnimator, ApplyIDAnimator]
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn, LoadConcatID,
+                ApplyConcatID, LoadIDAnimator, ApplyIDAnimator]
 
 
 async def comfy_entrypoint():

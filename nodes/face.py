@@ -43,7 +43,9 @@ class FacePreprocess(io.ComfyNode):
                 io.Combo.Input("preset", options=list(PRESETS), tooltip=(
                     '"Stand-In inference" is what the Stand-In authors run: it crops at 1.5 and removes only the '
                     'background. "Stand-In ComfyUI preprocessor", also theirs, keeps only face and hair. "face only" '
-                    'removes the hair too; "head and shoulders" crops at 2.5.')),
+                    'removes the hair too; "head and shoulders" crops at 2.5. "Concat-ID" is what the Concat-ID authors '
+                    'run: it turns and scales the face to fixed places and removes background, clothes and hat. '
+                    '"ID-Animator" does the same at 224 pixels and removes nothing.')),
                 detector_input(),
                 io.Combo.Input("which_face", options=list(WHICH), tooltip=(
                     'Which face to crop: the largest, or the one that face_index counts from the left. "all" crops '
@@ -56,13 +58,14 @@ class FacePreprocess(io.ComfyNode):
                 io.Float.Input("crop_scale", default=0.0, min=0.0, max=4.0, step=0.05, tooltip=(
                     "Side of the crop relative to the face box; 0 takes the value of the preset. Higher keeps more "
                     "hair and shoulders; lower fills the crop with the face. The Stand-In authors use 1.5.")),
-                io.Int.Input("size", default=512, min=64, max=2048, step=16, tooltip=(
-                    "Side of the face crop in pixels. Lower is faster and loses detail; higher needs more memory and "
-                    "gives more identity tokens than the adapter was trained with. The Stand-In authors use 512, "
-                    "which gives 1,024 identity tokens.")),
-                io.String.Input("background", default="white", tooltip=(
-                    "Colour behind the subject and in the padding: white, grey, another colour name, or #rrggbb. The "
-                    "Stand-In authors use white.")),
+                io.Int.Input("size", default=0, min=0, max=2048, step=16, tooltip=(
+                    "Side of the face crop in pixels; 0 takes the value of the preset. Lower is faster and loses "
+                    "detail; higher needs more memory and gives more identity tokens than the adapter was trained "
+                    "with. The Stand-In authors use 512, which gives 1,024 identity tokens; the Concat-ID authors use "
+                    "448.")),
+                io.String.Input("background", default=FROM_PRESET, tooltip=(
+                    'Colour behind the subject and in the padding: white, grey, another colour name, or #rrggbb. '
+                    '"preset" is white for Stand-In and black for Concat-ID.')),
                 io.Combo.Input("parser", options=list(PARSERS), tooltip=(
                     'What removes the background. "auto" uses BiSeNet if its file is installed and keeps the '
                     'background otherwise; "bisenet" needs the file; "none" keeps the background. A connected '

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..standin_core.folders import fingerprint
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
 from ..standin_core.id_animator.apply import apply_id_animator
-from .shared import ADVANCED, CATEGORY, IDAnimator
+from .shared import ADVANCED, CATEGORY, IDAnimatorType
 
 
 class LoadIDAnimator(io.ComfyNode):
@@ -22,7 +22,7 @@ class LoadIDAnimator(io.ComfyNode):
                     "The file animator.ckpt of ID-Animator, or the same as safetensors, from models/id_animator or "
                     "models/loras. IP-Adapters and ordinary LoRAs do not work here.")),
             ],
-            outputs=[IDAnimator.Output("id_animator", tooltip="The adapter. Connect it to Apply ID-Animator.")],
+            outputs=[IDAnimatorType.Output("id_animator", tooltip="The adapter. Connect it to Apply ID-Animator.")],
         )
 
     @classmethod
@@ -48,7 +48,7 @@ class ApplyIDAnimator(io.ComfyNode):
                 io.Model.Input("model", tooltip=(
                     "An SD1.5 model, with or without AnimateDiff, LoRAs or IP-Adapters. SD2, SDXL and Wan do not work "
                     "here.")),
-                IDAnimator.Input("id_animator", tooltip="The adapter from Load ID-Animator."),
+                IDAnimatorType.Input("id_animator", tooltip="The adapter from Load ID-Animator."),
                 io.ClipVision.Input("clip_vision", tooltip=(
                     "The CLIP vision model that sees the face: ViT-H (CLIP-ViT-H-14-laion2B-s32B-b79K), from Load CLIP "
                     "Vision.")),

@@ -7,7 +7,8 @@ from ..standin_core.face import DETECTORS
 CATEGORY = "Stand-In"
 
 StandIn = io.Custom("STAND_IN")
-IDAnimator = io.Custom("ID_ANIMATOR")
+ConcatIDType = io.Custom("CONCAT_ID")
+IDAnimatorType = io.Custom("ID_ANIMATOR")
 FaceCropType = io.Custom("FACE_CROP")
 AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")

@@ -34,8 +34,11 @@ class CroppedFace:
 class FaceCrop:
     """The crops of one or several photos, and what was done, in words.
 
-    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background; rgba: [B, S, S, 4], the photo's own pixels
-    with the subject's mask as alpha; faces: B of them; preview: [P, H, W, 3], the photos with all that drawn on.
+    image: [B, S, S, 3] float32 in 0..1, the subject on a plain background; of the photo's size where a preset takes the
+    photo as it is.
+    rgba: of the size of image, the photo's own pixels with the subject's mask as alpha.
+    faces: B of them.
+    preview: [P, H, W, 3], the photos with all that drawn on.
     """
 
     image: torch.Tensor

@@ -95,12 +95,12 @@ def test_points_go_where_the_pixels_go(photo, scale, size, roll):
     if min(square.right - square.left, square.bottom - square.top) < 3 * square.side / size:
         return  # too thin: the pixel there mixes with the padding
     middle = (square.left + square.right - 1) / 2, (square.top + square.bottom - 1) / 2
-    place = Place(square, None if roll is None else levelling(middle, roll))
+    place = Place(square, size, None if roll is None else levelling(middle, roll))
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    (point,) = place.to_crop(np.array([middle]), size)
+    (point,) = place.to_crop(np.array([middle]))
     x, y = np.clip(point, 0, size - 1).astype(np.float32)
     for ramp, expected in ((columns, middle[0]), (rows, middle[1])):
-        crop = place.cut(ramp, size, 0)
+        crop = place.cut(ramp, 0)
         found = cv2.remap(crop, np.array([[x]]), np.array([[y]]), cv2.INTER_LINEAR)[0, 0]
         # half a pixel of the crop, in pixels of the photo, at each of two resamplings
         assert abs(found - expected) <= 1.0 * square.side / size

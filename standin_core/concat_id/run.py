@@ -55,7 +55,7 @@ class ConcatIDRun(Run):
         shape: [B, 16, T, h, w], of the video in the call.
         reads: [B] bool, which of the batch read the reference; None for all.
         """
-        frames = self.applied.latent.to(device=device).movedim(0, 2).squeeze(3)
+        frames = self.applied.latent.to(device).permute(2, 1, 0, 3, 4)
         if reads is not None:
             frames = frames * reads.to(device)[:, None, None, None, None]
         return frames.expand(shape[0], -1, -1, -1, -1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import PIL.Image
 
 Box = tuple[int, int, int, int]
 
@@ -110,24 +111,30 @@ def levelling(centre: tuple[float, float], roll: float) -> np.ndarray:
 class Place:
     """A square in a photo that was turned first.
 
+    size: side of the crop in pixels.
     matrix: [2, 3], turns the photo within its frame; None leaves it as it is.
     """
 
     square: Square
+    size: int
     matrix: np.ndarray | None = None
 
-    def cut(self, photo: np.ndarray, size: int, fill) -> np.ndarray:
+    def cut(self, photo: np.ndarray, fill) -> np.ndarray:
         """As ``Square.cut``."""
         if self.matrix is not None:
             photo = cv2.warpAffine(photo, self.matrix, photo.shape[1::-1], flags=cv2.INTER_LINEAR,
                                    borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
-        return self.square.cut(photo, size, fill)
+        return self.square.cut(photo, self.size, fill)
 
-    def to_crop(self, points: np.ndarray, size: int) -> np.ndarray:
+    def inside(self, height: int, width: int) -> np.ndarray:
+        """[S, S] bool, which pixels of the crop show mostly the photo; height, width: of the photo."""
+        return self.cut(np.full((height, width), 255, np.uint8), 0) > 127
+
+    def to_crop(self, points: np.ndarray) -> np.ndarray:
         """As ``Square.to_crop``."""
         if self.matrix is not None:
-            points = points @ self.matrix[:, :2].T + self.matrix[:, 2]
-        return self.square.to_crop(points, size)
+            points = _mapped(self.matrix, points)
+        return self.square.to_crop(points, self.size)
 
     def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
         """As ``Square.put_back``."""
@@ -138,24 +145,98 @@ class Place:
 
     def corners(self) -> np.ndarray:
         """[4, 2]: x and y of the region's corners in the photo, one after the other around it."""
-        square = self.square
-        corners = np.array([[square.left, square.top], [square.right, square.top], [square.right, square.bottom],
-                            [square.left, square.bottom]], np.float64)
-        if self.matrix is None:
-            return corners
-        back = cv2.invertAffineTransform(self.matrix)
-        return corners @ back[:, :2].T + back[:, 2]
+        corners = _corners(self.square.left, self.square.top, self.square.right, self.square.bottom)
+        return corners if self.matrix is None else _mapped(cv2.invertAffineTransform(self.matrix), corners)
 
 
-def aligned(photo: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The face as recognition networks take it, [112, 112, 3]: its points are brought to ALIGNED_POINTS.
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """What an affine map brings of a photo to a crop; it has the methods of ``Place``.
 
-    The transform is the rotation, scale and shift with the least squared error (Umeyama 1991), as in insightface.
+    matrix: [2, 3], from pixels of the photo to pixels of the crop.
+    height, width: of the crop in pixels.
+    """
 
-    photo: [H, W, 3] uint8.
+    matrix: np.ndarray
+    height: int
+    width: int
+
+    def cut(self, photo: np.ndarray, fill) -> np.ndarray:
+        return cv2.warpAffine(photo, self.matrix, (self.width, self.height), borderValue=fill)
+
+    def inside(self, height: int, width: int) -> np.ndarray:
+        """Which pixels show the photo at all: at its border they fade into the fill."""
+        return self.cut(np.full((height, width), 255, np.uint8), 0) > 0
+
+    def to_crop(self, points: np.ndarray) -> np.ndarray:
+        return _mapped(self.matrix, points)
+
+    def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
+        return cv2.warpAffine(crop, self.matrix, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+
+    def corners(self) -> np.ndarray:
+        return _mapped(cv2.invertAffineTransform(self.matrix), _corners(0, 0, self.width, self.height))
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarged:
+    """A crop that Pillow enlarges (bicubic); it has the methods of ``Place``.
+
+    crop: square, with sides of fewer pixels.
+    size: side of the result in pixels.
+    """
+
+    crop: Warp
+    size: int
+
+    def cut(self, photo: np.ndarray, fill) -> np.ndarray:
+        crop = PIL.Image.fromarray(self.crop.cut(photo, fill))
+        return np.asarray(crop.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC))
+
+    def inside(self, height: int, width: int) -> np.ndarray:
+        return self.cut(np.full((height, width), 255, np.uint8), 0) > 0
+
+    def to_crop(self, points: np.ndarray) -> np.ndarray:
+        return (self.crop.to_crop(points) + 0.5) * (self.size / self.crop.width) - 0.5  # pixels have a centre
+
+    def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
+        smaller = cv2.resize(crop, (self.crop.width, self.crop.height), interpolation=cv2.INTER_NEAREST)
+        return self.crop.put_back(smaller, height, width)
+
+    def corners(self) -> np.ndarray:
+        return self.crop.corners()
+
+
+AnyPlace = Place | Warp | Enlarged
+
+
+def whole_photo(height: int, width: int) -> Warp:
+    """The photo as it is."""
+    return Warp(np.eye(2, 3), height, width)
+
+
+def alignment(points: np.ndarray, size: int = ALIGNED_PX) -> Warp:
+    """The face as recognition networks take it, its points brought to ALIGNED_POINTS, in a crop of this side.
+
+    The map is the rotation, scale and shift with the least squared error (Umeyama 1991), as insightface's
+    ``face_align.norm_crop``.
+
     points: [5, 2], x and y in pixels of the photo.
     """
     from skimage.transform import estimate_transform  # 0.5 s
 
-    matrix = estimate_transform("similarity", points, ALIGNED_POINTS).params[:2]
-    return cv2.warpAffine(photo, matrix, (ALIGNED_PX, ALIGNED_PX))
+    template = ALIGNED_POINTS * (size / ALIGNED_PX)
+    return Warp(estimate_transform("similarity", points, template).params[:2], size, size)
+
+
+def aligned(photo: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The crop of ``alignment``, [112, 112, 3], black where it leaves the photo. photo: [H, W, 3] uint8."""
+    return alignment(points).cut(photo, 0)
+
+
+def _corners(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float64)
+
+
+def _mapped(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]

@@ -13,12 +13,14 @@ PARSED_PX = 512  # what BiSeNet was trained at
 
 # BiSeNet's labels (CelebAMask-HQ): 0 background, 1-13 face with ears, glasses and earrings, 14 neck, 15 necklace,
 # 16 cloth, 17 hair, 18 hat
-FACE, HAIR, HAT = tuple(range(1, 14)), 17, 18
-ALL_BUT_BACKGROUND = "all but background"
+FACE, EARRING, NECK, HAIR, HAT = tuple(range(1, 14)), 9, 14, 17, 18
+EVERYTHING, ALL_BUT_BACKGROUND = "everything", "all but background"
 KEPT_LABELS = {
-    ALL_BUT_BACKGROUND: (*FACE, 14, 15, 16, HAIR, HAT),
+    EVERYTHING: tuple(range(19)),
+    ALL_BUT_BACKGROUND: (*FACE, NECK, 15, 16, HAIR, HAT),
     "head with hat": (*FACE, HAIR, HAT),
     "face and hair": (*FACE, HAIR),
+    "face, hair and neck": (*(label for label in FACE if label != EARRING), NECK, HAIR),
     "face": FACE,
 }
 
@@ -30,7 +32,7 @@ NORMALIZATIONS = {
 
 
 def load_parser(normalization: str) -> Callable[[np.ndarray], np.ndarray]:
-    """facexlib's BiSeNet as a function that takes a crop, [S, S, 3] uint8 RGB, and returns its labels, [S, S] uint8.
+    """facexlib's BiSeNet as a function that takes a crop, [H, W, 3] uint8 RGB, and returns its labels, [H, W] uint8.
 
     normalization: one of NORMALIZATIONS.
 
@@ -43,11 +45,10 @@ def load_parser(normalization: str) -> Callable[[np.ndarray], np.ndarray]:
 
     def labels(crop: np.ndarray) -> np.ndarray:
         managed.load()
-        size = crop.shape[0]
         parsed = cv2.resize(crop, (PARSED_PX, PARSED_PX), interpolation=cv2.INTER_LINEAR)
         pixels = torch.from_numpy((parsed.astype(np.float32) / 255 - mean) / deviation)
         scores = managed.network(pixels.permute(2, 0, 1)[None].to(managed.device))[0]
         found = scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-        return cv2.resize(found, (size, size), interpolation=cv2.INTER_NEAREST)
+        return cv2.resize(found, crop.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
     return labels

@@ -1,6 +1,7 @@
 """A square face crop on a plain background from a photo: detect, choose, crop, parse."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +14,10 @@ from ..contracts import CroppedFace, FaceCrop, UserError
 from .colour import balanced
 from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
-from .geometry import BORDER_RULES, Place, levelling, square_around
+from .geometry import BORDER_RULES, AnyPlace, Enlarged, Place, alignment, levelling, square_around, whole_photo
 from .given import ready_detector
 from .models import BISENET, file_refusal
-from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, NORMALIZATIONS, load_parser
+from .parsing import ALL_BUT_BACKGROUND, EVERYTHING, KEPT_LABELS, NORMALIZATIONS, load_parser
 from .pixels import checked_masks, to_uint8
 from .presets import PRESETS, Preset
 from .preview import Preview
@@ -38,8 +39,7 @@ class FaceSettings:
     face_index: which face "from left" takes; 0 is the leftmost.
     min_score: 0 to 1; faces with a lower score are left out.
     no_face: one of NO_FACE, what to do where no face is found.
-    crop_scale, border_rule, keep, normalization: see Preset.
-    size: side of the crop in pixels.
+    crop_scale, border_rule, keep, normalization, size: see Preset.
     background: a colour by name or #rrggbb.
     parser: one of PARSERS.
     feather: width in pixels of the crop over which the mask fades inwards; 0 is the hard mask of Stand-In's authors.
@@ -55,8 +55,8 @@ class FaceSettings:
     min_score: float = 0.5
     no_face: str = "whole image"
     crop_scale: float = 0.0
-    size: int = 512
-    background: str = "white"
+    size: int = 0
+    background: str = FROM_PRESET
     border_rule: str = FROM_PRESET
     keep: str = FROM_PRESET
     parser: str = "auto"
@@ -72,13 +72,18 @@ class FaceSettings:
                             ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+        if PRESETS[self.preset].aligned and (self.crop_scale or self.border_rule != FROM_PRESET or self.level_eyes):
+            raise UserError(f"the preset {self.preset} brings the key points of the face to fixed places, which leaves "
+                            "nothing to crop_scale, border_rule and level_eyes: set them back to 0, preset and off, or "
+                            "take another preset.")
 
     def resolved(self) -> Preset:
         """The preset, with every field that the user set in place of its own."""
         base = PRESETS[self.preset]
-        given = {name: getattr(self, name) for name in ("border_rule", "keep", "normalization")}
-        values = {name: getattr(base, name) if value == FROM_PRESET else value for name, value in given.items()}
-        return Preset(crop_scale=self.crop_scale or base.crop_scale, **values)
+        given = {name: getattr(self, name) for name in ("crop_scale", "size", "border_rule", "keep", "normalization",
+                                                        "background")}
+        return dataclasses.replace(base, **{name: value for name, value in given.items()
+                                            if value not in (0, FROM_PRESET)})
 
 
 def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_mask: torch.Tensor | None = None,
@@ -95,7 +100,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     """
     photos, alpha = _checked(image)
     rules = settings.resolved()
-    fill = _rgb(settings.background)
+    fill = _rgb(rules.background)
     detector = ready_detector(settings, photos.shape[:3], face_box, face_mask, face_landmarks)
     if subject_mask is not None:
         cut_out = _cut_out_by_masks(checked_masks(subject_mask, "subject_mask", *photos.shape[:3]), "subject_mask")
@@ -103,7 +108,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
         cut_out = _cut_out_by_parser(settings, rules)
         if alpha is not None:
             cut_out = _both(cut_out, _cut_out_by_masks(alpha, "alpha"))
-    crops, found, previews, lines = [], [], [], []
+    images, cut, found, previews, lines = [], [], [], [], []
     for index, photo in enumerate(photos):
         preview = Preview(photo)
         faces = choose(detector.find(photo, index), settings.which_face, settings.face_index)
@@ -112,20 +117,20 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
                             "min_score, choose another detector, connect a box or mask, or set no_face to whole "
                             "image.")
         for face in faces or (None,):
-            place, done = _place(photo, face, rules, settings)
-            crop, removed = _crop(photo, index, place, settings, fill, cut_out.mask)
-            crops.append(crop)
-            found.append(CroppedFace(None if face is None else place.to_crop(face.points, settings.size),
-                                     face is not None and face.keypoints is not None, removed > LEAST_REMOVED))
-            preview.add(face, place, crop[..., 3])
+            place, done = _place(photo, face, rules, settings, alone=len(photos) == 1)
+            crop = _crop(photo, index, place, settings, fill, cut_out)
+            images.append(crop.image)
+            cut.append(crop.rgba)
+            found.append(CroppedFace(None if face is None else place.to_crop(face.points),
+                                     face is not None and face.keypoints is not None, crop.removed > LEAST_REMOVED))
+            preview.add(face, place, crop.rgba[..., 3])
             if settings.balance_colors:
                 done.append("colours balanced")
-            lines += _lines(photo, face, detector, [*done, cut_out.words])
+            lines += _lines(photo, face, detector, [*done, crop.words])
         previews.append(preview.drawn())
     lines += [*detector.notes, *cut_out.notes]
-    rgba = np.stack(crops)
-    return FaceCrop(torch.from_numpy(_flattened(rgba, fill)).float() / 255, torch.from_numpy(rgba).float() / 255,
-                    tuple(found), torch.from_numpy(np.stack(previews)).float() / 255, "\n".join(lines))
+    image, rgba, preview_images = (torch.from_numpy(np.stack(each)).float() / 255 for each in (images, cut, previews))
+    return FaceCrop(image, rgba, tuple(found), preview_images, "\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,44 +141,69 @@ class _CutOut:
         where the subject is.
     words: what it does, for the verdict.
     notes: what "auto" passed over, and why.
+    least_kept: see Preset.
     """
 
-    mask: Callable[[np.ndarray, Place, int], np.ndarray]
+    mask: Callable[[np.ndarray, AnyPlace, int], np.ndarray]
     words: str
     notes: tuple[str, ...] = ()
+    least_kept: float = 0.0
 
 
-def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSettings) -> tuple[Place, list[str]]:
-    """Where to cut, and what that does to the photo, in words."""
+@dataclass(frozen=True, slots=True)
+class _Crop:
+    """image: [S, S, 3] uint8, over the background; rgba: [S, S, 4] uint8; removed: how large a share of the photo in it
+    was removed; words: how the subject was cut out.
+    """
+
+    image: np.ndarray
+    rgba: np.ndarray
+    removed: float
+    words: str
+
+
+def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSettings,
+           alone: bool) -> tuple[AnyPlace, list[str]]:
+    """Where to cut, and what that does to the photo, in words. alone: whether it is the only photo."""
     height, width = photo.shape[:2]
+    if rules.aligned and face is not None:
+        how = "by its five points" if face.keypoints is not None else "by points guessed from its box"
+        place = alignment(face.points, rules.aligned_px or rules.size)
+        return Enlarged(place, rules.size) if rules.aligned_px else place, [f"aligned {how}"]
+    if rules.aligned and alone:
+        return whole_photo(height, width), ["the whole image"]
     square = square_around(None if face is None else face.box, height, width, rules.crop_scale, rules.border_rule)
     whole = (square.right - square.left, square.bottom - square.top) == (width, height)
     done = ["the whole image, padded to a square" if whole else f"cropped {rules.crop_scale:g}x"]
     if face is None or not settings.level_eyes:
-        return Place(square), done
+        return Place(square, rules.size), done
     if face.keypoints is None:
         raise UserError("level_eyes needs key points, and this face was found without them: set detector to "
                         "retinaface or yunet, connect face_landmarks, or switch level_eyes off.")
     roll, _ = pose(face.keypoints)
-    return Place(square, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
+    return Place(square, rules.size, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
 
 
-def _crop(photo: np.ndarray, index: int, place: Place, settings: FaceSettings, fill,
-          subject) -> tuple[np.ndarray, float]:
-    """[S, S, 4] uint8, and how large a share of the photo in it was removed."""
-    crop = place.cut(balanced(photo) if settings.balance_colors else photo, settings.size, fill)
-    inside = place.cut(np.full(photo.shape[:2], 255, np.uint8), settings.size, 0) > 127
-    mask = np.where(inside, subject(crop, place, index), 0)
+def _crop(photo: np.ndarray, index: int, place: AnyPlace, settings: FaceSettings, fill,
+          cut_out: _CutOut) -> _Crop:
+    crop, words = place.cut(balanced(photo) if settings.balance_colors else photo, fill), cut_out.words
+    inside = place.inside(*photo.shape[:2])
+    subject = cut_out.mask(crop, place, index)
+    if subject.mean() < cut_out.least_kept:
+        words = f"background kept, since {words} would leave {subject.mean():.0%} of the crop"
+        subject = _everything(crop, place, index)
+    mask = np.where(inside, subject, 0)
     removed = float((inside & (mask < 0.5)).sum() / max(inside.sum(), 1))
     if settings.feather:
         mask = _feathered(mask, settings.feather)
-    return np.dstack((crop, np.rint(255 * mask).astype(np.uint8))), removed
+    rgba = np.dstack((crop, np.rint(255 * mask).astype(np.uint8)))
+    return _Crop(_flattened(rgba, fill), rgba, removed, words)
 
 
 def _cut_out_by_masks(masks: torch.Tensor, name: str) -> _CutOut:
     """masks: [B or 1, H, W] float32."""
     def mask(crop, place, index):
-        return place.cut(masks[index if len(masks) > 1 else 0].numpy(), crop.shape[0], 0)
+        return place.cut(masks[index if len(masks) > 1 else 0].numpy(), 0)
 
     return _CutOut(mask, f"background removed by {name}")
 
@@ -185,12 +215,13 @@ def _both(parser: _CutOut, alpha: _CutOut) -> _CutOut:
 
 
 def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
-    if settings.parser == "none":
+    if settings.parser == "none" or rules.keep == EVERYTHING:
         return _CutOut(_everything, "background kept")
     if settings.download_missing:
         download_if_missing(BISENET)
     refusal = file_refusal(BISENET)
-    removes_parts = rules.keep != ALL_BUT_BACKGROUND
+    # a preset that may keep the whole crop goes on without the parser
+    removes_parts = rules.keep != ALL_BUT_BACKGROUND and not rules.least_kept
     if refusal is not None and (settings.parser == "bisenet" or removes_parts):
         raise UserError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
                         "switch download_missing on), connect subject_mask, or set parser to none.")
@@ -201,7 +232,7 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
     def mask(crop, place, index):
         return np.isin(parse(crop), kept).astype(np.float32)
 
-    return _CutOut(mask, f"{rules.keep} kept by bisenet")
+    return _CutOut(mask, f"{rules.keep} kept by bisenet", least_kept=rules.least_kept)
 
 
 def _everything(crop, place, index) -> np.ndarray:
@@ -214,9 +245,9 @@ def _feathered(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def _flattened(rgba: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
-    """The pictures over a plain colour, [B, S, S, 3] uint8.
+    """The picture over a plain colour, [S, S, 3] uint8.
 
-    rgba: [B, S, S, 4] uint8.
+    rgba: [S, S, 4] uint8
     fill: the colour.
     """
     alpha = rgba[..., 3:].astype(np.float32) / 255
