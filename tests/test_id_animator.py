@@ -3,18 +3,23 @@ import json
 
 import comfy.patcher_extension
 import comfy.samplers
+import cv2
+import numpy as np
+import PIL.Image
 import pytest
-import sd15
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
-from motion import with_motion
 
+import faces
 import pack
+import sd15
 import tiny
 from golden_cases import load_case
+from motion import with_motion
 from standin_core.contracts import UserError
 from standin_core.face import aligned
+from standin_core.face.geometry import Enlarged, alignment
 from standin_core.id_animator.adapter import load_adapter, parse_adapter
 from standin_core.id_animator.apply import apply_id_animator
 from standin_core.id_animator.photo import identity_keys_values
@@ -74,6 +79,27 @@ def test_the_aligned_face(case, name):
     differences = abs(found.astype(int) - case.io[f"face_crop.{name}"].numpy())
     assert differences.max() <= 4
     assert (differences > 1).mean() < 0.01
+
+
+def test_the_preset(case):
+    """Face Preprocess from photo and key points: all of the aligned face, enlarged by Pillow, black beside the photo."""
+    photo, points = case.io["photo.a"].numpy(), case.io["points.a"].double().numpy()
+    found = faces.crop(photo, preset="ID-Animator",
+                       given={"face_landmarks": faces.landmarks([(points, 1.0)], size=photo.shape[:2])})
+    by_hand = PIL.Image.fromarray(aligned(photo, points)).resize((224, 224), PIL.Image.Resampling.BICUBIC)
+    assert np.array_equal(faces.as_uint8(found.image[0]), np.asarray(by_hand))
+    assert largest_difference(found.image, sd15.face("a")) < 6 / 255
+    assert "aligned by its five points" in found.verdict and "background kept" in found.verdict
+
+
+def test_points_go_where_the_pixels_of_an_enlarged_crop_go():
+    photo, points = np.zeros((300, 260, 3), np.uint8), [[90, 110], [150, 105], [125, 150], [100, 180], [148, 176]]
+    place = Enlarged(alignment(np.array(points, float)), 224)
+    cv2.circle(photo, (125, 150), 6, (255, 255, 255), -1)
+    weight = place.cut(photo, 0)[..., 0].astype(float)
+    rows, columns = np.mgrid[:224, :224]
+    centre = [(weight * each).sum() / weight.sum() for each in (columns, rows)]
+    assert np.allclose(place.to_crop(np.array([[125.0, 150.0]]))[0], centre, atol=0.3)
 
 
 def test_face_tokens(case, adapter):
