@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..standin_core.folders import fingerprint
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
-from ..standin_core.id_animator.apply import apply_id_animator
+from ..standin_core.id_animator.apply import apply_photos
 from .shared import ADVANCED, CATEGORY, IDAnimatorType
 
 
@@ -76,4 +76,4 @@ class ApplyIDAnimator(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, id_animator, clip_vision, reference_image, **settings):
-        return io.NodeOutput(apply_id_animator(model, id_animator, clip_vision, reference_image, **settings))
+        return io.NodeOutput(apply_photos(model, id_animator, clip_vision, reference_image, **settings))

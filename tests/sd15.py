@@ -17,7 +17,7 @@ import torch
 
 from golden_cases import Case, load_case
 from standin_core.id_animator.adapter import load_adapter
-from standin_core.id_animator.apply import apply_id_animator
+from standin_core.id_animator.apply import apply_face_tokens, apply_photos
 from standin_core.report import ReportSink
 
 STILL, MOTION = "id_animator_small", "id_animator_motion_small"
@@ -70,8 +70,15 @@ def face(*names: str) -> torch.Tensor:
 
 
 def with_face(model, case: Case, *names: str, **settings):
-    return apply_id_animator(model, load_adapter(case.folder / "animator.safetensors"), clip_vision(),
-                             face(*(names or "a")), **settings)
+    """The identity of one or several of the faces "a" and "b"."""
+    return apply_photos(model, load_adapter(case.folder / "animator.safetensors"), clip_vision(),
+                        face(*(names or "a")), **settings)
+
+
+def with_tokens(model, case: Case, name: str, **settings):
+    """For the case that has face tokens and no encoder. name: "a", "b" or their "mean"."""
+    tokens = torch.cat([case.io[f"face_tokens.{each}"] for each in (name, "zero")])
+    return apply_face_tokens(model, load_adapter(case.folder / "animator.safetensors"), tokens, **settings)
 
 
 def predictions(model, case: Case, cfg: float = 2.0, latent: torch.Tensor | None = None, timesteps=None,

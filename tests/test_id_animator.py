@@ -1,6 +1,7 @@
 """ID-Animator: agreement with the authors' implementation, and the identity beside what else people put on SD1.5."""
 import json
 
+import comfy.ops
 import comfy.patcher_extension
 import comfy.samplers
 import cv2
@@ -9,7 +10,10 @@ import PIL.Image
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 import faces
 import pack
@@ -17,12 +21,13 @@ import sd15
 import tiny
 from golden_cases import load_case
 from motion import with_motion
+from small_world.tiny_models import random_weights
 from standin_core.contracts import UserError
 from standin_core.face import aligned
 from standin_core.face.geometry import Enlarged, alignment
 from standin_core.id_animator.adapter import load_adapter, parse_adapter
-from standin_core.id_animator.apply import apply_id_animator
-from standin_core.id_animator.photo import identity_keys_values
+from standin_core.id_animator.apply import apply_photos
+from standin_core.id_animator.photo import keys_values, tokens_of_photos
 from standin_core.id_animator.resampler import face_tokens
 from standin_core.report import as_json, as_text
 
@@ -82,7 +87,7 @@ def test_the_aligned_face(case, name):
 
 
 def test_the_preset(case):
-    """Face Preprocess from photo and key points: all of the aligned face, enlarged by Pillow, black beside the photo."""
+    """Face Preprocess from photo and key points: the aligned face, enlarged by Pillow, black beside the photo."""
     photo, points = case.io["photo.a"].numpy(), case.io["points.a"].double().numpy()
     found = faces.crop(photo, preset="ID-Animator",
                        given={"face_landmarks": faces.landmarks([(points, 1.0)], size=photo.shape[:2])})
@@ -110,7 +115,7 @@ def test_face_tokens(case, adapter):
 
 def test_keys_and_values(case, adapter):
     """From the pixels of the face crop, and of pixels that are 0 after normalisation."""
-    faces = identity_keys_values(adapter, sd15.clip_vision(), sd15.face("a"))
+    faces = keys_values(adapter, tokens_of_photos(adapter, sd15.clip_vision(), sd15.face("a")))
     of_zero = case.io["face_tokens.zero"]
     assert len(faces) == 16
     for number, (key, value) in enumerate(faces):
@@ -369,14 +374,14 @@ def test_a_run_is_logged_where_nobody_listens(case, model, caplog):
 
 def test_another_kind_of_model(adapter):
     with pytest.raises(UserError, match="the model is WanModel, needed is an SD1"):
-        apply_id_animator(tiny.load(), adapter, sd15.clip_vision(), sd15.face("a"))
+        apply_photos(tiny.load(), adapter, sd15.clip_vision(), sd15.face("a"))
 
 
 def test_a_unet_of_another_size(case, adapter):
     other = load_case(sd15.MOTION)
     with pytest.raises(UserError, match=r"animator\.safetensors is for 16 cross-attentions of widths 32, 64 that read "
                                         "text of width 32, and the model has 16 cross-attentions of widths 32 that"):
-        apply_id_animator(sd15.unet(other), adapter, sd15.clip_vision(), sd15.face("a"))
+        apply_photos(sd15.unet(other), adapter, sd15.clip_vision(), sd15.face("a"))
 
 
 def test_applied_twice(case, model):
@@ -389,13 +394,13 @@ def test_another_encoder(case, model):
     key = "module.image_proj_model.proj_in.weight"
     wide = parse_adapter(weights | {key: torch.zeros(len(weights[key]), 48)}, "wide.ckpt")
     with pytest.raises(UserError, match=r"gives features of width 32, wide\.ckpt takes 48: load the ViT-H"):
-        apply_id_animator(model, wide, sd15.clip_vision(), sd15.face("a"))
+        apply_photos(model, wide, sd15.clip_vision(), sd15.face("a"))
 
 
 @pytest.mark.parametrize("image", [torch.zeros(0, 224, 224, 3), torch.zeros(224, 224, 3)], ids=["no photo", "no batch"])
 def test_images_that_are_none(model, adapter, image):
     with pytest.raises(UserError, match="the face image is empty or no batch of pictures"):
-        apply_id_animator(model, adapter, sd15.clip_vision(), image)
+        apply_photos(model, adapter, sd15.clip_vision(), image)
 
 
 @pytest.mark.parametrize("controls, words", [({"strength": -1.0}, "strength is -1, at least 0"),
@@ -426,8 +431,8 @@ def motion(moving):
 def moves(model, moving, motion, order, **settings):
     settings.setdefault("strength", 0.8)
     if order == "face first":
-        return with_motion(sd15.with_face(model, moving, **settings), motion)
-    return sd15.with_face(with_motion(model, motion), moving, **settings)
+        return with_motion(sd15.with_tokens(model, moving, "a", **settings), motion)
+    return sd15.with_tokens(with_motion(model, motion), moving, "a", **settings)
 
 
 def test_motion_alone_is_the_authors(moving, still_model, motion):
@@ -444,7 +449,7 @@ def test_a_face_in_motion(moving, still_model, motion, order):
 
 
 def test_two_photos_in_motion(moving, still_model, motion):
-    patched = sd15.with_face(with_motion(still_model, motion), moving, "a", "b", strength=0.8)
+    patched = sd15.with_tokens(with_motion(still_model, motion), moving, "mean", strength=0.8)
     assert largest_difference(sd15.predictions(patched, moving)[0][0], moving.io["two_photos.0"]) < ONE_CALL
 
 
@@ -462,3 +467,58 @@ def test_context_windows(moving, still_model, motion):
     for which in range(2):
         assert torch.equal(found[0][which], torch.cat([each[0][which] for each in alone]))
     assert largest_difference(found[0][0], moving.io["cond.0.8.0"]) > 100 * ONE_CALL
+
+
+# torch.compile
+
+
+class Graphs(list):
+    """torch.compile's backend "eager", and every graph that it was given."""
+
+    def __call__(self, graph, inputs, **_):
+        self.append(graph)
+        return graph.forward
+
+
+@pytest.fixture(scope="module")
+def of_one_level(case):
+    """A U-Net of one level and one residual block, which is compiled in seconds, and an adapter for its four places."""
+    net = UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1], dropout=0,
+                    channel_mult=(1,), transformer_depth=[1], transformer_depth_output=[1, 1],
+                    transformer_depth_middle=1, num_heads=8, use_spatial_transformer=True, context_dim=32, legacy=False,
+                    operations=comfy.ops.disable_weight_init)
+    weights = sd15.in_fp32(case.folder / "animator.safetensors")
+    small = {key: value for key, value in weights.items() if "image_proj_model" in key}
+    for new, old in ((1, 1), (3, 25), (5, 27), (7, 31)):  # of the same width
+        prefix = f"module.adapter_modules.{old}."
+        small |= {f"module.adapter_modules.{new}.{key.removeprefix(prefix)}": value
+                  for key, value in weights.items() if key.startswith(prefix)}
+    return sd15.load(random_weights(net, seed=0), 32, 32), parse_adapter(small, "small.safetensors")
+
+
+@pytest.mark.parametrize("guards", [None, skip_torch_compile_dict], ids=["all guards", "as core's node"])
+def test_torch_compile(case, of_one_level, guards):
+    """Off, on, off, another photo and strength, a window: right each time, and compiled twice, with a face and without.
+
+    ComfyUI's node drops the guards on ``transformer_options``, where the cross-attentions' replacements are.
+    """
+    torch.compiler.reset()
+    model, adapter = of_one_level
+    compilations, latent = Graphs(), tiny.random(2, 4, 8, 8)
+
+    def predicted(patched):
+        return torch.cat([each for step in sd15.predictions(patched, case, latent=latent) for each in step])
+
+    def applied(name, **settings):
+        return apply_photos(model, adapter, sd15.clip_vision(), sd15.face(name), **settings)
+
+    graphs = []
+    for each in (model.clone(), applied("a", strength=0.7), model.clone(), applied("b", strength=0.3),
+                 applied("a", end_percent=0.5)):
+        expected = predicted(each)
+        set_torch_compile_wrapper(each, backend=compilations, fullgraph=True,
+                                  options=None if guards is None else {"guard_filter_fn": guards})
+        assert largest_difference(predicted(each), expected) < ONE_CALL
+        graphs.append(len(compilations))
+    if guards is not None:
+        assert graphs == [1, 2, 2, 2, 2]

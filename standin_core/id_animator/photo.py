@@ -1,4 +1,4 @@
-"""From face crops to the keys and values of every cross-attention."""
+"""From face crops to face tokens, and to the keys and values of every cross-attention."""
 from __future__ import annotations
 
 import comfy.model_management
@@ -10,11 +10,10 @@ from .adapter import Adapter
 from .resampler import face_tokens
 
 
-def identity_keys_values(adapter: Adapter, clip_vision, image: torch.Tensor
-                         ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-    """Key and value of each cross-attention, [2, n, C] float32 on the CPU: of the photos, and of no face.
+def tokens_of_photos(adapter: Adapter, clip_vision, image: torch.Tensor) -> torch.Tensor:
+    """The face tokens of the photos and of nobody, [2, n, c] float32 on the CPU.
 
-    Of several photos the tokens are averaged. No face is what CLIP sees in pixels that are 0 after normalisation, the
+    Of several photos the tokens are averaged. Nobody is what CLIP sees in pixels that are 0 after normalisation, the
     mean colour rather than black (ID-Animator, ``face_adapter.py`` at 0170eed).
 
     clip_vision: ComfyUI's CLIP vision model, ViT-H.
@@ -32,8 +31,13 @@ def identity_keys_values(adapter: Adapter, clip_vision, image: torch.Tensor
                         "(CLIP-ViT-H-14-laion2B-s32B-b79K).")
     hidden = torch.cat((photos, _hidden_states_of_zero(clip_vision, photos.device))).float().cpu()
     tokens = face_tokens(adapter.resampler, adapter.depth, hidden)
-    both = torch.stack((tokens[:-1].mean(dim=0), tokens[-1]))
-    return tuple((linear(both, place.key.float()), linear(both, place.value.float())) for place in adapter.projections)
+    return torch.stack((tokens[:-1].mean(dim=0), tokens[-1]))
+
+
+def keys_values(adapter: Adapter, tokens: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Key and value of each cross-attention, [2, n, C]. tokens: [2, n, c] float32 on the CPU."""
+    return tuple((linear(tokens, place.key.float()), linear(tokens, place.value.float()))
+                 for place in adapter.projections)
 
 
 def _hidden_states_of_zero(clip_vision, device: torch.device) -> torch.Tensor:
