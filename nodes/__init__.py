@@ -16,8 +16,8 @@ from .training import PrepareTrainingData, TrainStandIn
 class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
-                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn, LoadConcatID,
-                ApplyConcatID, LoadIDAnimator, ApplyIDAnimator]
+                FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn,
+                LoadConcatID, ApplyConcatID, LoadIDAnimator, ApplyIDAnimator]
 
 
 async def comfy_entrypoint():

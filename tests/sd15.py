@@ -20,6 +20,11 @@ from standin_core.id_animator.adapter import load_adapter
 from standin_core.id_animator.apply import apply_face_tokens, apply_photos
 from standin_core.report import ReportSink
 
+# The bars of the golden data: ComfyUI without an adapter reproduces the authors' model to 3e-6 (max abs, outputs of
+# order 1), and a sampling loop adds up the differences of its steps.
+ONE_CALL = 1e-4
+WHOLE_LOOP = 1e-3
+
 STILL, MOTION = "id_animator_small", "id_animator_motion_small"
 
 
@@ -131,3 +136,23 @@ def whole_loop(model, case: Case):
         model, noise, case.settings["steps"], case.settings["cfg"], "ddim", "ddim_uniform",
         case.conditioning("positive"), case.conditioning("negative"), empty, disable_pbar=True, seed=0)
     return model.model.process_latent_in(sampled), sink.reports
+
+
+def largest_difference(a, b):
+    assert a.shape == b.shape
+    return float((a - b).abs().max())
+
+
+def check(found, case, scale=None, kinds=("cond", "uncond")):
+    """That predictions are the authors'.
+
+    found: of ``predictions``; scale: of the golden tensors, None for those without an adapter.
+    """
+    compared = 0
+    for k, of_step in enumerate(found):
+        for kind, prediction in zip(kinds, of_step):
+            name = f"base.{k}" if scale is None else f"{kind}.{scale}.{k}"
+            if name in case.io:
+                assert largest_difference(prediction, case.io[name]) < ONE_CALL, name
+                compared += 1
+    assert compared >= len(kinds)

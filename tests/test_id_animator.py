@@ -21,6 +21,7 @@ import sd15
 import tiny
 from golden_cases import load_case
 from motion import with_motion
+from sd15 import ONE_CALL, WHOLE_LOOP, check, largest_difference
 from small_world.tiny_models import random_weights
 from standin_core.contracts import UserError
 from standin_core.face import aligned
@@ -31,19 +32,9 @@ from standin_core.id_animator.photo import keys_values, tokens_of_photos
 from standin_core.id_animator.resampler import face_tokens
 from standin_core.report import as_json, as_text
 
-# The bars of the golden data: ComfyUI without an adapter reproduces the authors' model to 3e-6 (max abs, outputs of
-# order 1), and a sampling loop adds up the differences of its steps.
-ONE_CALL = 1e-4
-WHOLE_LOOP = 1e-3
-
 # of the authors' adapter: the numbers of ComfyUI's blocks, in the order of diffusers' list
 BLOCKS = [("input", number) for number in (1, 2, 4, 5, 7, 8)] + [
     ("output", number) for number in range(3, 12)] + [("middle", 0)]
-
-
-def largest_difference(a, b):
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +50,6 @@ def model(case):
 @pytest.fixture(scope="module")
 def adapter(case):
     return load_adapter(case.folder / "animator.safetensors")
-
-
-def check(found, case, scale=None, kinds=("cond", "uncond")):
-    """found: of ``sd15.predictions``; scale: of the golden tensors, None for those without an adapter."""
-    compared = 0
-    for k, of_step in enumerate(found):
-        for kind, prediction in zip(kinds, of_step):
-            name = f"base.{k}" if scale is None else f"{kind}.{scale}.{k}"
-            if name in case.io:
-                assert largest_difference(prediction, case.io[name]) < ONE_CALL, name
-                compared += 1
-    assert compared >= len(kinds)
 
 
 def test_without_an_adapter(case, model):
