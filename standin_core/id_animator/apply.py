@@ -12,7 +12,7 @@ from .unet import CrossAttention, add_low_rank, check_fit, cross_attentions
 from .wrappers import install, is_installed
 
 
-def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor, **settings):
+def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor, **settings: float):
     """As ``apply_face_tokens``, from face crops.
 
     clip_vision: ComfyUI's CLIP vision model, ViT-H.
@@ -24,20 +24,21 @@ def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor, **se
     return apply_face_tokens(model, adapter, tokens_of_photos(adapter, clip_vision, image), len(image), **settings)
 
 
-def apply_face_tokens(model, adapter: Adapter, tokens: torch.Tensor, photos: int = 1, lora_strength: float = 1.0,
-                      **controls):
+def apply_face_tokens(model, adapter: Adapter, tokens: torch.Tensor, photos: int = 1, strength: float = 1.0,
+                      start_percent: float = 0.0, end_percent: float = 1.0, lora_strength: float = 1.0):
     """A clone of the ModelPatcher whose runs read this identity.
 
     tokens: [2, n, c] float32 on the CPU, of the face and of nobody.
     photos: of how many the tokens of the face are the mean, for the report.
+    strength, start_percent, end_percent: of Controls.
     lora_strength: of the low-rank weights, which change the model in every step and for every prompt.
-    controls: of Controls.
 
     Raises UserError for a model that is not SD1.5 or reads an identity already, and for controls that cannot work
     together.
     """
     places = _places(model, adapter)
-    identity = Identity(adapter, Controls(**controls), photos, places, keys_values(adapter, tokens), lora_strength)
+    controls = Controls(strength=strength, start_percent=start_percent, end_percent=end_percent)
+    identity = Identity(adapter, controls, photos, places, keys_values(adapter, tokens), lora_strength)
     patched = model.clone()
     if lora_strength != 0:
         add_low_rank(patched, adapter, places, lora_strength)
