@@ -40,6 +40,7 @@ TEXT_ENCODER = "tiny_umt5.safetensors"
 CLIP_VISION = "tiny_clip_vision.safetensors"
 VAE = "tiny_wan_vae.safetensors"
 ADAPTER = "tiny_stand_in.safetensors"
+CONCAT_ID = "tiny_concat_id.safetensors"
 LORA = "tiny_lora.safetensors"
 SD15_CHECKPOINT = "tiny_sd15.safetensors"
 ID_ANIMATOR = "tiny_animator.safetensors"
@@ -102,6 +103,18 @@ def adapter_weights(dim: int = DIM, blocks: int = BLOCKS, rank: int = RANK, seed
             prefix = f"blocks.{block}.self_attn.{which}_loras"
             weights[f"{prefix}.down.weight"] = torch.randn(rank, dim, generator=generator) / math.sqrt(dim)
             weights[f"{prefix}.up.weight"] = torch.randn(dim, rank, generator=generator) / math.sqrt(rank)
+    return weights
+
+
+def concat_id_weights(wan: TinyWan, adaln: bool = True) -> dict[str, torch.Tensor]:
+    """A Concat-ID model under the authors' names; adaln: with a modulation of its own for the reference."""
+    weights = wan.weights()
+    generator = torch.Generator().manual_seed(6)
+    if adaln:
+        weights["time_projection_ref.1.weight"] = torch.randn(6 * wan.dim, wan.dim, generator=generator) / wan.dim**0.5
+        weights["time_projection_ref.1.bias"] = torch.randn(6 * wan.dim, generator=generator) / 50
+        for i in range(wan.blocks):
+            weights[f"blocks.{i}.modulation_ref"] = torch.randn(1, 6, wan.dim, generator=generator) / wan.dim**0.5
     return weights
 
 
@@ -210,6 +223,7 @@ def write_tiny_models(models: Path) -> None:
             ("diffusion_models", DIFFUSION_MODEL, wan.weights(), wan.metadata()),
             ("diffusion_models", LOW_NOISE_MODEL, TinyWan(seed=1).weights(), wan.metadata()),
             ("diffusion_models", VACE_MODEL, wan.vace_weights(), wan.metadata()),
+            ("diffusion_models", CONCAT_ID, concat_id_weights(TinyWan(seed=7)), wan.metadata()),
             ("text_encoders", TEXT_ENCODER, text_encoder_weights(), None),
             ("clip_vision", CLIP_VISION, clip_vision_weights(), None),
             ("vae", VAE, vae_weights(), None),
@@ -244,6 +258,8 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["adapter"] = ID_ANIMATOR
             case "CLIPVisionLoader":
                 inputs["clip_name"] = CLIP_VISION
+            case "LoadConcatID":
+                inputs["file"] = CONCAT_ID
             case "LoadImage":
                 inputs["image"] = photo
             case "LoadVideo":

@@ -43,7 +43,6 @@ STAND_IN = re.compile(r"self_attn\.[qkv]_loras\.")
 class ConcatID:
     """What a Concat-ID file is, beside its native weights.
 
-    dim: width of the model.
     marks: [L, 6, C], the native modulation vectors of its blocks, by which the model of this file is known again.
     own: the modulation of the reference, None for a ``first_stage``; in the dtype of the file.
     references: how many references it was trained with.
@@ -51,7 +50,6 @@ class ConcatID:
 
     name: str
     sha256: str
-    dim: int
     marks: torch.Tensor
     own: ReferenceModulation | None
     references: int = 1
@@ -69,11 +67,8 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     Raises UserError where the file cannot be read or is not Concat-ID's.
     """
     path, model_options = Path(path), model_options or {}
-    native, own, metadata = _read(path)
-    blocks = _count_blocks(native)
-    marks = torch.cat([native[f"blocks.{i}.modulation"] for i in range(blocks)])
-    concat_id = ConcatID(path.name, sha256_of(path), marks.shape[-1], marks, own,
-                         int((metadata or {}).get(REFERENCES, 1)))
+    weights, metadata = _read(path)
+    native, concat_id = parse_concat_id(weights, path.name, sha256_of(path), metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
     model.cached_patcher_init = (load_native, (path, model_options))
@@ -82,7 +77,8 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
 
 def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
     """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
-    native, _, metadata = _read(path)
+    weights, metadata = _read(path)
+    native, _ = parse_concat_id(weights, path.name)
     return _model(native, metadata, path, model_options, disable_dynamic)
 
 
@@ -96,8 +92,9 @@ def check_fit(concat_id: ConcatID, model) -> None:
         raise UserError("the model takes more than noise and text (image-to-video, VACE or another control), and "
                         "Concat-ID was trained on plain text-to-video: connect the model of Load Concat-ID.")
     if (len(wan.blocks), wan.dim) != concat_id.marks.shape[::2]:
-        raise UserError(f"{concat_id.name} is a Wan of {len(concat_id.marks)} blocks and width {concat_id.dim}, the "
-                        f"model has {len(wan.blocks)} blocks and width {wan.dim}: connect the model of Load Concat-ID.")
+        blocks, _, dim = concat_id.marks.shape
+        raise UserError(f"{concat_id.name} is a Wan of {blocks} blocks and width {dim}, the model has "
+                        f"{len(wan.blocks)} blocks and width {wan.dim}: connect the model of Load Concat-ID.")
     if not _same_weights(concat_id, model, wan):
         raise UserError(f"the model has other weights than {concat_id.name}, as a plain Wan has, or another Concat-ID "
                         "file that came through Load Diffusion Model, where an AdaLN file loses 32 tensors: connect "
@@ -117,16 +114,14 @@ def _same_weights(concat_id: ConcatID, model, wan: Wan) -> bool:
     return bool((own - marks).square().mean() <= rounding**2 * marks.square().mean())
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], ReferenceModulation | None, dict | None]:
-    """The native weights, what the file has beside them, and its metadata."""
+def _read(path: Path) -> tuple[dict, dict | None]:
     with reading_weights(path, "a Concat-ID model"):
-        weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    native, own = split(weights, path.name)
-    return native, own, metadata
+        return comfy.utils.load_torch_file(str(path), return_metadata=True)
 
 
-def split(weights: dict, name: str) -> tuple[dict[str, torch.Tensor], ReferenceModulation | None]:
-    """The native weights of a Concat-ID file, and what the AdaLN variant has beside them.
+def parse_concat_id(weights: dict, name: str, sha256: str = "",
+                    metadata: dict | None = None) -> tuple[dict[str, torch.Tensor], ConcatID]:
+    """The native weights of a Concat-ID file, and what it is beside them.
 
     weights: key -> tensor, as in the file.
 
@@ -154,7 +149,9 @@ def split(weights: dict, name: str) -> tuple[dict[str, torch.Tensor], ReferenceM
     if foreign:
         raise UserError(f"{name} has {len(foreign)} tensors that no Concat-ID has (the first is {foreign[0]}): take "
                         "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
-    return native, _own(own, blocks, native["head.modulation"].shape[-1], name) if own else None
+    marks = torch.cat([native[f"blocks.{i}.modulation"] for i in range(blocks)])
+    return native, ConcatID(name, sha256, marks, _own(own, *marks.shape[::2], name) if own else None,
+                            int((metadata or {}).get(REFERENCES, 1)))
 
 
 def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> ReferenceModulation:

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from ..contracts import UserError
+
 Box = tuple[int, int, int, int]
 
 # A face whose box comes this near to the photo's borders, in pixels, fills the photo: there is nothing to crop.
@@ -18,7 +20,7 @@ BORDER_RULES = {"all sides": all, "any side": any}
 # nose, left and right corner of the mouth (insightface, utils/face_align.py, arcface_dst; OpenCV's SFace has the same).
 ALIGNED_PX = 112
 ALIGNED_POINTS = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
-                           [70.7299, 92.2041]])
+                           [70.7299, 92.2041]], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,15 +220,20 @@ def whole_photo(height: int, width: int) -> Warp:
 def alignment(points: np.ndarray, size: int = ALIGNED_PX) -> Warp:
     """The face as recognition networks take it, its points brought to ALIGNED_POINTS, in a crop of this side.
 
-    The map is the rotation, scale and shift with the least squared error (Umeyama 1991), as insightface's
-    ``face_align.norm_crop``.
+    The map is the rotation, scale and shift with the least squared error (Umeyama 1991). It is insightface's
+    ``face_align.norm_crop`` to the last bit, which takes both sets of points in float32.
 
     points: [5, 2], x and y in pixels of the photo.
+
+    Raises UserError where they lie in one place.
     """
     from skimage.transform import estimate_transform  # 0.5 s
 
-    template = ALIGNED_POINTS * (size / ALIGNED_PX)
-    return Warp(estimate_transform("similarity", points, template).params[:2], size, size)
+    found = estimate_transform("similarity", points.astype(np.float32), ALIGNED_POINTS * (size / ALIGNED_PX))
+    if not found or not np.isfinite(found.params).all():
+        raise UserError("the five points of a face lie in one place, so the face cannot be aligned: connect better "
+                        "face_landmarks, or choose another detector.")
+    return Warp(found.params[:2], size, size)
 
 
 def aligned(photo: np.ndarray, points: np.ndarray) -> np.ndarray:
