@@ -76,6 +76,15 @@ def test_the_preset(case):
     assert "aligned by its five points" in found.verdict and "background kept" in found.verdict
 
 
+def test_a_mask_stays_between_0_and_1_as_it_is_enlarged():
+    mask = torch.zeros(1, 512, 512)
+    mask[..., :225] = 1
+    found = faces.crop(faces.astronaut(), preset="ID-Animator", given={
+        "face_landmarks": faces.landmarks([(faces.KEYPOINTS, 1.0)]), "subject_mask": mask})
+    alpha = found.rgba[0, 100, :, 3]
+    assert alpha[0] == 1 and alpha[-1] == 0 and bool((alpha.diff() <= 0).all())
+
+
 def test_points_go_where_the_pixels_of_an_enlarged_crop_go():
     photo, points = np.zeros((300, 260, 3), np.uint8), [[90, 110], [150, 105], [125, 150], [100, 180], [148, 176]]
     place = Enlarged(alignment(np.array(points, float)), 224)

@@ -117,6 +117,9 @@ REFUSED = {
         lambda w: w | {f"{ATTENTION}1.to_q_lora.alpha": w[UP]}, "has 1 entries that no ID-Animator adapter has"),
     "surplus in a self-attention": (
         lambda w: w | {f"{ATTENTION}2.to_k_face.weight": w[UP]}, "has weights for the attentions 1, 2, 3"),
+    "a layer far away": (
+        lambda w: w | {f"{RESAMPLER}layers.9999999999.0.to_q.weight": w[QUERY]},
+        r"has 1 entries that no ID-Animator adapter has .*layers\.9999999999"),
     "twice": (lambda w: w | {f"module.{UP}": w[UP]}, f"has {UP} twice, under two names"),
     "misshapen": (lambda w: w | {UP: w[UP][:, :3]}, rf"{UP} is \[\d+, 3\], needed is \[\d+, 4\]"),
     "turned": (lambda w: w | {UP: w[UP].T.contiguous()}, rf"{UP} is \[4, \d+\], needed is \[\d+, 4\]"),

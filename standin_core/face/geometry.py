@@ -182,7 +182,7 @@ class Warp:
 
 @dataclass(frozen=True, slots=True)
 class Enlarged:
-    """A crop that Pillow enlarges (bicubic); it has the methods of ``Place``.
+    """A crop that Pillow enlarges, pictures bicubic and masks bilinear; it has the methods of ``Place``.
 
     crop: square, with sides of fewer pixels.
     size: side of the result in pixels.
@@ -192,8 +192,10 @@ class Enlarged:
     size: int
 
     def cut(self, photo: np.ndarray, fill) -> np.ndarray:
+        resampling = PIL.Image.Resampling  # bicubic would take a mask beyond 0 and 1
         crop = PIL.Image.fromarray(self.crop.cut(photo, fill))
-        return np.asarray(crop.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC))
+        return np.asarray(crop.resize((self.size, self.size),
+                                      resampling.BICUBIC if photo.dtype == np.uint8 else resampling.BILINEAR))
 
     def inside(self, height: int, width: int) -> np.ndarray:
         return self.cut(np.full((height, width), 255, np.uint8), 0) > 0

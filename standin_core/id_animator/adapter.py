@@ -81,7 +81,7 @@ def load_adapter(path: str | Path) -> Adapter:
 def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
     """weights: key -> tensor, as in the file. Raises UserError with what came, what is needed and what to do."""
     found = _official(weights, name)
-    depth = 1 + max((int(match[1]) for match in map(LAYER.match, found) if match), default=-1)
+    depth = len({match[1] for match in map(LAYER.match, found) if match})
     indices = sorted({int(match[1]) for match in map(PLACE.match, found) if match})
     _check_indices(indices, name)
     shapes = _shapes(depth, indices)
