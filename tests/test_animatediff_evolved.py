@@ -3,7 +3,6 @@
 tests/test_id_animator.py has the same numbers without it, with temporal transformers of its own.
 """
 import asyncio
-import shutil
 import sys
 from unittest import mock
 
@@ -47,7 +46,7 @@ def evolved(moving, tmp_path_factory):
     with mock.patch.object(module, "MotionModule", lambda _, **kwargs: kind(width, **kwargs)):  # it knows 320 to 1280
         motion_model = run("ADE_LoadAnimateDiffModel", model_name="mm_small.safetensors")
     yield run, motion_model
-    shutil.rmtree(folder)
+    folder_paths.folder_names_and_paths["animatediff_models"][0].remove(str(folder))
 
 
 def moves(evolved, model, **options):
