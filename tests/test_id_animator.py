@@ -1,6 +1,7 @@
 """ID-Animator: agreement with the authors' implementation, and the identity beside what else people put on SD1.5."""
 import json
 
+import comfy.context_windows
 import comfy.ops
 import comfy.patcher_extension
 import comfy.samplers
@@ -277,6 +278,17 @@ def test_an_area_beside_the_positive_prompt(case, model):
     guider.set_cfg(2.0)
     sd15.probe(guider, case.io["latent"], case.io["timesteps"])
     check(found, case, 0.7)
+
+
+def test_context_windows_of_pictures(case, model):
+    """ComfyUI's own, along the batch: pictures do not know of each other, so nothing changes."""
+    patched = sd15.with_face(model, case, strength=0.7)
+    patched.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+        context_schedule=comfy.context_windows.get_matching_context_schedule("standard_static"),
+        fuse_method=comfy.context_windows.get_matching_fuse_method("flat"), context_length=2, context_overlap=0,
+        context_stride=1, closed_loop=False, dim=0)
+    comfy.context_windows.create_prepare_sampling_wrapper(patched)
+    check(sd15.predictions(patched, case), case, 0.7)
 
 
 @pytest.mark.parametrize("start, end, calls", [(0.0, 0.5, 2), (0.5, 1.0, 2), (0.9, 0.95, 0)])
