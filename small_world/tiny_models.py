@@ -248,6 +248,8 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["clip_name"] = TEXT_ENCODER
             case "VAELoader":
                 inputs["vae_name"] = VAE
+            case "CLIPVisionLoader":
+                inputs["clip_name"] = CLIP_VISION
             case "LoraLoaderModelOnly":
                 inputs["lora_name"] = LORA
             case "LoadStandIn":

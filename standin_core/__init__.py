@@ -2,7 +2,8 @@
 
     photo -> face -> reference -> [a method's folder] -> sampler -> report
 
-``contracts`` and ``folders`` are for all. ``latents``, ``controls``, ``guidance``, ``attention`` and ``joint`` are what
-methods are made of, ``wan`` is the one file that knows the parts of ComfyUI's Wan. ``stand_in`` is a method;
-``face_swap``, ``evaluation`` and ``train`` are ways beside the main one. docs/architecture.md has the whole.
+``contracts`` and ``folders`` are for all. ``latents``, ``controls``, ``guidance``, ``attention``, ``rope``, ``joint``
+and ``runs`` are what methods are made of, ``wan`` is the one file that knows the parts of ComfyUI's Wan. ``stand_in``
+and ``concat_id`` are methods; ``face_swap``, ``evaluation`` and ``train`` are ways beside the main one.
+docs/architecture.md has the whole.
 """

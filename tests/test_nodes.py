@@ -48,6 +48,10 @@ INTERFACE = {
     "TrainStandIn": (
         ["model", "training_data", "name", "steps", "batch_size", "learning_rate", "rank", "expert", "shift", "ema",
          "checkpointing", "sample_every", "seed", "start_from", "vae"], ["STAND_IN", "IMAGE", "IMAGE"]),
+    "LoadConcatID": (["file", "weight_dtype"], ["MODEL", "CONCAT_ID"]),
+    "ApplyConcatID": (
+        ["model", "concat_id", "latent", "vae", "reference_image", "reference_latent", "start_percent", "end_percent",
+         "guidance", "guidance_scale"], ["MODEL"]),
 }
 DEFAULTS = {
     "FacePreprocess": {"face_index": 0, "crop_scale": 0.0, "size": 0, "background": "preset",
@@ -67,6 +71,7 @@ DEFAULTS = {
     "PrepareTrainingData": {"width": 832, "height": 480, "frames": 81, "fps": 25.0, "references": 5,
                             "lowest_similarity": 0.7, "highest_similarity": 0.9, "photo_size": 512, "detector": "auto",
                             "download_missing": False, "seed": 0},
+    "ApplyConcatID": {"start_percent": 0.0, "end_percent": 1.0, "guidance_scale": 1.0},
     "TrainStandIn": {"steps": 3000, "batch_size": 1, "learning_rate": 1e-4, "rank": 128, "shift": 1.0, "ema": 0.0,
                      "checkpointing": True, "sample_every": 500, "seed": 0},
 }
@@ -107,7 +112,8 @@ def test_defaults_are_the_engines():
     assert {name: apply[name].default for name in DEFAULTS["ApplyIDAnimator"]} == DEFAULTS["ApplyIDAnimator"]
     face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")
     for node_id, settings in (("StandInSampler", sampler.SamplerSettings), ("FacePreprocess", face.FaceSettings),
-                              ("FaceSwapPrepare", swap.SwapSettings)):
+                              ("FaceSwapPrepare", swap.SwapSettings),
+                              ("ApplyConcatID", pack.module("standin_core.concat_id.settings").AppendedReference)):
         fields = settings.__dataclass_fields__
         assert {name: fields[name].default for name in DEFAULTS[node_id]} == DEFAULTS[node_id]
 

@@ -24,7 +24,7 @@ def load(path: Path):
 
 def test_every_workflow_is_there_in_all_forms():
     names = {workflow.name for workflow in WORKFLOWS}
-    assert len(names) == len(WORKFLOWS) == 13
+    assert len(names) == len(WORKFLOWS) == 14
     assert names == {path.stem for path in FILES} == {path.stem for path in (PACK / "workflows" / "api").glob("*.json")}
     assert names == {path.stem for path in (PACK / "workflows").glob("*.jpg")}
 
@@ -44,8 +44,8 @@ def test_every_model_names_its_source(path):
     """So that ComfyUI can offer what is missing."""
     loaders = [node for node in load(path)["nodes"]
                if node["type"] in ("UNETLoader", "CLIPLoader", "VAELoader", "LoraLoaderModelOnly", "LoadStandIn",
-                                   "CheckpointLoaderSimple", "CLIPVisionLoader", "LoadIDAnimator",
-                                   "ADE_LoadAnimateDiffModel")]
+                                   "LoadConcatID", "CheckpointLoaderSimple", "CLIPVisionLoader",
+                                   "LoadIDAnimator", "ADE_LoadAnimateDiffModel")]
     # an adapter is what comes of a training, and a checkpoint has a text encoder and a VAE in it
     few = {"train_an_adapter": 3, "face_in_pictures": 3}
     assert len(loaders) >= few.get(path.stem, 4)
@@ -124,7 +124,7 @@ def test_every_workflow_runs(server, photo, video, people, path):
     assert "identity read in" in result.outputs[report]["text"][0]
     reports = json.loads(result.outputs["record"]["text"][0])
     assert len(reports) == (2 if path.stem == "identity_wan_2_2" else 1)
-    assert all(report["reads"] > 0 for report in reports)
+    assert all(report["identity_calls"] > 0 for report in reports)
     assert len(reports[0]["identities"]) == (2 if path.stem == "two_people" else 1)
     assert reports[0]["identities"][0]["references"] == (3 if path.stem == "several_photos" else 1)
     if path.stem == "low_memory":

@@ -14,6 +14,8 @@ T2V_SMALL = "wan2.1_t2v_1.3B_bf16.safetensors"
 T2V_HIGH = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
 T2V_LOW = "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors"
 VACE = "wan2.1_vace_14B_fp16.safetensors"
+CONCAT_ID = "second_stage_adaln.pt"
+CLIP_VISION = "clip_vision_h.safetensors"
 UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 VAE = "wan_2.1_vae.safetensors"
 ADAPTER = "Stand-In_wan2.1_T2V_14B_ver1.0_fp16.safetensors"
@@ -48,6 +50,8 @@ SOURCES = {
     VACE: _hugging_face(WAN_21, f"split_files/diffusion_models/{VACE}", "diffusion_models", 34.7),
     T2V_HIGH: _hugging_face(WAN_22, f"split_files/diffusion_models/{T2V_HIGH}", "diffusion_models", 14.3),
     T2V_LOW: _hugging_face(WAN_22, f"split_files/diffusion_models/{T2V_LOW}", "diffusion_models", 14.3),
+    CONCAT_ID: _hugging_face("yongzhong/Concat-ID-Wan", CONCAT_ID, "diffusion_models", None),
+    CLIP_VISION: _hugging_face(WAN_21, f"split_files/clip_vision/{CLIP_VISION}", "clip_vision", 1.3),
     UMT5: _hugging_face(WAN_21, f"split_files/text_encoders/{UMT5}", "text_encoders", 6.7),
     VAE: _hugging_face(WAN_21, f"split_files/vae/{VAE}", "vae", 0.25),
     ADAPTER: _hugging_face("Kijai/WanVideo_comfy", f"LoRAs/Stand-In/{ADAPTER}", "stand_in", 0.3),
@@ -160,9 +164,9 @@ def identity(key: str = "identity", source: tuple = ("model", 0), stand_in: str 
                                              "reference_image": reference, **settings}, title)
 
 
-def prompts(positive: str) -> tuple[Node, Node]:
+def prompts(positive: str, negative: str = NEGATIVE) -> tuple[Node, Node]:
     return (Node("positive", "CLIPTextEncode", {"clip": ("encoder", 0), "text": positive}, "Prompt", 180),
-            Node("negative", "CLIPTextEncode", {"clip": ("encoder", 0), "text": NEGATIVE}, "Negative prompt", 180))
+            Node("negative", "CLIPTextEncode", {"clip": ("encoder", 0), "text": negative}, "Negative prompt", 180))
 
 
 EMPTY = Node("latent", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1},
@@ -444,6 +448,31 @@ those. The guide is `docs/training.md`, with a command line for several cards.
 Face Preprocess works without the two face files of facexlib, with a plainer detector; its *download_missing* fetches
 them.""")
 
+CONCATENATED = Workflow(
+    "concat_id_text_to_video", "Concat-ID\non Wan 1.3B", 1,
+    (("Models", (Node("model", "LoadConcatID", {"file": CONCAT_ID, "weight_dtype": "default"}), encoder(), vae(),
+                 Node("vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
+     ("Face", (photo(), face(preset="Concat-ID"))),
+     ("Reference and prompt", (
+         Node("identity", "ApplyConcatID", {"model": ("model", 0), "concat_id": ("model", 1), "latent": ("latent", 0),
+                                            "vae": ("vae", 0), "reference_image": ("face", 0)}),
+         *prompts(CAFE, "..."))),
+     ("Sample", (EMPTY, sampler(steps=50))),
+     ("Video and report", video()),
+     ("Likeness", (Node("likeness", "IdentityReport", {"images": ("decoded", 0), "reference_image": ("photo", 0),
+                                                       "clip_vision": ("vision", 0)}),))),
+    f"""## One photo in, a video of that person out, with a model of 1.3B
+
+Concat-ID is a Wan 2.1 of 1.3B that was fine-tuned to keep a person: the photo runs through it as one more frame. It is
+a tenth of the size of the 14B models that Stand-In's adapters are for.
+
+1. **Load Image**: one clear photo of the face. Face Preprocess turns it upright and removes background and clothes.
+2. **Prompt**: what happens, and who: *a man*, *a woman*.
+3. Run. **Identity Report** measures how similar the person is to the photo.
+
+The settings are the authors': 50 steps, cfg 5, shift 5, 832x480, 81 frames, 16 fps, and `...` as the negative prompt.
+The authors' other file, `first_stage.pt`, works as well. {FACE_FILES}""")
+
 SD15_MODELS = (
     Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": SD15}),
     Node("adapter", "LoadIDAnimator", {"adapter": ANIMATOR}),
@@ -519,4 +548,4 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
 {SD15_NOTE}""")
 
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
-             SEVERAL_PHOTOS, TRAIN, PICTURES, ANIMATED)
+             SEVERAL_PHOTOS, TRAIN, CONCATENATED, PICTURES, ANIMATED)

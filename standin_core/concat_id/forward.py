@@ -88,7 +88,8 @@ def references_appended(wan: Wan, grid: tuple[int, int, int], references: int, t
     Raises UserError where another node has put a forward of its own into a block.
     """
     rotation = wan.rotation(reference_positions(grid, references, rope_options, timestep.device))
-    modulations = (None if own is None else own.at(wan.time_embedding(timestep, own.blocks.dtype)).unbind(0))
+    modulations = None if own is None else own.at(wan.time_embedding(timestep, own.blocks.dtype)).unbind(0)
+    del own  # an exception would keep this frame, and with it what the run holds on the device
     with contextlib.ExitStack() as stack:
         for i, block in enumerate(wan.blocks):
             if "forward" in block.block.__dict__:

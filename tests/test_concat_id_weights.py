@@ -1,0 +1,217 @@
+"""Concat-ID's files: each form loads to the same model, and everything else gives one helpful sentence."""
+import hashlib
+import pickle
+import re
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import safetensors.torch
+import torch
+
+import tiny
+from concat_id import record
+from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
+from standin_core.concat_id.apply import apply_concat_id
+from standin_core.concat_id.weights import IN_A_BLOCK, OUTSIDE_BLOCKS, load_concat_id, parse_concat_id
+from standin_core.contracts import UserError
+
+
+def weights(adaln=True):
+    return concat_id_weights(tiny.WAN, adaln)
+
+
+def save(path, weights, wrapped=None):
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(weights, path, metadata=tiny.WAN.metadata())
+    elif wrapped == "module":  # as DeepSpeed writes it, with more beside
+        torch.save({"module": weights, "global_steps": 7, "dp_world_size": 8}, path)
+    else:
+        torch.save({wrapped: weights, "epoch": 1} if wrapped else weights, path)
+    return path
+
+
+@pytest.fixture
+def told_sizes(monkeypatch):
+    """A .pt has no metadata, by which ComfyUI is told the number of heads and the text encoder of a tiny model."""
+    detect = comfy.model_detection.model_config_from_unet
+
+    def detected(sd, prefix, *args, **kwargs):
+        return detect(sd, prefix, *args, **{**kwargs, "metadata": tiny.WAN.metadata()})
+
+    monkeypatch.setattr(comfy.model_detection, "model_config_from_unet", detected)
+
+
+FORMS = {"safetensors": ("a.safetensors", None, ""), "flat": ("a.pt", None, ""), "state_dict": ("a.pt", "state_dict", ""),
+         "DeepSpeed": ("a.pt", "module", ""), "of a checkpoint": ("a.safetensors", None, "model.diffusion_model.")}
+
+
+@pytest.mark.parametrize("adaln", [False, True], ids=["first stage", "AdaLN"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_file(tmp_path, told_sizes, form, adaln):
+    name, wrapped, prefix = FORMS[form]
+    path = save(tmp_path / name, {prefix + key: value for key, value in weights(adaln).items()}, wrapped)
+    model, concat_id = load_concat_id(path, {"dtype": torch.float32})
+    state = model.model.diffusion_model.state_dict()
+    native = tiny.WAN.weights()
+    assert state.keys() == native.keys() and all(torch.equal(state[key], native[key]) for key in native)
+    assert (concat_id.name, concat_id.references) == (name, 1)
+    assert concat_id.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert concat_id.variant == ("AdaLN" if adaln else "first stage")
+    if adaln:
+        assert torch.equal(concat_id.own.weight, weights()["time_projection_ref.1.weight"])
+        assert torch.equal(concat_id.own.bias, weights()["time_projection_ref.1.bias"])
+        assert all(torch.equal(concat_id.own.blocks[i:i + 1], weights()[f"blocks.{i}.modulation_ref"])
+                   for i in range(tiny.WAN.blocks))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(tmp_path, dtype):
+    path = save(tmp_path / "a.safetensors", {key: value.to(dtype) for key, value in weights().items()})
+    model, concat_id = load_concat_id(path, {"dtype": torch.float32})
+    assert concat_id.own.blocks.dtype == dtype
+    apply_concat_id(model, concat_id, {"samples": torch.zeros(tiny.LATENT)},
+                    latent={"samples": torch.zeros(1, 16, 1, *tiny.LATENT[-2:])})
+
+
+def test_the_published_files_have_825_and_857_tensors():
+    """On meta tensors, of the sizes of Wan 1.3B."""
+    with torch.device("meta"):
+        wan = comfy.ldm.wan.model.WanModel(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, text_dim=4096,
+                                           operations=comfy.ops.disable_weight_init)
+    native = wan.state_dict()
+    assert len(native) == 825 == len(OUTSIDE_BLOCKS) + 30 * len(IN_A_BLOCK)
+    own = {"time_projection_ref.1.weight": torch.empty(9216, 1536, device="meta"),
+           "time_projection_ref.1.bias": torch.empty(9216, device="meta"),
+           **{f"blocks.{i}.modulation_ref": torch.empty(1, 6, 1536, device="meta") for i in range(30)}}
+    assert parse_concat_id(dict(native), "first_stage.pt")[1].own is None
+    found, concat_id = parse_concat_id({**native, **own}, "second_stage_adaln.pt")
+    assert len({**native, **own}) == 857 and found.keys() == native.keys()
+    assert sum(each.numel() for each in (concat_id.own.weight, concat_id.own.bias, concat_id.own.blocks)) == 14_441_472
+
+
+def i2v():
+    return {**weights(), "patch_embedding.weight": torch.zeros(64, 36, 1, 2, 2)}
+
+
+def with_(key, tensor):
+    return {**weights(), key: tensor}
+
+
+def without(key):
+    return {name: tensor for name, tensor in weights().items() if name != key}
+
+
+MISFITS = {
+    "a LoRA": (lora_weights, "is an ordinary LoRA: load it with LoraLoaderModelOnly, and choose a Concat-ID file"),
+    "a Stand-In adapter": (adapter_weights, "is a Stand-In adapter: load it with Load Stand-In"),
+    "a 14B model": (lambda: {**weights(), "patch_embedding.weight": torch.zeros(5120, 16, 1, 2, 2)},
+                    "is a Wan of width 5120, so a 14B model, needed is Concat-ID's"),
+    "an image-to-video model": (i2v, "takes 36 channels, so an image-to-video"),
+    "the image embedding of one": (lambda: with_("img_emb.proj.0.weight", torch.zeros(4)), "so an image-to-video"),
+    "Wan 2.2's 5B": (lambda: {**weights(), "patch_embedding.weight": torch.zeros(64, 48, 1, 2, 2)}, "takes 48 channels"),
+    "VACE": (lambda: TinyWan(text_dim=32).vace_weights(), "is a VACE model, needed is Concat-ID's"),
+    "another control": (lambda: with_("control_adapter.conv.weight", torch.zeros(4)),
+                        "has 1 tensors that no Concat-ID has (the first is control_adapter.conv.weight)"),
+    "a text encoder": (lambda: {"shared.weight": torch.zeros(4)}, "is not a Wan model under its native names"),
+    "nothing": (dict, "is not a Wan model under its native names: it holds no tensors"),
+    "a native tensor lost": (lambda: without("blocks.2.ffn.0.bias"), "lacks 1 of the 129 tensors that a Concat-ID of 4"),
+    "a block of the reference lost": (lambda: without("blocks.1.modulation_ref"),
+                                      "lacks 1 of the 129 tensors that a Concat-ID of 4 blocks has (the first is "
+                                      "blocks.1.modulation_ref)"),
+    "the projection lost": (lambda: without("time_projection_ref.1.weight"), "time_projection_ref.1.weight"),
+    "another width of the reference": (lambda: with_("blocks.0.modulation_ref", torch.zeros(1, 6, 32)),
+                                       "blocks.0.modulation_ref is [1, 6, 32], needed is [1, 6, 64]"),
+    "something else than tensors": (lambda: {"epoch": 3, "lr": 0.1}, "other things than tensors, so it is no model"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_misfits(name):
+    make, words = MISFITS[name]
+    with pytest.raises(UserError, match=re.escape(words)):
+        parse_concat_id(make(), "x.pt")
+
+
+def test_tensors_that_do_not_fit_together(tmp_path):
+    path = save(tmp_path / "a.safetensors", with_("blocks.1.ffn.0.weight", torch.zeros(5, 5)))
+    with pytest.raises(UserError, match="has tensors that do not fit together"):
+        load_concat_id(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_a_malicious_pickle_is_not_run(tmp_path, capsys):
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps({"blocks.0.modulation": Evil()}))
+    with pytest.raises(UserError, match=r"evil\.pt cannot be read as weights"):
+        load_concat_id(path)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_file_that_is_cut_off(tmp_path, name):
+    path = save(tmp_path / name, weights())
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=re.escape(f"{name} cannot be read as weights")):
+        load_concat_id(path)
+
+
+def test_comfyui_can_make_the_model_anew(tmp_path):
+    """As it does for torch.compile under dynamic VRAM, and for a second device."""
+    model, concat_id = load_concat_id(save(tmp_path / "a.safetensors", weights()), {"dtype": torch.float32})
+    patched = apply_concat_id(model, concat_id, {"samples": torch.zeros(tiny.LATENT)},
+                              latent={"samples": tiny.random(1, 16, 1, *tiny.LATENT[-2:])})
+    wanted, _ = tiny.sample(patched)
+    for copy in (patched.deepclone_multigpu(new_load_device=torch.device("cpu")),
+                 patched.clone(disable_dynamic=True, force_deepcopy=True)):
+        assert copy.model is not patched.model
+        found, (report,) = tiny.sample(copy)
+        assert torch.equal(found, wanted) and report.identity_calls == tiny.STEPS
+
+
+def applied(model, adaln):
+    return apply_concat_id(model, record(adaln), {"samples": torch.zeros(tiny.LATENT)},
+                           latent={"samples": tiny.random(1, 16, 1, *tiny.LATENT[-2:])})
+
+
+def test_an_adaln_file_through_load_diffusion_model(tmp_path):
+    """It loses its 32 tensors there: right beside its own concat_id, and refused beside another file's."""
+    native = TinyWan(text_dim=32, seed=7)
+    path = save(tmp_path / "second_stage_adaln.safetensors", concat_id_weights(native))
+    model = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    with pytest.raises(UserError, match="where an AdaLN file loses 32 tensors: connect both outputs of Load Concat-ID"):
+        applied(model, adaln=False)
+    right, concat_id = load_concat_id(path, {"dtype": torch.float32})
+    given = {"samples": torch.zeros(tiny.LATENT)}, None, None, {"samples": tiny.random(1, 16, 1, *tiny.LATENT[-2:])}
+    found, expected = (tiny.sample(apply_concat_id(each, concat_id, *given))[0] for each in (model, right))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_model_is_known_again_in_every_dtype(dtype):
+    applied(tiny.load(dtype=dtype), adaln=True)
+    with pytest.raises(UserError, match="the model has other weights than tiny_concat_id.safetensors, as a plain Wan"):
+        applied(tiny.load(TinyWan(text_dim=32, seed=11).weights(), dtype=dtype), adaln=True)
+
+
+def test_a_model_is_known_again_while_a_lora_is_in_its_modulation():
+    model = tiny.load()
+    key = "diffusion_model.blocks.0.modulation"
+    model.add_patches({key: ("diff", (torch.ones(1, 6, tiny.WAN.dim),))})
+    comfy.model_management.load_models_gpu([model])
+    assert key in model.backup
+    applied(model, adaln=True)
+    comfy.model_management.unload_all_models()
+
+
+def test_another_model_is_refused():
+    with pytest.raises(UserError, match="is a Wan of 4 blocks and width 64, the model has 2 blocks and width 64"):
+        wan = TinyWan(text_dim=32, blocks=2)
+        applied(comfy.sd.load_diffusion_model_state_dict(wan.weights(), metadata=wan.metadata()), adaln=True)
+    vace = comfy.sd.load_diffusion_model_state_dict(tiny.WAN.vace_weights(), metadata=tiny.WAN.metadata())
+    with pytest.raises(UserError, match="takes more than noise and text"):
+        applied(vace, adaln=True)
