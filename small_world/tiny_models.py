@@ -258,8 +258,6 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["ckpt_name"] = SD15_CHECKPOINT
             case "LoadIDAnimator":
                 inputs["adapter"] = ID_ANIMATOR
-            case "CLIPVisionLoader":
-                inputs["clip_name"] = CLIP_VISION
             case "LoadConcatID":
                 inputs["file"] = CONCAT_ID
             case "LoadImage":
