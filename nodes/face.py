@@ -43,9 +43,9 @@ class FacePreprocess(io.ComfyNode):
                 io.Combo.Input("preset", options=list(PRESETS), tooltip=(
                     '"Stand-In inference" is what the Stand-In authors run: it crops at 1.5 and removes only the '
                     'background. "Stand-In ComfyUI preprocessor", also theirs, keeps only face and hair. "face only" '
-                    'removes the hair too; "head and shoulders" crops at 2.5. "Concat-ID" is what the Concat-ID authors '
-                    'run: it turns and scales the face to fixed places and removes background, clothes and hat. '
-                    '"ID-Animator" does the same at 224 pixels and removes nothing.')),
+                    'removes the hair too; "head and shoulders" crops at 2.5. "Concat-ID" is what the Concat-ID '
+                    'authors run: it turns and scales the face to fixed places and removes background, clothes and '
+                    'hat. "ID-Animator" does the same at 224 pixels and removes nothing.')),
                 detector_input(),
                 io.Combo.Input("which_face", options=list(WHICH), tooltip=(
                     'Which face to crop: the largest, or the one that face_index counts from the left. "all" crops '

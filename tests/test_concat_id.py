@@ -6,11 +6,11 @@ import weakref
 import comfy.model_management
 import comfy.sample
 import comfy.sd
+import concat_id
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-import concat_id
 import tiny
 from small_world.tiny_models import concat_id_weights
 from standin_core.concat_id.forward import ReferenceModulation, references_appended
@@ -188,7 +188,7 @@ def assert_nothing_left(model, plain, reserved):
         assert type(block).__name__ == "WanAttentionBlock"
         assert not [name for name in vars(block) if "reference" in name or "foreign" in name or name == "forward"]
     assert KEY not in model.model_options.get("transformer_options", {})
-    assert comfy.model_management.EXTRA_RESERVED_VRAM == reserved
+    assert reserved == comfy.model_management.EXTRA_RESERVED_VRAM
     assert torch.equal(tiny.sample(model)[0], plain)
 
 
@@ -350,8 +350,8 @@ def test_applied_twice(model):
 SETTINGS = {
     "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
     "no such guidance": ({"guidance": "none"}, "guidance is none, needed is one of both passes, positive pass"),
-    "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and tiny_concat_id.safetensors "
-                                                               "was trained with 1: pick one"),
+    "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and "
+                   "tiny_concat_id.safetensors was trained with 1: pick one"),
     "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"shape [1, 16, 1, 8, 8] and the video 8x12"),
     "no video": ({"shape": (1, 16, 8, 12)}, "needed is [B, 16, T, h, w]: connect the latent that is sampled"),
 }

@@ -5,6 +5,7 @@ import shutil
 import comfy.context_windows
 import comfy.sample
 import comfy.sd
+import concat_id
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -13,7 +14,6 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
-import concat_id
 import tiny
 from small_world.tiny_models import lora_weights
 from standin_core.contracts import UserError

@@ -1,4 +1,4 @@
-"""Concat-ID's reference picture against the authors' (tests/golden/face/concat_id_reference, given their networks' results)."""
+"""Concat-ID's reference picture against the authors', given what their networks find (tests/golden/face)."""
 import cv2
 import numpy as np
 import pytest

@@ -21,7 +21,7 @@ def largest_difference(a, b):
 @pytest.fixture
 def loaded(name, monkeypatch):
     """(case, model, concat_id), through Load Concat-ID."""
-    paths, extensions = folder_paths.folder_names_and_paths["diffusion_models"]
+    _, extensions = folder_paths.folder_names_and_paths["diffusion_models"]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(GOLDEN / name)], extensions))
     folder_paths.filename_list_cache.pop("diffusion_models", None)
     yield load_case(name), *pack.node_classes()["LoadConcatID"].execute("model.safetensors", "default").args

@@ -4,16 +4,16 @@ import comfy.sd
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from concat_id import with_reference
+from test_memory import peak_bytes
 
 import tiny
-from concat_id import with_reference
 from small_world.tiny_models import TinyWan, concat_id_weights
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.run import extra_bytes, own_bytes
 from standin_core.concat_id.settings import AppendedReference
 from standin_core.concat_id.weights import parse_concat_id
 from standin_core.wan import Wan
-from test_memory import peak_bytes
 
 LATENT = 1, 16, 3, 32, 24
 

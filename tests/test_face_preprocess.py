@@ -334,7 +334,8 @@ def test_values_beyond_one_are_clamped():
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 90), st.sampled_from((1, 3, 4)))
 
 
-@given(shape=shapes, size=st.integers(64, 160), seed=st.integers(0, 9), preset=st.sampled_from([name for name in PRESETS if not PRESETS[name].aligned]),
+@given(shape=shapes, size=st.integers(64, 160), seed=st.integers(0, 9),
+       preset=st.sampled_from([name for name in PRESETS if not PRESETS[name].aligned]),
        level=st.booleans(), balance=st.booleans(), feather=st.integers(0, 40),
        edges=st.tuples(*[st.integers(-30, 120)] * 4))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -68,10 +68,12 @@ def reference_positions(grid: tuple[int, int, int], references: int, rope_option
     """
     options = rope_options or {}
     frames, height, width = grid
-    (shift_t, shift_y, shift_x), (scale_t, scale_y, scale_x) = (
-        [options.get(f"{name}_{axis}", default) for axis in "tyx"] for name, default in (("shift", 0.0), ("scale", 1.0)))
-    return torch.cat([grid_positions((height, width), (shift_t + scale_t * frame, shift_y, shift_x + scale_x * width),
-                                     device, (scale_y, scale_x)) for frame in range(frames, frames + references)], dim=1)
+    shift_t, shift_y, shift_x = (options.get(f"shift_{axis}", 0.0) for axis in "tyx")
+    scale_t, scale_y, scale_x = (options.get(f"scale_{axis}", 1.0) for axis in "tyx")
+    return torch.cat([
+        grid_positions((height, width), (shift_t + scale_t * frame, shift_y, shift_x + scale_x * width), device,
+                       (scale_y, scale_x))
+        for frame in range(frames, frames + references)], dim=1)
 
 
 @contextlib.contextmanager
@@ -106,7 +108,7 @@ def _with_references(base: type) -> type:
     return type(f"{base.__name__}WithReferences", (base,), {"forward": _forward})
 
 
-def _forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}):
+def _forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}):  # noqa: B006  # as ComfyUI's block has it
     """As the forward of ComfyUI's block, whose sub-modules are called, so that whatever others put on them works.
 
     x: [B, (T + M) * n, C]

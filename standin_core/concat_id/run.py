@@ -58,8 +58,8 @@ class ConcatIDRun(Run):
         frames = self.applied.latent.to(device).permute(2, 1, 0, 3, 4)
         if reads is not None:
             frames = frames * reads.to(device)[:, None, None, None, None]
-        # of one layout whoever reads, or torch.compile compiles for each
-        return frames.expand(shape[0], -1, -1, -1, -1).contiguous()
+        # with the same strides whoever reads, or torch.compile compiles for each
+        return frames.expand(shape[0], -1, -1, -1, -1).clone(memory_format=torch.contiguous_format)
 
     def release(self) -> None:
         self._own.clear()

@@ -208,8 +208,8 @@ def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, m
         model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, metadata=metadata,
                                                          disable_dynamic=disable_dynamic)
     except RuntimeError as error:  # ComfyUI's words for a tensor of another shape
-        raise UserError(f"{path.name} has tensors that do not fit together ({str(error).strip().splitlines()[-1].strip()}"
-                        "): download it again.") from error
+        words = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path.name} has tensors that do not fit together ({words}): download it again.") from error
     if model is None:
         raise UserError(f"{path.name} is no Wan that ComfyUI knows: take first_stage.pt or second_stage_adaln.pt of "
                         "Concat-ID.")
