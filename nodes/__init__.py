@@ -2,11 +2,13 @@
 from comfy_api.latest import ComfyExtension
 
 from ..standin_core.folders import register_folder
-from ..standin_core.stand_in.adapter import ADAPTERS
+from ..standin_core.id_animator.adapter import ADAPTERS as ID_ANIMATOR
+from ..standin_core.stand_in.adapter import ADAPTERS as STAND_IN
 from .concat_id import ApplyConcatID, LoadConcatID
 from .evaluation import IdentityReport
 from .face import FacePreprocess
 from .face_swap import FaceSwapComposite, FaceSwapEncode, FaceSwapPrepare
+from .id_animator import ApplyIDAnimator, LoadIDAnimator
 from .stand_in import ApplyIdentityBranch, IdentityAttentionMap, LoadStandIn, StandInSampler
 from .train import PrepareTrainingData, TrainStandIn
 
@@ -15,9 +17,10 @@ class StandInExtension(ComfyExtension):
     async def get_node_list(self):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
                 FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn,
-                LoadConcatID, ApplyConcatID]
+                LoadConcatID, ApplyConcatID, LoadIDAnimator, ApplyIDAnimator]
 
 
 async def comfy_entrypoint():
-    register_folder(ADAPTERS, "loras")  # users keep adapters among their LoRAs too
+    for adapters in (STAND_IN, ID_ANIMATOR):
+        register_folder(adapters, "loras")  # users keep adapters among their LoRAs too
     return StandInExtension()

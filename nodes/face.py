@@ -45,7 +45,7 @@ class FacePreprocess(io.ComfyNode):
                     'background. "Stand-In ComfyUI preprocessor", also theirs, keeps only face and hair. "face only" '
                     'removes the hair too; "head and shoulders" crops at 2.5. "Concat-ID" is what the Concat-ID '
                     'authors run: it turns and scales the face to fixed places and removes background, clothes and '
-                    'hat.')),
+                    'hat. "ID-Animator" does the same at 224 pixels and removes nothing.')),
                 detector_input(),
                 io.Combo.Input("which_face", options=list(WHICH), tooltip=(
                     'Which face to crop: the largest, or the one that face_index counts from the left. "all" crops '

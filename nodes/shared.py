@@ -8,6 +8,7 @@ CATEGORY = "Stand-In"
 
 StandIn = io.Custom("STAND_IN")
 ConcatIDType = io.Custom("CONCAT_ID")
+IDAnimatorType = io.Custom("ID_ANIMATOR")
 FaceCropType = io.Custom("FACE_CROP")
 AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")

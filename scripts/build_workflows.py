@@ -22,9 +22,9 @@ import skimage.data
 
 from support import moving_photo
 from support.browser import ComfyPage, comfy_page
-from support.comfyui_server import running_server
+from support.comfyui_server import link_node_pack, running_server
 from support.environment import COMFYUI, PACK
-from support.workflow_graphs import IDENTITY, SOURCES, SUBJECT, WORKFLOWS, Workflow
+from support.workflow_graphs import IDENTITY, PACKS, SOURCES, SUBJECT, WORKFLOWS, Workflow
 
 TITLE, GAP, COLUMN_GAP, NOTE_WIDTH = 40, 50, 60, 620
 THUMBNAIL, NIGHT, PALE = (640, 360), (22, 32, 48), (224, 232, 240)
@@ -72,6 +72,10 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     comfy.settle()
     comfy.fit()
     graph = comfy.page.evaluate("window.app.graph.serialize()")
+    for node in graph["nodes"]:
+        for begins, pack in PACKS.items():
+            if node["type"].startswith(begins):
+                node["properties"]["cnr_id"] = pack  # by which the page offers to install what is missing
     graph["extra"]["ds"] = {"scale": 0.6, "offset": [NOTE_WIDTH + 120, 140]}
     folder = PACK / "workflows"
     write(folder / f"{workflow.name}.json", graph)
@@ -132,6 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         empty_models(base)
+        link_node_pack(base, "animatediff_nodes", PACK / "scripts" / "support" / "animatediff_nodes")
         comfyui = Path(os.environ.get("COMFYUI_PATH", COMFYUI))
         with (running_server(comfyui, base, base / "log.txt") as server,
               comfy_page(server.url) as comfy):

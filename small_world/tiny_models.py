@@ -14,14 +14,19 @@ from pathlib import Path
 
 import comfy.clip_model
 import comfy.clip_vision
+import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
+import comfy.sd1_clip
+import comfy.taesd.taesd
 import comfy.text_encoders.t5
 import comfy.text_encoders.wan
 import safetensors.torch
 import sentencepiece
 import torch
+
+from standin_core.id_animator.adapter import OF_A_LAYER, OF_AN_ATTENTION, OF_THE_ENDS
 
 from .scenes import captions
 
@@ -37,6 +42,8 @@ VAE = "tiny_wan_vae.safetensors"
 ADAPTER = "tiny_stand_in.safetensors"
 CONCAT_ID = "tiny_concat_id.safetensors"
 LORA = "tiny_lora.safetensors"
+SD15_CHECKPOINT = "tiny_sd15.safetensors"
+ID_ANIMATOR = "tiny_animator.safetensors"
 
 FULL_SIZE = {"width": 832, "height": 480, "length": 81}  # of the bundled workflows
 
@@ -163,6 +170,52 @@ def lora_weights(rank: int = 4) -> dict[str, torch.Tensor]:
     return weights
 
 
+def sd15_weights() -> dict[str, torch.Tensor]:
+    """A checkpoint that ComfyUI takes for SD1.5, in fp16: a U-Net of one level and one residual block, whose widths
+    must be the real ones, a text encoder of one layer, and the small VAE TAESD.
+    """
+    unet = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=(1,),
+        transformer_depth=[1], transformer_depth_output=[1, 1], transformer_depth_middle=1, num_heads=8,
+        use_spatial_transformer=True, context_dim=768, legacy=False, operations=comfy.ops.disable_weight_init)
+    config = json.loads((Path(comfy.sd1_clip.__file__).parent / "sd1_clip_config.json").read_text())
+    text = comfy.clip_model.CLIPTextModel(config | ENCODER_SIZES["sd15_text"], torch.float32, "cpu",
+                                          comfy.ops.disable_weight_init)
+    vae = random_weights(comfy.taesd.taesd.TAESD(latent_channels=4), seed=8)
+    vae |= {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    parts = {"model.diffusion_model.": random_weights(unet, seed=6),
+             "cond_stage_model.transformer.": random_weights(text, seed=7), "first_stage_model.": vae}
+    return {prefix + key: value.half() for prefix, weights in parts.items() for key, value in weights.items()}
+
+
+def id_animator_weights() -> dict[str, torch.Tensor]:
+    """An adapter for the four cross-attentions of that U-Net and the tiny CLIP vision model."""
+    sizes = {"1": 1, "n": 4, "d": 64, "w": ENCODER_SIZES["vision"]["hidden_size"], "a": 64, "2a": 128, "f": 128,
+             "c": 768, "r": 4, "C": 320}
+    shapes = {f"image_proj_model.{key}": shape for key, shape in OF_THE_ENDS.items()}
+    shapes |= {f"image_proj_model.layers.0.{key}": shape for key, shape in OF_A_LAYER.items()}
+    for index in (1, 3, 5, 7):
+        shapes |= {f"adapter_modules.{index}.{key}": shape for key, shape in OF_AN_ATTENTION.items()}
+    generator = torch.Generator().manual_seed(9)
+    weights = {}
+    for key, letters in shapes.items():
+        shape = [sizes[letter] for letter in letters.split()]
+        noise = torch.randn(shape, generator=generator)
+        if len(shape) == 1:  # of norms, and biases
+            weights[key] = 1 + 0.05 * noise if key.endswith("weight") else 0.02 * noise
+        else:
+            weights[key] = noise / math.sqrt(shape[-1])
+    return weights
+
+
+def write_tiny_sd15(models: Path) -> None:
+    """Write checkpoint and adapter into a ComfyUI models folder."""
+    for folder, name, weights in (("checkpoints", SD15_CHECKPOINT, sd15_weights()),
+                                  ("id_animator", ID_ANIMATOR, id_animator_weights())):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(weights, models / folder / name)
+
+
 def write_tiny_models(models: Path) -> None:
     """Write all the files into a ComfyUI models folder."""
     wan = TinyWan()
@@ -201,13 +254,17 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["lora_name"] = LORA
             case "LoadStandIn":
                 inputs["adapter"] = ADAPTER
+            case "CheckpointLoaderSimple":
+                inputs["ckpt_name"] = SD15_CHECKPOINT
+            case "LoadIDAnimator":
+                inputs["adapter"] = ID_ANIMATOR
             case "LoadConcatID":
                 inputs["file"] = CONCAT_ID
             case "LoadImage":
                 inputs["image"] = photo
             case "LoadVideo":
                 inputs["file"] = video
-            case "StandInSampler" | "TrainStandIn":
+            case "StandInSampler" | "TrainStandIn" | "KSampler":
                 inputs["steps"] = steps
             case "PrepareTrainingData":
                 inputs["frames"] = length

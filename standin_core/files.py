@@ -10,6 +10,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import safetensors.torch
+import torch
+
 from .contracts import UserError
 
 
@@ -38,6 +41,21 @@ def reading_weights(path: Path, what: str) -> Iterator[None]:
     except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
         raise UserError(f"{path.name} cannot be read as weights ({type(error).__name__}); {what} is a .safetensors or "
                         "a weights-only .ckpt or .pt file: download it again from its source page.") from error
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict, dict[str, str]]:
+    """What a file of weights holds, on the CPU, and its metadata; nothing in it is run.
+
+    what: as in ``reading_weights``.
+
+    The first is key -> tensor where the file is in order. The second is empty for all but safetensors.
+    """
+    with reading_weights(path, what):
+        if path.suffix not in (".safetensors", ".sft"):
+            return torch.load(path, map_location="cpu", weights_only=True), {}
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return safetensors.torch.load_file(path), metadata
 
 
 def sha256_of(path: Path) -> str:

@@ -65,16 +65,23 @@ class Passes:
                 if cond["uuid"] in self._positive:
                     cond["uuid"] = uuid.uuid4()
 
-    def readers(self, options: dict, batch: int) -> torch.Tensor | None:
-        """[B] bool, which of the batch read the identity, or None for all. ComfyUI puts several conditions in a batch.
+    def positive(self, options: dict, batch: int) -> torch.Tensor:
+        """[B] bool, which of the batch of a model call are of a positive condition.
+
+        ComfyUI puts several conditions in one batch, in any order.
 
         options: ``transformer_options`` of the call.
         batch: B.
         """
-        if self.guidance == "both passes":
-            return None
         passes = torch.tensor([each in self._positive for each in options["uuids"]])
         return passes.repeat_interleave(batch // len(passes))
+
+    def readers(self, options: dict, batch: int) -> torch.Tensor | None:
+        """[B] bool, which of the batch read the identity, or None for all.
+
+        options, batch: as in ``positive``.
+        """
+        return None if self.guidance == "both passes" else self.positive(options, batch)
 
     def guide(self, args: dict, without: str) -> list[torch.Tensor]:
         """Guidance "own scale", as ComfyUI's sampler_pre_cfg_function.

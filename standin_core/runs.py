@@ -34,17 +34,18 @@ class Run:
     def __deepcopy__(self, memo):  # for node packs that deep-copy the options of a run
         return self
 
-    def model_called(self, base, grid: tuple[int, int, int], reported: Callable[[], list[ReportedIdentity]]) -> None:
+    def model_called(self, model: str, grid: tuple[int, int, int],
+                     reported: Callable[[], list[ReportedIdentity]]) -> None:
         """Count a call of the model that is about to begin.
 
-        base: the model.
+        model: the name of its kind.
         grid: (t, h, w) of what it is given, in tokens.
         reported: gives what the report says of the identities; called at the first call.
         """
         with self.lock:
             if self.started is None:
                 self.started = time.perf_counter()
-                self.report.model = type(base).__name__
+                self.report.model = model
                 self.report.video_grid = grid
                 self.report.identities = reported()
             self.report.model_calls += 1

@@ -79,12 +79,14 @@ def server(tmp_path_factory):
     import safetensors.torch
 
     import pack
-    from support.comfyui_server import running_server
+    from support.comfyui_server import link_node_pack, running_server
     from small_world.tiny_models import adapter_weights, write_tiny_models
 
     base = tmp_path_factory.mktemp("comfyui")
     write_tiny_models(base / "models")
     safetensors.torch.save_file(adapter_weights(dim=128), base / "models" / "stand_in" / "wide_stand_in.safetensors")
+    drawn = "animatediff_nodes"  # another pack's nodes, for the page to know those of a workflow
+    link_node_pack(base, drawn, environment.PACK / "scripts" / "support" / drawn)
     with running_server(pack.COMFYUI, base, base / "log.txt", "--preview-method", "latent2rgb") as server:
         yield server
 

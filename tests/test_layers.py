@@ -12,7 +12,7 @@ CORE = PACK / "standin_core"
 SHARED = ["contracts", "files", "folders", "latents", "face", "reference", "controls", "report", "guidance",
           "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation", "train"]
 # side by side: none imports another
-METHODS = ["stand_in", "concat_id", "face_swap"]
+METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
 LISTS = ["methods"]
 # of a method that has more files than a reader holds at a time; each may import those before it
@@ -20,10 +20,13 @@ WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "
                        "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
                        "training"],
           "concat_id": ["forward", "weights", "applied", "run_report", "run", "wrappers", "apply",
-                        "training"]}
+                        "training"],
+          "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",
+                          "apply"]}
 WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "rope", "stand_in.adapter",
                    "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.applied",
-                   "stand_in.run_report"]
+                   "stand_in.run_report", "id_animator.adapter", "id_animator.resampler", "id_animator.run_report"]
+TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet"]  # one file for each kind of model
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 
 
@@ -95,7 +98,7 @@ def test_who_may_import_comfyui(name):
     names = list(imports(name))
     if any(f"{name}.".startswith(f"standin_core.{each}.") for each in WITHOUT_COMFYUI):
         assert not [other for other in names if other.partition(".")[0] in COMFYUI]
-    if name != "standin_core.wan":
+    if name not in TOUCH_MODELS:
         model_code = [other for other in names if other.startswith(("comfy.ldm", "comfy.model_base"))]
         assert model_code == (["comfy.ldm.wan.vae"] if name == "standin_core.reference" else [])
 

@@ -1,4 +1,5 @@
 """The nodes, loaded by ComfyUI's loader: their interface is frozen here, because workflows depend on it."""
+import inspect
 import subprocess
 import sys
 
@@ -40,6 +41,10 @@ INTERFACE = {
         ["videos", "captions", "vae", "clip", "name", "width", "height", "frames", "fps", "references",
          "references_from", "lowest_similarity", "highest_similarity", "preset", "photo_size", "detector",
          "download_missing", "seed", "clip_vision"], ["STAND_IN_TRAINING_DATA", "STRING"]),
+    "LoadIDAnimator": (["adapter"], ["ID_ANIMATOR"]),
+    "ApplyIDAnimator": (
+        ["model", "id_animator", "clip_vision", "reference_image", "strength", "start_percent", "end_percent",
+         "lora_strength"], ["MODEL"]),
     "TrainStandIn": (
         ["model", "training_data", "name", "steps", "batch_size", "learning_rate", "rank", "expert", "shift", "ema",
          "checkpointing", "sample_every", "seed", "start_from", "vae"], ["STAND_IN", "IMAGE", "IMAGE"]),
@@ -60,6 +65,7 @@ DEFAULTS = {
                             "normalize_references": False},
     "StandInSampler": {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
                        "denoise": 1.0, "boundary": 0.875, "attention_map": False},
+    "ApplyIDAnimator": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "lora_strength": 1.0},
     "IdentityReport": {"min_score": 0.5},
     "IdentityAttentionMap": {"person": 0, "first_block": 0, "last_block": -1, "opacity": 0.6, "trim_latent": 0},
     "PrepareTrainingData": {"width": 832, "height": 480, "frames": 81, "fps": 25.0, "references": 5,
@@ -102,6 +108,8 @@ def test_defaults_are_the_engines():
     stand_in, sampler = pack.module("standin_core.stand_in.applied"), pack.module("standin_core.sampler")
     branch = stand_in.Identity.__dataclass_fields__ | stand_in.RunSettings.__dataclass_fields__
     assert {name: branch[name].default for name in DEFAULTS["ApplyIdentityBranch"]} == DEFAULTS["ApplyIdentityBranch"]
+    apply = inspect.signature(pack.module("standin_core.id_animator.apply").apply_face_tokens).parameters
+    assert {name: apply[name].default for name in DEFAULTS["ApplyIDAnimator"]} == DEFAULTS["ApplyIDAnimator"]
     face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")
     for node_id, settings in (("StandInSampler", sampler.SamplerSettings), ("FacePreprocess", face.FaceSettings),
                               ("FaceSwapPrepare", swap.SwapSettings),

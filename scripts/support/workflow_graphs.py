@@ -22,6 +22,13 @@ ADAPTER = "Stand-In_wan2.1_T2V_14B_ver1.0_fp16.safetensors"
 ADAPTER_HIGH, ADAPTER_LOW = "Stand-In_wan2.2_T2V_A14B_high.ckpt", "Stand-In_wan2.2_T2V_A14B_low.ckpt"
 DISTILLED = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors"
 STYLE = "studio_ghibli_wan2.1_t2v_14b.safetensors"
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
+CLIP_H = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+ANIMATOR = "animator.ckpt"
+MOTION = "mm_sd_v15_v2.ckpt"
+
+# by the beginning of a node's name: the pack that it is of, as the Comfy Registry calls it
+PACKS = {"ADE_": "comfyui-animatediff-evolved"}
 
 @dataclass(frozen=True)
 class Source:
@@ -51,6 +58,10 @@ SOURCES = {
     ADAPTER_HIGH: _hugging_face("BowenXue/Stand-In", ADAPTER_HIGH, "stand_in", 0.6),
     ADAPTER_LOW: _hugging_face("BowenXue/Stand-In", ADAPTER_LOW, "stand_in", 0.6),
     DISTILLED: _hugging_face("Kijai/WanVideo_comfy", DISTILLED, "loras", None),
+    SD15: _hugging_face("Comfy-Org/stable-diffusion-v1-5-archive", SD15, "checkpoints", 2.1),
+    CLIP_H: _hugging_face("h94/IP-Adapter", "models/image_encoder/model.safetensors", "clip_vision", 2.5),
+    ANIMATOR: _hugging_face("ID-Animator/ID-Animator", ANIMATOR, "id_animator", 0.25),
+    MOTION: _hugging_face("guoyww/animatediff", MOTION, "animatediff_models", 1.8),
     STYLE: Source("civitai.com/models/1404755", "loras", None, "https://civitai.com/models/1404755"),
 }
 
@@ -466,5 +477,79 @@ a tenth of the size of the 14B models that Stand-In's adapters are for.
 The settings are the authors': 50 steps, cfg 5, shift 5, 832x480, 81 frames, 16 fps, and `...` as the negative prompt.
 The authors' other file, `first_stage.pt`, works as well. {FACE_FILES}""")
 
+SD15_MODELS = (
+    Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": SD15}),
+    Node("adapter", "LoadIDAnimator", {"adapter": ANIMATOR}),
+    Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_H}))
+SD15_NEGATIVE = "worst quality, low quality, blurry, deformed, watermark, text, long shots, full body"
+SD15_NOTE = """The face is aligned at 112 pixels, as the adapter's training had it, so a face of that size in the photo
+is enough. *strength* 0.7 to 1 is the authors'; lower gives the prompt more freedom. Several photos go in as one batch.
+
+A realistic SD1.5 checkpoint in place of the one named here gives better faces. `model.safetensors` of h94/IP-Adapter is
+the CLIP vision ViT-H: save it under the name in the table.
+
+ID-Animator keeps less of a likeness than Stand-In and Concat-ID, and needs the smallest card of the three."""
+
+
+def of_sd15(positive: str) -> tuple[Node, ...]:
+    return (Node("identity", "ApplyIDAnimator", {
+                "model": ("checkpoint", 0), "id_animator": ("adapter", 0), "clip_vision": ("clip_vision", 0),
+                "reference_image": ("face", 0), "strength": 0.8}),
+            *(Node(key, "CLIPTextEncode", {"clip": ("checkpoint", 1), "text": text}, title, 180)
+              for key, text, title in (("positive", positive, "Prompt"),
+                                       ("negative", SD15_NEGATIVE, "Negative prompt"))))
+
+
+def ksampler(source: str, pictures: int, title: str) -> tuple[Node, ...]:
+    """The authors' sampling. title: of the empty latent."""
+    return (Node("latent", "EmptyLatentImage", {"width": 512, "height": 512, "batch_size": pictures}, title),
+            Node("sampler", "KSampler", {
+                "model": (source, 0), "positive": ("positive", 0), "negative": ("negative", 0),
+                "latent_image": ("latent", 0), "seed": 0, "steps": 25, "cfg": 8.0, "sampler_name": "ddim",
+                "scheduler": "ddim_uniform", "denoise": 1.0}, height=560),
+            Node("decoded", "VAEDecode", {"samples": ("sampler", 0), "vae": ("checkpoint", 2)}))
+
+
+PICTURES = Workflow(
+    "face_in_pictures", "this person\nin pictures", 1,
+    (("Models", SD15_MODELS), ("Face", (photo(), face(preset="ID-Animator"))),
+     ("Identity and prompt", of_sd15("a woman in a red coat before a bookshelf, 8k uhd, high quality, medium shot")),
+     ("Sample", ksampler("identity", 4, "Four pictures")),
+     ("Pictures", (Node("save", "SaveImage", {"images": ("decoded", 0), "filename_prefix": "id-animator"},
+                        height=420),))),
+    f"""## One photo in, pictures of that person out, on a small card
+
+1. **Load Image**: one clear, frontal photo of the person.
+2. **Prompt**: what is seen, close enough for a face: *medium shot*.
+3. Run: four pictures of the same person.
+
+{SD15_NOTE}""")
+
+ANIMATED = Workflow(
+    "face_in_a_short_video", "a short video\non a small card", 1,
+    (("Models", SD15_MODELS),
+     ("Motion", (
+         Node("motion_file", "ADE_LoadAnimateDiffModel", {"model_name": MOTION}),
+         Node("motion", "ADE_ApplyAnimateDiffModelSimple", {"motion_model": ("motion_file", 0)}),
+         Node("moving", "ADE_UseEvolvedSampling", {"model": ("identity", 0), "beta_schedule": "autoselect",
+                                                   "m_models": ("motion", 0)}))),
+     ("Face", (photo(), face(preset="ID-Animator"))),
+     ("Identity and prompt", of_sd15("a woman turns her head and smiles, an evening garden behind her, 8k uhd, "
+                                     "high quality, medium shot")),
+     ("Sample", ksampler("moving", 16, "16 frames")),
+     ("Video", (
+         Node("video", "CreateVideo", {"images": ("decoded", 0), "fps": 8}),
+         Node("save", "SaveVideo", {"video": ("video", 0), "filename_prefix": "video/id-animator", "format": "mp4",
+                                    "codec": "h264"}, height=420)))),
+    f"""## Two seconds of this person, on a small card
+
+The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that pack where it is missing.
+
+1. **Load Image**: one clear, frontal photo of the person.
+2. **Prompt**: a small movement, close enough for a face.
+3. Run: 16 frames of 512x512, which is what ID-Animator was trained with. For more, connect *context_options*.
+
+{SD15_NOTE}""")
+
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
-             SEVERAL_PHOTOS, TRAIN, CONCATENATED)
+             SEVERAL_PHOTOS, TRAIN, CONCATENATED, PICTURES, ANIMATED)

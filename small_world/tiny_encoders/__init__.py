@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import comfy.clip_vision
+import comfy.sd1_clip
 import comfy.text_encoders.wan
 
 CAPTION = re.compile(r"|a person [a-z ]+, [a-z]+ background")  # of the small world, or none
@@ -28,6 +29,11 @@ class TinyTokenizer(comfy.text_encoders.wan.UMT5XXlTokenizer):
         return super().tokenize_with_weights(text, *args, **kwargs)
 
 
+class TinySD15Text(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, model_options=None, **kwargs):
+        super().__init__(model_options={**(model_options or {}), "clip_l_model_config": SIZES["sd15_text"]}, **kwargs)
+
+
 class TinyClipVision(comfy.clip_vision.ClipVisionModel):
     def __init__(self, json_config):
         super().__init__(json.loads(Path(json_config).read_text()) | SIZES["vision"])
@@ -35,6 +41,7 @@ class TinyClipVision(comfy.clip_vision.ClipVisionModel):
 
 comfy.text_encoders.wan.UMT5XXlModel = TinyUMT5
 comfy.text_encoders.wan.UMT5XXlTokenizer = TinyTokenizer
+comfy.sd1_clip.SD1ClipModel = TinySD15Text
 comfy.clip_vision.ClipVisionModel = TinyClipVision
 
 NODE_CLASS_MAPPINGS = {}

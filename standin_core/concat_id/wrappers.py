@@ -81,7 +81,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     base = executor.class_obj
     wan = Wan(base)
     grid = wan.grid(x.shape)
-    run.model_called(base, grid, lambda: run.reported(wan))
+    run.model_called(type(base).__name__, grid, lambda: run.reported(wan))
     reads = _reads(run, base, x, t, options)
     timestep = base.model_sampling.timestep(t).float()
     with references_appended(wan, grid, len(run.applied.latent), timestep, run.own(x.device, wan.dtype),
@@ -97,4 +97,4 @@ def _reads(run: ConcatIDRun, base, x: torch.Tensor, t: torch.Tensor, options: di
     """[B] bool, which of the batch read the reference, or None for all."""
     if options.get(WITHOUT) or not run.applied.has(base.model_sampling.percent_to_sigma, t):
         return torch.zeros(len(x), dtype=torch.bool)
-    return run.passes.reads(options, len(x))
+    return run.passes.readers(options, len(x))

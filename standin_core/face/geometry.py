@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from ..contracts import UserError
 
@@ -177,6 +178,40 @@ class Warp:
 
     def corners(self) -> np.ndarray:
         return _mapped(cv2.invertAffineTransform(self.matrix), _corners(0, 0, self.width, self.height))
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarged:
+    """A crop that Pillow enlarges, pictures bicubic and masks bilinear; it has the methods of ``Place``.
+
+    crop: square, with sides of fewer pixels.
+    size: side of the result in pixels.
+    """
+
+    crop: Warp
+    size: int
+
+    def cut(self, photo: np.ndarray, fill) -> np.ndarray:
+        resampling = PIL.Image.Resampling  # bicubic would take a mask beyond 0 and 1
+        crop = PIL.Image.fromarray(self.crop.cut(photo, fill))
+        return np.asarray(crop.resize((self.size, self.size),
+                                      resampling.BICUBIC if photo.dtype == np.uint8 else resampling.BILINEAR))
+
+    def inside(self, height: int, width: int) -> np.ndarray:
+        return self.cut(np.full((height, width), 255, np.uint8), 0) > 0
+
+    def to_crop(self, points: np.ndarray) -> np.ndarray:
+        return (self.crop.to_crop(points) + 0.5) * (self.size / self.crop.width) - 0.5  # pixels have a centre
+
+    def put_back(self, crop: np.ndarray, height: int, width: int) -> np.ndarray:
+        smaller = cv2.resize(crop, (self.crop.width, self.crop.height), interpolation=cv2.INTER_NEAREST)
+        return self.crop.put_back(smaller, height, width)
+
+    def corners(self) -> np.ndarray:
+        return self.crop.corners()
+
+
+AnyPlace = Place | Warp | Enlarged
 
 
 def whole_photo(height: int, width: int) -> Warp:

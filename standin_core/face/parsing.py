@@ -14,8 +14,9 @@ PARSED_PX = 512  # what BiSeNet was trained at
 # BiSeNet's labels (CelebAMask-HQ): 0 background, 1-13 face with ears, glasses and earrings, 14 neck, 15 necklace,
 # 16 cloth, 17 hair, 18 hat
 FACE, EARRING, NECK, HAIR, HAT = tuple(range(1, 14)), 9, 14, 17, 18
-ALL_BUT_BACKGROUND = "all but background"
+EVERYTHING, ALL_BUT_BACKGROUND = "everything", "all but background"
 KEPT_LABELS = {
+    EVERYTHING: tuple(range(19)),
     ALL_BUT_BACKGROUND: (*FACE, NECK, 15, 16, HAIR, HAT),
     "head with hat": (*FACE, HAIR, HAT),
     "face and hair": (*FACE, HAIR),

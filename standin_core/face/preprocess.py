@@ -14,10 +14,10 @@ from ..contracts import CroppedFace, FaceCrop, UserError
 from .colour import balanced
 from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
-from .geometry import BORDER_RULES, Place, Warp, alignment, levelling, square_around, whole_photo
+from .geometry import BORDER_RULES, AnyPlace, Enlarged, Place, alignment, levelling, square_around, whole_photo
 from .given import ready_detector
 from .models import BISENET, file_refusal
-from .parsing import ALL_BUT_BACKGROUND, KEPT_LABELS, NORMALIZATIONS, load_parser
+from .parsing import ALL_BUT_BACKGROUND, EVERYTHING, KEPT_LABELS, NORMALIZATIONS, load_parser
 from .pixels import checked_masks, to_uint8
 from .presets import PRESETS, Preset
 from .preview import Preview
@@ -144,7 +144,7 @@ class _CutOut:
     least_kept: see Preset.
     """
 
-    mask: Callable[[np.ndarray, Place | Warp, int], np.ndarray]
+    mask: Callable[[np.ndarray, AnyPlace, int], np.ndarray]
     words: str
     notes: tuple[str, ...] = ()
     least_kept: float = 0.0
@@ -163,12 +163,13 @@ class _Crop:
 
 
 def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSettings,
-           alone: bool) -> tuple[Place | Warp, list[str]]:
+           alone: bool) -> tuple[AnyPlace, list[str]]:
     """Where to cut, and what that does to the photo, in words. alone: whether it is the only photo."""
     height, width = photo.shape[:2]
     if rules.aligned and face is not None:
         how = "by its five points" if face.keypoints is not None else "by points guessed from its box"
-        return alignment(face.points, rules.size), [f"aligned {how}"]
+        place = alignment(face.points, rules.aligned_px or rules.size)
+        return Enlarged(place, rules.size) if rules.aligned_px else place, [f"aligned {how}"]
     if rules.aligned and alone:
         return whole_photo(height, width), ["the whole image"]
     square = square_around(None if face is None else face.box, height, width, rules.crop_scale, rules.border_rule)
@@ -183,7 +184,7 @@ def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSe
     return Place(square, rules.size, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
 
 
-def _crop(photo: np.ndarray, index: int, place: Place | Warp, settings: FaceSettings, fill,
+def _crop(photo: np.ndarray, index: int, place: AnyPlace, settings: FaceSettings, fill,
           cut_out: _CutOut) -> _Crop:
     crop, words = place.cut(balanced(photo) if settings.balance_colors else photo, fill), cut_out.words
     inside = place.inside(*photo.shape[:2])
@@ -214,7 +215,7 @@ def _both(parser: _CutOut, alpha: _CutOut) -> _CutOut:
 
 
 def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
-    if settings.parser == "none":
+    if settings.parser == "none" or rules.keep == EVERYTHING:
         return _CutOut(_everything, "background kept")
     if settings.download_missing:
         download_if_missing(BISENET)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parsing import ALL_BUT_BACKGROUND
+from .parsing import ALL_BUT_BACKGROUND, EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class Preset:
     background: a colour by name.
     aligned: bring the five points of the face to where recognition networks have them, instead of cropping a square;
         a photo without a face is then taken whole and as it is, unless it is one of several.
+    aligned_px: side in pixels to which an aligned face is brought first, to be enlarged to size then; 0 is size.
     least_kept: the least share of the crop that the parser must leave; if it leaves less, the crop is kept as it is.
     """
 
@@ -28,6 +29,7 @@ class Preset:
     size: int = 512
     background: str = "white"
     aligned: bool = False
+    aligned_px: int = 0
     least_kept: float = 0.0
 
 
@@ -43,4 +45,7 @@ PRESETS = {
     # numbers. Nine of ten photos were masked in its training.
     "Concat-ID": Preset(0.0, "all sides", "face, hair and neck", "imagenet", size=448, background="black",
                         aligned=True, least_kept=0.4),
+    # ID-Animator/ID-Animator, infer.py at 0170eed: insightface's norm_crop of 112, enlarged by Pillow for CLIP
+    "ID-Animator": Preset(0.0, "all sides", EVERYTHING, "0.5", size=224, background="black", aligned=True,
+                          aligned_px=112),
 }

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from .detectors import Face
-from .geometry import Place, Warp
+from .geometry import AnyPlace
 
 LONGEST_SIDE_PX = 1024
 GREEN, BLUE, RED = (60, 200, 90), (70, 140, 255), (230, 60, 60)
@@ -23,9 +23,9 @@ class Preview:
         self._size = max(round(width * self.scale), 1), max(round(height * self.scale), 1)
         self._picture = cv2.resize(photo, self._size, interpolation=cv2.INTER_AREA)
         self._kept = np.zeros(self._picture.shape[:2], np.uint8)
-        self._faces: list[tuple[Face | None, Place | Warp]] = []
+        self._faces: list[tuple[Face | None, AnyPlace]] = []
 
-    def add(self, face: Face | None, place: Place | Warp, mask: np.ndarray) -> None:
+    def add(self, face: Face | None, place: AnyPlace, mask: np.ndarray) -> None:
         """Take in a face, or None for the whole photo.
 
         place: where the crop was cut.

@@ -11,11 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from ..contracts import UserError
-from ..files import reading_weights, sha256_of
+from ..files import read_tensors, sha256_of
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
@@ -77,14 +76,7 @@ def load_adapter(path: str | Path) -> Adapter:
     Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
     path = Path(path)
-    metadata: dict[str, str] = {}
-    with reading_weights(path, "a Stand-In adapter"):
-        if path.suffix in (".safetensors", ".sft"):
-            weights = safetensors.torch.load_file(path)
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights, metadata = read_tensors(path, "a Stand-In adapter")
     return parse_adapter(weights, path.name, sha256_of(path), Variant.of(metadata))
 
 

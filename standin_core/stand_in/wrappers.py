@@ -110,7 +110,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     base = executor.class_obj
     wan = Wan(base)
     grid = wan.grid(x.shape)
-    run.model_called(base, grid, lambda: run.reported(wan))
+    run.model_called(type(base).__name__, grid, lambda: run.reported(wan))
     readings = [] if options.get(WITHOUT) else _readings(run, base, wan, grid, x, t, options)
     if not readings:
         return executor(*arguments, **kwargs)

@@ -1,0 +1,67 @@
+"""What a patched model carries between runs: three wrappers on the ModelPatcher, under one key.
+
+OUTER_SAMPLE opens the run and closes it at its end; SAMPLER_SAMPLE notes which conditions are positive; APPLY_MODEL has
+the cross-attentions read the face in that one call, whatever other nodes put there before or after.
+"""
+from __future__ import annotations
+
+from comfy.patcher_extension import WrappersMP
+
+from ..controls import strength_at
+from ..runs import opened
+from .applied import Identity
+from .run import IDAnimatorRun
+from .unet import reading
+
+KEY = "id_animator"
+
+
+def install(model, identity: Identity) -> None:
+    """model: a ModelPatcher of the caller's own, without an identity."""
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _OuterSample(identity)),
+                          (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
+                          (WrappersMP.APPLY_MODEL, apply_model)):
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+def is_installed(model) -> bool:
+    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
+
+
+class _OuterSample:
+    """The wrapper that needs the identity. No ``.to``: ComfyUI would call it."""
+
+    def __init__(self, identity: Identity):
+        self.identity = identity
+
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        options = executor.class_obj.model_options.setdefault("transformer_options", {})
+        with opened(IDAnimatorRun(self.identity, len(sigmas) - 1), options, KEY):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+
+def sampler_sample(executor, guider, *args, **kwargs):
+    run: IDAnimatorRun | None = guider.model_options.get("transformer_options", {}).get(KEY)
+    if run is not None:
+        run.passes.note_positive(guider)
+    return executor(guider, *args, **kwargs)
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """x: [B, 4, h, w], the pictures or frames of all conditions of the call; t: [B] sigmas."""
+    options = {} if transformer_options is None else transformer_options
+    arguments = (x, t, c_concat, c_crossattn, control)
+    run: IDAnimatorRun | None = options.get(KEY)
+    if run is None:
+        return executor(*arguments, options, **kwargs)
+    base = executor.class_obj
+    grid = len(x) // len(options["uuids"]), *x.shape[2:]
+    run.model_called(type(base.model_config).__name__, grid, run.reported)
+    strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
+    if strength == 0:
+        return executor(*arguments, options, **kwargs)
+    faces = run.faces(x, base.get_dtype_inference(), options, strength)
+    with reading(base, run.identity.places, faces, options) as face_options:
+        output = executor(*arguments, face_options, **kwargs)
+    run.note_identity_call()
+    return output

@@ -1,0 +1,95 @@
+"""ID-Animator end to end: a real ComfyUI server, ComfyUI's own loaders and sampler, and the bundled still picture."""
+import copy
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+
+from small_world.tiny_models import (
+    CLIP_VISION,
+    DIFFUSION_MODEL,
+    ID_ANIMATOR,
+    LORA,
+    id_animator_weights,
+    on_tiny_models,
+    write_tiny_sd15,
+)
+from support.comfyui_server import PromptFailed, node_id
+from support.environment import PACK
+
+WORKFLOW = PACK / "workflows" / "api" / "face_in_pictures.json"
+WIDTH, HEIGHT, STEPS = 104, 60, 2  # of which the template's 512x512 makes 64x64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(server):
+    write_tiny_sd15(server.base / "models")
+
+
+@pytest.fixture
+def prompt(photo):
+    return on_tiny_models(WORKFLOW, photo, WIDTH, HEIGHT, steps=STEPS)
+
+
+def change(prompt, class_type, **inputs):
+    changed = copy.deepcopy(prompt)
+    changed[node_id(prompt, class_type)]["inputs"] |= inputs
+    return changed
+
+
+def pictures(server, prompt):
+    result = server.run(prompt)
+    saved = result.outputs[node_id(prompt, "SaveImage")]["images"]
+    return np.stack([np.asarray(PIL.Image.open(server.path_of(item))) for item in saved])
+
+
+def test_pictures_of_a_face(server, prompt):
+    """Four pictures; without the identity others; with both strengths 0 those of the base model, bit for bit."""
+    found = pictures(server, prompt)
+    assert found.shape == (4, 64, 64, 3) and np.ptp(found) > 50
+    plain = pictures(server, change(prompt, "KSampler", model=[node_id(prompt, "CheckpointLoaderSimple"), 0]))
+    assert not np.array_equal(found, plain)
+    nothing = change(prompt, "ApplyIDAnimator", strength=0.0, lora_strength=0.0)
+    assert np.array_equal(pictures(server, nothing), plain)
+    assert not np.array_equal(pictures(server, change(prompt, "ApplyIDAnimator", strength=0.0)), plain)
+
+
+def test_identity_report_takes_the_pictures(server, prompt):
+    decoded, photo = node_id(prompt, "VAEDecode"), node_id(prompt, "LoadImage")
+    prompt["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": CLIP_VISION}}
+    prompt["likeness"] = {"class_type": "IdentityReport", "inputs": {
+        "images": [decoded, 0], "reference_image": [photo, 0], "clip_vision": ["vision", 0], "embedder": "auto",
+        "region": "whole frame", "min_score": 0.5}}
+    prompt["figures"] = {"class_type": "PreviewAny", "inputs": {"source": ["likeness", 3]}}
+    figures = json.loads(server.run(prompt).outputs["figures"]["text"][0])
+    assert figures["frames"] and all(len(series) == 4 for series in figures["frames"].values())
+
+
+def test_an_adapter_that_is_written_anew_is_read_anew(server, prompt):
+    before = pictures(server, prompt)
+    file = server.base / "models" / "id_animator" / ID_ANIMATOR
+    safetensors.torch.save_file({key: value.flip(0) for key, value in id_animator_weights().items()}, file)
+    try:
+        assert not np.array_equal(pictures(server, prompt), before)
+    finally:
+        write_tiny_sd15(server.base / "models")
+
+
+ERRORS = {
+    "an ordinary LoRA": (
+        lambda prompt: change(prompt, "LoadIDAnimator", adapter=LORA),
+        "LoadIDAnimator: .*is not an ID-Animator adapter: it is an ordinary LoRA"),
+    "a Wan": (
+        lambda prompt: {**change(prompt, "ApplyIDAnimator", model=["wan", 0]), "wan": {
+            "class_type": "UNETLoader", "inputs": {"unet_name": DIFFUSION_MODEL, "weight_dtype": "default"}}},
+        "ApplyIDAnimator: .*the model is WanModel, needed is an SD1.5 model"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_reach_the_user(server, prompt, name):
+    broken, words = ERRORS[name]
+    with pytest.raises(PromptFailed, match=words):
+        server.run(broken(prompt))
