@@ -82,18 +82,18 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     wan = Wan(base)
     grid = wan.grid(x.shape)
     run.model_called(type(base).__name__, grid, lambda: run.reported(wan))
-    reads = _reads(run, base, x, t, options)
+    readers = _readers(run, base, x, t, options)
     timestep = base.model_sampling.timestep(t).float()
     with references_appended(wan, grid, len(run.applied.latent), timestep, run.own(x.device, wan.dtype),
                              options.get("rope_options")):
         output = executor(x, t, c_concat, c_crossattn, control, options,
-                          **{**kwargs, APPENDED: run.appended(x.shape, reads, x.device)})
-    if reads is None or bool(reads.any()):
+                          **{**kwargs, APPENDED: run.appended(x.shape, readers, x.device)})
+    if readers is None or bool(readers.any()):
         run.note_identity_call()
     return output
 
 
-def _reads(run: ConcatIDRun, base, x: torch.Tensor, t: torch.Tensor, options: dict) -> torch.Tensor | None:
+def _readers(run: ConcatIDRun, base, x: torch.Tensor, t: torch.Tensor, options: dict) -> torch.Tensor | None:
     """[B] bool, which of the batch read the reference, or None for all."""
     if options.get(WITHOUT) or not run.applied.has(base.model_sampling.percent_to_sigma, t):
         return torch.zeros(len(x), dtype=torch.bool)

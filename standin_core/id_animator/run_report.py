@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class IDAnimatorIdentity:
-    """What the identity of a run was told.
+    """What a run reports of its identity.
 
-    photos: how many there are; tokens: of their mean.
+    photos: how many there are.
+    tokens: of their mean.
     places: how many cross-attentions read it.
     """
 
