@@ -49,15 +49,15 @@ class ConcatIDRun(Run):
                 self.report.own_bytes = own_bytes(own, dtype)
             return self._own[device, dtype]
 
-    def appended(self, shape: tuple[int, ...], reads: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    def appended(self, shape: tuple[int, ...], readers: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """The frames of one call of the model, [B, 16, M, h, w], model space.
 
         shape: [B, 16, T, h, w], of the video in the call.
-        reads: [B] bool, which of the batch read the reference; None for all.
+        readers: [B] bool, which of the batch read the reference; None for all.
         """
         frames = self.applied.latent.to(device).permute(2, 1, 0, 3, 4)
-        if reads is not None:
-            frames = frames * reads.to(device)[:, None, None, None, None]
+        if readers is not None:
+            frames = frames * readers.to(device)[:, None, None, None, None]
         # with the same strides whoever reads, or torch.compile compiles for each
         return frames.expand(shape[0], -1, -1, -1, -1).clone(memory_format=torch.contiguous_format)
 
