@@ -34,7 +34,10 @@ class Span:
                             "identity would never be read: set end above start.")
 
     def has(self, percent_to_sigma: Callable[[float], float], t: torch.Tensor) -> bool:
-        """Whether a model call at this noise lies in it. t: [B] sigmas."""
+        """Whether a model call lies in it.
+
+        t: [B] sigmas of the call.
+        """
         if self.start_percent <= 0 and self.end_percent >= 1:
             return True  # without asking the device for t
         first, end = (percent_to_sigma(percent) for percent in (self.start_percent, self.end_percent))

@@ -111,7 +111,11 @@ class OwnScale:
     """ComfyUI's sampler_pre_cfg_function of a model on which a method has guidance "own scale"."""
 
     def __init__(self, key: str, without: str):
-        """key: of the method's run in ``transformer_options``. without: as in ``Passes.guide``."""
+        """The function of one method.
+
+        key: of the method's run in ``transformer_options``.
+        without: as in ``Passes.guide``.
+        """
         self.key, self.without = key, without
 
     def __deepcopy__(self, memo):  # ComfyUI 0.3.64 copies model_options for every run

@@ -181,7 +181,10 @@ class Wan:
         return self.model.time_projection(embedded).unflatten(1, (6, self.dim))
 
     def time_embedding(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The embedding before its projection, [B, C] in the dtype. timesteps: [B], 0 to 1000."""
+        """The embedding before its projection, [B, C] in the dtype.
+
+        timesteps: [B], 0 to 1000.
+        """
         return self.model.time_embedding(
             comfy.ldm.wan.model.sinusoidal_embedding_1d(self.model.freq_dim, timesteps).to(dtype))
 
@@ -233,7 +236,7 @@ class Wan:
                 if note_mass is not None:
                     note = functools.partial(note_mass, i, [reading.person for reading in in_block])
                 stack.enter_context(exchanged(
-                    block.attn, _with_identity(type(block.attn)), identities=identities, identity_attend=attend,
+                    block.attn, _with_identity, identities=identities, identity_attend=attend,
                     has_read=False, maps_mass=note is not None, note_mass=note))
                 modules.append(block.attn)
             # an exception would keep this frame, and with it K and V of the last block
@@ -242,18 +245,18 @@ class Wan:
 
 
 @contextlib.contextmanager
-def exchanged(module, kind: type, **state) -> Iterator[None]:
+def exchanged(module, made: Callable[[type], type], **state) -> Iterator[None]:
     """Within the context, a module is of another class and has these attributes.
 
     The class is exchanged, not the module's ``forward``: torch.compile guards on a module's type and on its tensors,
     whereas ComfyUI drops the guards on transformer_options. A ``forward`` that another node put into the module is set
     aside as the attribute ``foreign_forward``, which is None where there is none.
 
-    kind: a class of the module's own class, with another ``forward`` and no tensors.
+    made: gives a class of the module's own class, with another ``forward`` and no tensors.
     """
     original, foreign, names = type(module), module.__dict__.pop("forward", None), tuple(state)
     module.__dict__.update(state, foreign_forward=foreign)
-    module.__class__ = kind
+    module.__class__ = made(original)
     state.clear()  # an exception would keep this frame, and with it the tensors
     try:
         yield

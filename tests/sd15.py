@@ -81,7 +81,10 @@ def with_face(model, case: Case, *names: str, **settings):
 
 
 def with_tokens(model, case: Case, name: str, **settings):
-    """For the case that has face tokens and no encoder. name: "a", "b" or their "mean"."""
+    """For the case that has face tokens and no encoder.
+
+    name: "a", "b" or their "mean".
+    """
     tokens = torch.cat([case.io[f"face_tokens.{each}"] for each in (name, "zero")])
     return apply_face_tokens(model, load_adapter(case.folder / "animator.safetensors"), tokens, **settings)
 
@@ -146,7 +149,8 @@ def largest_difference(a, b):
 def check(found, case, scale=None, kinds=("cond", "uncond")):
     """That predictions are the authors'.
 
-    found: of ``predictions``; scale: of the golden tensors, None for those without an adapter.
+    found: of ``predictions``.
+    scale: of the golden tensors, None for those without an adapter.
     """
     compared = 0
     for k, of_step in enumerate(found):

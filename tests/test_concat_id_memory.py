@@ -5,7 +5,6 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from concat_id import with_reference
-from test_memory import peak_bytes
 
 import tiny
 from small_world.tiny_models import TinyWan, concat_id_weights
@@ -14,6 +13,7 @@ from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.run import extra_bytes, own_bytes
 from standin_core.concat_id.weights import parse_concat_id
 from standin_core.wan import Wan
+from support.peak_memory import allocated_peak
 
 LATENT = 1, 16, 3, 32, 24
 
@@ -49,7 +49,7 @@ def test_the_peak_of_a_run_is_what_was_announced(model, tmp_path, adaln, frames)
         return lambda: tiny.sample(each, latent=torch.zeros(shape), steps=1)
 
     run(patcher)()  # what PyTorch and ComfyUI keep from the first run on
-    plain, peak = (peak_bytes(run(each), tmp_path) for each in (patcher, patched))
+    plain, peak = (allocated_peak(run(each), tmp_path) for each in (patcher, patched))
     applied = AppendedReference(concat_id=record, latent=torch.zeros(1, 16, 1, *shape[3:]))
     announced = extra_bytes(applied, Wan(patcher.model), shape)
     held = 0 if record.own is None else own_bytes(record.own, torch.float32)  # here the device's memory is the file's

@@ -65,7 +65,10 @@ def batch(references=1, size=2, seed=0):
 
 
 def by_the_equations(weights, own, noisy, timestep, context, reference):
-    """The design's equations in plain PyTorch, from named tensors alone. own: (weight, bias, blocks) or None."""
+    """The design's equations in plain PyTorch, from named tensors alone.
+
+    own: (weight, bias, blocks) or None.
+    """
     functional, dim, heads = torch.nn.functional, WAN.dim, WAN.heads
 
     def linear(x, name):
@@ -439,7 +442,8 @@ def _sparse(file, blocks, dim, ffn):
 def test_the_memory_of_a_step_is_what_was_planned(weights, checkpointing, tmp_path):
     """By PyTorch's own allocator, for a model of none of the sizes that the estimate was made from; within 15 %."""
     import comfy.sd
-    from test_memory import peak_bytes
+
+    from support.peak_memory import allocated_peak
 
     sizes = TinyWan(dim=192, ffn_dim=512, heads=2, blocks=8, text_dim=64)
     loaded = comfy.sd.load_diffusion_model_state_dict(sizes.weights(), model_options={"dtype": torch.float32},
@@ -450,7 +454,7 @@ def test_the_memory_of_a_step_is_what_was_planned(weights, checkpointing, tmp_pa
     trainer = Trainer(made.begin(wan, 0, CPU), [example], settings)
     trainer.train_step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    measured = peak_bytes(trainer.train_step, tmp_path)
+    measured = allocated_peak(trainer.train_step, tmp_path)
     size = size_of(wan)
     planned = activation_bytes(made, size, settings, 800, 400, 4) + 4 * made.parameters(size)
     assert planned == pytest.approx(measured, rel=0.15)

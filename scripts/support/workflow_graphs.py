@@ -501,7 +501,10 @@ def of_sd15(positive: str) -> tuple[Node, ...]:
 
 
 def ksampler(source: str, pictures: int, title: str) -> tuple[Node, ...]:
-    """The authors' sampling. title: of the empty latent."""
+    """The authors' sampling.
+
+    title: of the empty latent.
+    """
     return (Node("latent", "EmptyLatentImage", {"width": 512, "height": 512, "batch_size": pictures}, title),
             Node("sampler", "KSampler", {
                 "model": (source, 0), "positive": ("positive", 0), "negative": ("negative", 0),

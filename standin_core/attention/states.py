@@ -66,9 +66,11 @@ def state_trial(source: StateSource, device: torch.device, dtype: torch.dtype, h
     video, identity = keys[:2], [shared(x, len(q)) for x in keys[2:]]
     if source.can_use is not None:
         with on(device):
-            if not all(source.can_use(torch.backends.cuda.SDPAParams(q, *keys, None, 0.0, False, False))
-                       for keys in (video, identity)):
-                return Reason(Why.NO_OPERATOR, (dtype, head_dim))
+            for each in (video, identity):
+                # PyTorch's annotations lack its last argument, hence the type: ignore
+                given = torch.backends.cuda.SDPAParams(q, *each, None, 0.0, False, False)  # type: ignore[call-arg,arg-type]
+                if not source.can_use(given):
+                    return Reason(Why.NO_OPERATOR, (dtype, head_dim))
 
     def trial():
         scale = head_dim**-0.5

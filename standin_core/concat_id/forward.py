@@ -50,7 +50,10 @@ class ReferenceModulation:
         return ReferenceModulation(*(each.to(device, dtype) for each in (self.weight, self.bias, self.blocks)))
 
     def at(self, embedded: torch.Tensor) -> torch.Tensor:
-        """What each block takes, [L, B, 6, C]. embedded: [B, C], the embedding of the timestep."""
+        """What each block takes, [L, B, 6, C].
+
+        embedded: [B, C], the embedding of the timestep.
+        """
         projected = torch.nn.functional.linear(torch.nn.functional.silu(embedded), self.weight, self.bias)
         return (self.blocks.unsqueeze(1) + projected.unflatten(1, (6, -1)))[:, :, SLOTS]
 
@@ -98,7 +101,7 @@ def references_appended(wan: Wan, grid: tuple[int, int, int], references: int, t
                 raise UserError("another node replaced the transformer blocks of this model, and Concat-ID needs its "
                                 "own: take that node out.")
             stack.enter_context(exchanged(
-                block.block, _with_references(type(block.block)), reference_rotation=rotation,
+                block.block, _with_references, reference_rotation=rotation,
                 reference_modulation=None if modulations is None else modulations[i]))
         yield
 

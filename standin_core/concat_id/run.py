@@ -32,9 +32,10 @@ class ConcatIDRun(Run):
     def reported(self, wan: Wan) -> list[ConcatIDReference]:
         """For the report."""
         applied = self.applied
+        height, width = applied.latent.shape[-2:]
         return [ConcatIDReference(
             file=applied.concat_id.name, sha256=applied.concat_id.sha256, variant=applied.concat_id.variant,
-            reference_size=tuple(applied.latent.shape[-2:]), references=len(applied.latent),
+            reference_size=(height, width), references=len(applied.latent),
             tokens=len(applied.latent) * wan.count(applied.latent.shape), start_percent=applied.start_percent,
             end_percent=applied.end_percent, guidance=applied.guidance)]
 
@@ -98,5 +99,5 @@ def own_bytes(own: ReferenceModulation, dtype: torch.dtype) -> int:
     return sum(each.numel() for each in (own.weight, own.bias, own.blocks)) * dtype.itemsize
 
 
-def _pixels(size: tuple[int, int]) -> str:
+def _pixels(size: tuple[int, ...]) -> str:
     return f"{PIXELS_PER_LATENT * size[1]}x{PIXELS_PER_LATENT * size[0]}"

@@ -68,7 +68,8 @@ def sampler_sample(executor, guider, *args, **kwargs):
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """This one call of the model takes the reference behind its video.
 
-    x: [B, 16, T, h, w], model space; t: [B] sigmas.
+    x: [B, 16, T, h, w], model space.
+    t: [B] sigmas.
     """
     options = {} if transformer_options is None else transformer_options
     run: ConcatIDRun | None = options.get(KEY)

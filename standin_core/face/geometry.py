@@ -129,7 +129,10 @@ class Place:
         return self.square.cut(photo, self.size, fill)
 
     def inside(self, height: int, width: int) -> np.ndarray:
-        """[S, S] bool, which pixels of the crop show mostly the photo; height, width: of the photo."""
+        """[S, S] bool, which pixels of the crop show mostly the photo.
+
+        height, width: of the photo.
+        """
         return self.cut(np.full((height, width), 255, np.uint8), 0) > 127
 
     def to_crop(self, points: np.ndarray) -> np.ndarray:
@@ -239,7 +242,10 @@ def alignment(points: np.ndarray, size: int = ALIGNED_PX) -> Warp:
 
 
 def aligned(photo: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The crop of ``alignment``, [112, 112, 3], black where it leaves the photo. photo: [H, W, 3] uint8."""
+    """The crop of ``alignment``, [112, 112, 3], black where it leaves the photo.
+
+    photo: [H, W, 3] uint8.
+    """
     return alignment(points).cut(photo, 0)
 
 

@@ -152,8 +152,12 @@ class _CutOut:
 
 @dataclass(frozen=True, slots=True)
 class _Crop:
-    """image: [S, S, 3] uint8, over the background; rgba: [S, S, 4] uint8; removed: how large a share of the photo in it
-    was removed; words: how the subject was cut out.
+    """A crop whose subject was cut out.
+
+    image: [S, S, 3] uint8, over the background.
+    rgba: [S, S, 4] uint8.
+    removed: which share of the photo's part of it was removed.
+    words: how the subject was cut out.
     """
 
     image: np.ndarray
@@ -164,7 +168,10 @@ class _Crop:
 
 def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSettings,
            alone: bool) -> tuple[AnyPlace, list[str]]:
-    """Where to cut, and what that does to the photo, in words. alone: whether it is the only photo."""
+    """Where to cut, and what that does to the photo, in words.
+
+    alone: whether it is the only photo.
+    """
     height, width = photo.shape[:2]
     if rules.aligned and face is not None:
         how = "by its five points" if face.keypoints is not None else "by points guessed from its box"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,7 +46,10 @@ OF_AN_ATTENTION = {
 
 @dataclass(frozen=True, slots=True)
 class FaceProjection:
-    """What one cross-attention makes of the face tokens. key, value: [C, c], no bias."""
+    """What one cross-attention makes of the face tokens.
+
+    key, value: [C, c], without a bias.
+    """
 
     key: torch.Tensor
     value: torch.Tensor
@@ -55,7 +59,8 @@ class FaceProjection:
 class Adapter:
     """An ID-Animator adapter; all tensors on the CPU in the dtype of the file.
 
-    resampler: its weights under the authors' names without the first word; depth: of its layers.
+    resampler: its weights under the authors' names without the first word.
+    depth: how many layers it has.
     clip_width: of the hidden states that it takes.
     projections: of every cross-attention, in the order of the file.
     low_rank: ``{i}.to_{q,k,v,out}_lora.{down,up}.weight`` of the i-th of them; no alpha.
@@ -115,7 +120,7 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                         "choose an ID-Animator file.")
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in weights.items():
         flat |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
     if any(IP_ADAPTER.search(key) for key in flat):

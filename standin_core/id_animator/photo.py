@@ -35,7 +35,10 @@ def tokens_of_photos(adapter: Adapter, clip_vision, image: torch.Tensor) -> torc
 
 
 def keys_values(adapter: Adapter, tokens: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-    """Key and value of each cross-attention, [2, n, C]. tokens: [2, n, c] float32 on the CPU."""
+    """Key and value of each cross-attention, [2, n, C].
+
+    tokens: [2, n, c] float32 on the CPU.
+    """
     return tuple((linear(tokens, place.key.float()), linear(tokens, place.value.float()))
                  for place in adapter.projections)
 

@@ -24,7 +24,8 @@ class CrossAttention:
 
     block: as ComfyUI numbers it in ``transformer_options``, like ("input", 1).
     path: of its module in ComfyUI's model.
-    shape: [C, c] of its keys' weight; depth: how many of them this block has.
+    shape: [C, c] of its keys' weight.
+    depth: how many of them this block has.
     """
 
     block: tuple[str, int]
@@ -66,7 +67,7 @@ def check_fit(adapter: Adapter, places: tuple[CrossAttention, ...]) -> None:
                         "SD1.5 model (SD2, SDXL and others are built otherwise).")
 
 
-def _described(shapes: list[tuple[int, int]]) -> str:
+def _described(shapes: list[tuple[int, ...]]) -> str:
     widths = ", ".join(map(str, sorted({width for width, _ in shapes})))
     contexts = ", ".join(map(str, sorted({context for _, context in shapes})))
     return f"{len(shapes)} cross-attentions of widths {widths or 'none'} that read text of width {contexts or 'none'}"
@@ -100,7 +101,11 @@ class ReadsFace:
         self.value = value
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
-        """q: [B, N, C]; k, v: [B, L, C] of the text; returns [B, N, C]."""
+        """What the queries read of text and face, [B, N, C].
+
+        q: [B, N, C]
+        k, v: [B, L, C], of the text.
+        """
         text = _attention(q, k, v, options) if self.before is None else self.before(q, k, v, options)
         return text + _attention(q, self.key, self.value, options)
 
@@ -130,7 +135,7 @@ def reading(base, places: tuple[CrossAttention, ...], faces: list[tuple[torch.Te
         attn2[key] = ReadsFace(attn2.get(key), *face)
         modules.append(comfy.utils.get_attr(base, place.path))
     for module in modules:
-        module.__class__ = _marked(type(module))
+        module.__class__ = _marked(type(module))  # type: ignore[arg-type]  # mypy knows no class to be hashable
     try:
         yield {**options, "patches_replace": {**replace, "attn2": attn2}}
     finally:

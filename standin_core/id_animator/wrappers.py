@@ -48,7 +48,11 @@ def sampler_sample(executor, guider, *args, **kwargs):
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """x: [B, 4, h, w], the pictures or frames of all conditions of the call; t: [B] sigmas."""
+    """In this one call of the model the cross-attentions read the face.
+
+    x: [B, 4, h, w], the pictures or frames of all conditions of the call.
+    t: [B] sigmas.
+    """
     options = {} if transformer_options is None else transformer_options
     arguments = (x, t, c_concat, c_crossattn, control)
     run: IDAnimatorRun | None = options.get(KEY)

@@ -56,7 +56,6 @@ class Method(Protocol):
     defaults: what counts where a configuration says nothing, table -> key -> value; else the trainer's own defaults do.
 
     Of an object:
-    settings: as they were given.
     origin: what tells a training of it from others, in checkpoints and in the finished file: key -> value.
     saving: what lowers the memory of this method, beside what lowers it for every method, in words.
     """
@@ -65,9 +64,12 @@ class Method(Protocol):
     table: ClassVar[str]
     Settings: ClassVar[type[MethodSettings]]
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
-    settings: MethodSettings
     origin: dict[str, str]
     saving: str
+
+    @property
+    def settings(self) -> MethodSettings:
+        """As they were given."""
 
     @classmethod
     def of(cls, settings: Any) -> Self:
