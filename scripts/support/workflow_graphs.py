@@ -464,7 +464,8 @@ CONCATENATED = Workflow(
      ("Sample", (EMPTY, sampler(steps=50))),
      ("Video and report", video()),
      ("Likeness", (Node("likeness", "IdentityReport", {"images": ("decoded", 0), "reference_image": ("photo", 0),
-                                                       "clip_vision": ("vision", 0)}),))),
+                                                       "clip_vision": ("vision", 0)}),
+                   Node("measured", "PreviewAny", {"source": ("likeness", 2)}, "Likeness in words", 260)))),
     f"""## One photo in, a video of that person out, with a model of 1.3B
 
 Concat-ID is a Wan 2.1 of 1.3B that was fine-tuned to keep a person: the photo runs through it as one more frame. It is
