@@ -60,7 +60,10 @@ class Driver:
 
 def compiled(card: Card, dtype: torch.dtype, head_dim: int, video_tokens: int = 32760, identity_tokens: int = 1024,
              biases: int = 1):
-    """The kernel as ``extend_state_`` launches it. biases: one for all queries, or one for each."""
+    """The kernel as ``extend_state_`` launches it.
+
+    biases: one for all queries, or one for each.
+    """
     driver.set_active(Driver(card.capability))
     q, output = (torch.empty(1, video_tokens, HEADS, head_dim, dtype=dtype, device="meta").transpose(1, 2)
                  for _ in range(2))
