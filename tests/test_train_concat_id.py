@@ -409,11 +409,9 @@ def test_the_authors_recipe_is_the_default():
 
 def test_the_plan(tmp_path):
     """Of Wan 1.3B's header: the parameters of the design note, and no frozen model where all of it is trained."""
-    shapes = {"blocks.0.ffn.0.weight": (8960, 1536)}
     sizes = model_size(_sparse(tmp_path / "wan.safetensors", 30, 1536, 8960))
     whole = parse_config(TABLE, TRAINED)
     low = parse_config({**TABLE, "concat_id": {"name": "mine", "weights": "low rank"}}, TRAINED)
-    del shapes
     words = plan(whole, ConcatIDMethod.of(whole.settings), tmp_path / "wan.safetensors")
     assert "concat_id   mine, variant AdaLN, weights all:" in words and "0.0 GiB frozen model" in words
     assert "832x480: 1,560 tokens" in words and "zeros in 10% of the examples" in words
