@@ -115,7 +115,7 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                         "choose an ID-Animator file.")
-    flat = {}
+    flat: dict = {}
     for key, value in weights.items():
         flat |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
     if any(IP_ADAPTER.search(key) for key in flat):
@@ -125,8 +125,9 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     known = [key for key in found if key.startswith((RESAMPLER, ATTENTION))]
     if not known:
         came = f"the first of its {len(flat)} entries is {next(iter(flat))}" if flat else "it holds no tensors"
-        if any(ORDINARY_LORA.search(key) for key in flat):
-            came = f"it is an ordinary LoRA (it has {next(filter(ORDINARY_LORA.search, flat))}), for LoraLoader"
+        lora = next((key for key in flat if ORDINARY_LORA.search(key)), None)
+        if lora is not None:
+            came = f"it is an ordinary LoRA (it has {lora}), for LoraLoader"
         raise UserError(f"{name} is not an ID-Animator adapter: {came}; needed are tensors named {RESAMPLER}* and "
                         f"{ATTENTION}*, choose an ID-Animator file.")
     if len(found) < len(flat):
