@@ -130,8 +130,9 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     known = [key for key in found if key.startswith((RESAMPLER, ATTENTION))]
     if not known:
         came = f"the first of its {len(flat)} entries is {next(iter(flat))}" if flat else "it holds no tensors"
-        if any(ORDINARY_LORA.search(key) for key in flat):
-            came = f"it is an ordinary LoRA (it has {next(filter(ORDINARY_LORA.search, flat))}), for LoraLoader"
+        lora = next((key for key in flat if ORDINARY_LORA.search(key)), None)
+        if lora is not None:
+            came = f"it is an ordinary LoRA (it has {lora}), for LoraLoader"
         raise UserError(f"{name} is not an ID-Animator adapter: {came}; needed are tensors named {RESAMPLER}* and "
                         f"{ATTENTION}*, choose an ID-Animator file.")
     if len(found) < len(flat):

@@ -60,7 +60,7 @@ def _cross_attention(block: tuple[str, int], path: str, transformer: SpatialTran
 
 def check_fit(adapter: Adapter, places: tuple[CrossAttention, ...]) -> None:
     """Raises UserError unless the adapter was made for a model with these cross-attentions."""
-    needed = [tuple(projection.key.shape) for projection in adapter.projections]
+    needed = [(each.key.shape[0], each.key.shape[1]) for each in adapter.projections]
     if [place.shape for place in places] != needed or any(place.depth != 1 for place in places):
         raise UserError(f"{adapter.name} is for {_described(needed)}, and the model has "
                         f"{_described([place.shape for place in places for _ in range(place.depth)])}: connect an "
