@@ -218,9 +218,10 @@ class Wan:
                 note = None
                 if note_mass is not None:
                     note = functools.partial(note_mass, i, [reading.person for reading in reads])
+                kind = _with_identity(type(block.attn))  # type: ignore[arg-type]  # mypy takes no class for hashable
                 stack.enter_context(exchanged(
-                    block.attn, _with_identity(type(block.attn)), identities=identities, identity_attend=attend,
-                    identity_read=False, maps_mass=note is not None, note_mass=note))
+                    block.attn, kind, identities=identities, identity_attend=attend, identity_read=False,
+                    maps_mass=note is not None, note_mass=note))
                 modules.append(block.attn)
             # an exception would keep this frame, and with it K and V of the last block
             identities, reads = (), []

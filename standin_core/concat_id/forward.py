@@ -97,9 +97,9 @@ def references_appended(wan: Wan, grid: tuple[int, int, int], references: int, t
             if "forward" in block.block.__dict__:
                 raise UserError("another node replaced the transformer blocks of this model, and Concat-ID needs its "
                                 "own: take that node out.")
-            stack.enter_context(exchanged(
-                block.block, _with_references(type(block.block)), reference_rotation=rotation,
-                reference_modulation=None if modulations is None else modulations[i]))
+            kind = _with_references(type(block.block))  # type: ignore[arg-type]  # mypy takes no class for hashable
+            stack.enter_context(exchanged(block.block, kind, reference_rotation=rotation,
+                                          reference_modulation=None if modulations is None else modulations[i]))
         yield
 
 

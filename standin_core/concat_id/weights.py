@@ -150,7 +150,7 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
         raise UserError(f"{name} has {len(foreign)} tensors that no Concat-ID has (the first is {foreign[0]}): take "
                         "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
     marks = torch.cat([native[f"blocks.{i}.modulation"] for i in range(blocks)])
-    return native, ConcatID(name, sha256, marks, _own(own, *marks.shape[::2], name) if own else None,
+    return native, ConcatID(name, sha256, marks, _own(own, blocks, marks.shape[-1], name) if own else None,
                             int((metadata or {}).get(REFERENCES, 1)))
 
 
