@@ -95,18 +95,16 @@ def check_fit(concat_id: ConcatID, model) -> None:
         blocks, _, dim = concat_id.marks.shape
         raise UserError(f"{concat_id.name} is a Wan of {blocks} blocks and width {dim}, the model has "
                         f"{len(wan.blocks)} blocks and width {wan.dim}: connect the model of Load Concat-ID.")
-    if not _same_weights(concat_id, model, wan):
+    if not _same_weights(concat_id, wan):
         raise UserError(f"the model has other weights than {concat_id.name}, as a plain Wan has, or another Concat-ID "
                         "file that came through Load Diffusion Model, where an AdaLN file loses 32 tensors: connect "
                         "both outputs of Load Concat-ID.")
 
 
-def _same_weights(concat_id: ConcatID, model, wan: Wan) -> bool:
+def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
     """Whether the model's modulation vectors are those of the file, up to the rounding of either."""
-    found = []
-    for i, block in enumerate(wan.blocks):
-        kept = model.backup.get(f"diffusion_model.blocks.{i}.modulation")  # ComfyUI keeps what a LoRA has changed
-        found.append((block.block.modulation if kept is None else kept.weight).detach().cpu())
+    # ComfyUI's LoRAs leave them as they are: it patches the weights of layers alone
+    found = [block.block.modulation.detach().cpu() for block in wan.blocks]
     if not found[0].is_floating_point():  # packed by another loader, so there is nothing to compare
         return True
     rounding = max(torch.finfo(each.dtype).eps for each in (concat_id.marks, found[0])) / 2
