@@ -204,12 +204,14 @@ def test_a_model_is_known_again_in_every_dtype(dtype):
         applied(tiny.load(TinyWan(text_dim=32, seed=11).weights(), dtype=dtype), adaln=True)
 
 
-def test_a_model_is_known_again_with_a_lora():
-    """Even where the LoRA has something for the modulation, which ComfyUI leaves as it is."""
+def test_a_model_is_known_again_while_a_lora_is_loaded():
+    """Also one for all that a block has."""
     model = tiny.load()
-    key = "diffusion_model.blocks.0.modulation"
-    assert model.add_patches({key: ("diff", (torch.ones(1, 6, tiny.WAN.dim),))}) == [key]
+    patches = {key: ("diff", (torch.ones_like(tensor),)) for key, tensor in model.model.state_dict().items()
+               if ".blocks." in key}
+    assert model.add_patches(patches)
     comfy.model_management.load_models_gpu([model])
+    assert not torch.equal(model.model.diffusion_model.blocks[0].ffn[0].bias, tiny.WAN.weights()["blocks.0.ffn.0.bias"])
     applied(model, adaln=True)
     comfy.model_management.unload_all_models()
 

@@ -36,7 +36,9 @@ class TinySD15Text(comfy.sd1_clip.SD1ClipModel):
 
 class TinyClipVision(comfy.clip_vision.ClipVisionModel):
     def __init__(self, json_config):
-        super().__init__(json.loads(Path(json_config).read_text()) | SIZES["vision"])
+        """A model of the sizes in a file is a tiny one; of sizes given by themselves, it has those."""
+        from_file = not isinstance(json_config, dict)
+        super().__init__(json.loads(Path(json_config).read_text()) | SIZES["vision"] if from_file else json_config)
 
 
 comfy.text_encoders.wan.UMT5XXlModel = TinyUMT5
