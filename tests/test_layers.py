@@ -15,8 +15,8 @@ SHARED = ["contracts", "files", "folders", "latents", "face", "reference", "cont
 METHODS = ["stand_in", "face_swap"]
 # of a method that has more files than a reader holds at a time; each may import those before it
 WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "kv_cache", "settings", "attention_map",
-                       "run_report", "choices", "budget", "run", "wrappers", "apply", "parameters", "objective",
-                       "training"]}
+                       "run_report", "choices", "budget", "run", "wrappers", "experts", "apply", "parameters",
+                       "objective", "training"]}
 WITHOUT_COMFYUI = ["contracts", "files", "latents", "attention", "controls", "report", "stand_in.adapter",
                    "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.settings",
                    "stand_in.run_report"]

@@ -45,7 +45,7 @@ INTERFACE = {
          "checkpointing", "sample_every", "seed", "start_from", "vae"], ["STAND_IN", "IMAGE", "IMAGE"]),
 }
 DEFAULTS = {
-    "FacePreprocess": {"face_index": 0, "crop_scale": 0.0, "size": 512, "background": "white",
+    "FacePreprocess": {"face_index": 0, "crop_scale": 1.5, "size": 512, "background": "white",
                        "download_missing": False, "min_score": 0.5, "feather": 0, "level_eyes": False,
                        "balance_colors": False, "detector": "auto"},
     "FaceSwapPrepare": {"face_index": 0, "smoothing": 0.5, "hold_frames": 8, "download_missing": False,

@@ -81,6 +81,11 @@ def file_refusal(model_file: ModelFile) -> str | None:
     return None
 
 
+def in_short(refusal: str) -> str:
+    """A refusal without what is in brackets, as a verdict that is otherwise good has it."""
+    return refusal.partition(" (")[0]
+
+
 def find_insightface(patterns: tuple[str, ...]) -> Path | None:
     """The first network of insightface's model packs whose file name fits one of the patterns, or None."""
     packs = Path(folder_paths.models_dir) / "insightface" / "models"

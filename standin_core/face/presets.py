@@ -10,7 +10,7 @@ from .parsing import ALL_BUT_BACKGROUND
 class Preset:
     """How a photo is cropped and parsed.
 
-    crop_scale: side of the crop over the longer side of the face box.
+    crop_scale: the least side of the crop over the longer side of the face box.
     border_rule: one of geometry.BORDER_RULES.
     keep: one of parsing.KEPT_LABELS.
     normalization: one of parsing.NORMALIZATIONS.
@@ -26,8 +26,8 @@ class Preset:
 # WeChatCV/Stand-In_Preprocessor_ComfyUI with its defaults (with_neck off). The last two have the rules of the first;
 # 2.5 is the scale that users take to see the shoulders.
 PRESETS = {
-    "Stand-In inference": Preset(1.5, "all sides", ALL_BUT_BACKGROUND, "0.5"),
-    "Stand-In ComfyUI preprocessor": Preset(1.5, "any side", "face and hair", "imagenet"),
-    "face only": Preset(1.5, "all sides", "face", "0.5"),
+    "Stand-In inference": Preset(0.0, "all sides", ALL_BUT_BACKGROUND, "0.5"),
+    "Stand-In ComfyUI preprocessor": Preset(0.0, "any side", "face and hair", "imagenet"),
+    "face only": Preset(0.0, "all sides", "face", "0.5"),
     "head and shoulders": Preset(2.5, "all sides", ALL_BUT_BACKGROUND, "0.5"),
 }
