@@ -22,7 +22,7 @@ from support import moving_photo
 from support.browser import ComfyPage, comfy_page
 from support.comfyui_server import running_server
 from support.environment import COMFYUI, PACK
-from support.page_layout import PADDING, Size, arrange, by_depth
+from support.page_layout import PADDING, Layout, Size, arrange, by_depth
 from support.thumbnails import thumbnail
 from support.workflow_graphs import BLUEPRINT, IDENTITY, SOURCES, WORKFLOWS, Workflow
 
@@ -99,8 +99,11 @@ PLACE = """([nodes, groups, note]) => {
 
 def build(comfy: ComfyPage, workflow: Workflow) -> None:
     """Write the graph, the prompt and the thumbnail of a workflow."""
-    lay_out(comfy, workflow)
+    layout = lay_out(comfy, workflow)
     graph = comfy.graph(workflow.name)
+    for node in graph["nodes"]:  # the page has unfolded them by now
+        box = layout.nodes.get(str(node["id"]), layout.note)
+        node["size"] = [box.width, box.height]
     if workflow.app:
         graph["extra"]["linearData"] = {
             "inputs": [[int(workflow.numbers[key]), name] for key, name in workflow.app.inputs],
@@ -143,8 +146,8 @@ def dress(comfy: ComfyPage, workflow: Workflow) -> dict[str, int]:
     return became
 
 
-def lay_out(comfy: ComfyPage, workflow: Workflow) -> None:
-    """The graph with every node in its place, measured in both of the page's renderings."""
+def lay_out(comfy: ComfyPage, workflow: Workflow) -> Layout:
+    """Bring every node into its place, as measured in both of the page's renderings."""
     became = {inner: str(outer) for inner, outer in dress(comfy, workflow).items()}
     numbers = workflow.numbers
     groups = [list(dict.fromkeys(became.get(numbers[node.key], numbers[node.key]) for node in nodes))
@@ -176,6 +179,7 @@ def lay_out(comfy: ComfyPage, workflow: Workflow) -> None:
         {key: asdict(box) for key, box in layout.nodes.items()},
         [(title, asdict(box)) for (title, _), box in zip(workflow.groups, layout.groups)], asdict(layout.note)])
     comfy.settle()
+    return layout
 
 
 def write(path: Path, record: dict) -> None:

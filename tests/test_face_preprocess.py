@@ -80,7 +80,8 @@ def test_a_face_at_the_border(preset, whole):
 
 def test_the_published_preprocessors():
     """What each was read to do: scale, border rule, normalization, and the labels it drops."""
-    inference, preprocessor = PRESETS["Stand-In inference"], PRESETS["Stand-In ComfyUI preprocessor"]
+    inference, preprocessor = (FaceSettings(preset=name).resolved()
+                               for name in ("Stand-In inference", "Stand-In ComfyUI preprocessor"))
     for preset, expected in ((inference, (1.5, "all sides", "0.5")), (preprocessor, (1.5, "any side", "imagenet"))):
         assert (preset.crop_scale, preset.border_rule, preset.normalization) == expected
     assert set(KEPT_LABELS[inference.keep]) == set(range(1, 19))
@@ -94,7 +95,15 @@ def test_every_value_of_a_preset_can_be_set():
                            normalization="imagenet").resolved()
     assert (changed.crop_scale, changed.border_rule, changed.keep, changed.normalization) == (
         2.0, "any side", "head with hat", "imagenet")
-    assert FaceSettings(preset="face only").resolved() == PRESETS["face only"]
+    own = FaceSettings(preset="face only").resolved()
+    assert (own.crop_scale, own.border_rule, own.keep, own.normalization) == (1.5, "all sides", "face", "0.5")
+
+
+@pytest.mark.parametrize("preset, given, expected", [
+    ("Stand-In inference", 1.2, 1.2), ("Stand-In inference", 0.0, 1.5), ("head and shoulders", 1.5, 2.5),
+    ("head and shoulders", 0.0, 2.5), ("head and shoulders", 3.0, 3.0)])
+def test_the_crop_scale_is_the_users_and_0_of_old_prompts_the_authors(preset, given, expected):
+    assert FaceSettings(preset=preset, crop_scale=given).resolved().crop_scale == expected
 
 
 def put_bisenet(models_dir):
@@ -276,17 +285,21 @@ BRICK = np.ascontiguousarray(np.broadcast_to(skimage.data.brick()[:100, :200, No
 @pytest.mark.parametrize("detector", ["cascade", "none"])
 @pytest.mark.parametrize("background, value", [("white", 255), ("grey", 128), ("#202020", 32)])
 def test_without_a_face_the_whole_image_is_padded(detector, background, value):
-    crop = faces.crop(BRICK, detector=detector, size=64, background=background)
+    crop = faces.crop(BRICK, detector=detector, no_face="whole image", size=64, background=background)
     assert "the whole image, padded to a square" in crop.verdict
     assert crop.faces[0].points is None and not crop.faces[0].measured
     assert torch.all(crop.image[0, :16] == value / 255)
     assert crop.rgba[0, :16, :, 3].sum() == 0 and crop.rgba[0, 16:48, :, 3].min() == 1
 
 
-def test_without_a_face_an_error_if_wanted():
+def test_who_looks_for_no_face_gets_the_whole_image():
+    assert "no detector: the whole image" in faces.crop(BRICK, detector="none", size=64).verdict
+
+
+def test_without_a_face_an_error():
     with pytest.raises(UserError, match="no face was found by cascade in photo 2 of 2"):
         crop_faces(faces.as_image(cv2.resize(faces.astronaut(), (200, 200)), cv2.resize(BRICK, (200, 200))),
-                   FaceSettings(no_face="error"))
+                   FaceSettings())
 
 
 @pytest.mark.parametrize("image, words", [
@@ -388,6 +401,24 @@ def test_bars_of_the_warnings():
     assert quality.sharpness > 5 * BLURRED
     assert abs(quality.yaw) < TURNED_DEGREES / 3
     assert quality.warnings() == []
+
+
+def test_the_preview_numbers_the_faces_as_face_index_counts_them():
+    """Which number is where: two previews differ only where the faces of one photo are told by another order."""
+    photo = np.full((200, 400, 3), 90, np.uint8)
+    boxes = [box(300, 60, 350, 120), box(40, 60, 90, 120)]
+    given = {"face_box": boxes}
+    preview = faces.as_uint8(faces.crop(photo, given=given, which_face="from left", face_index=1, parser="none",
+                                        crop_scale=1.0, size=64).preview[0])
+    labels = [preview[61:75, left + 1:left + 16] for left in (40, 300)]
+    dark = [(label.max(axis=-1) < 100) for label in labels]
+    assert all((label == 255).all(axis=-1).any() for label in labels)  # on white
+    assert dark[0].any() and dark[1].any()
+    height = [np.flatnonzero(mask.any(axis=1)).size for mask in dark]
+    width = [np.flatnonzero(mask.any(axis=0)).size for mask in dark]
+    assert width[0] > width[1] and abs(height[0] - height[1]) <= 1  # a 0 is wider than a 1, and as high
+    assert (preview[119, 60:80] == 255).all()  # the left face was not chosen
+    assert not (preview[119, 320:340] == 255).all()
 
 
 def test_the_preview_shows_what_was_found_and_kept():

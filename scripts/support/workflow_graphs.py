@@ -215,7 +215,7 @@ def identity_from_photo(key: str = "identity", source: tuple = ("model", 0), ima
 
 def prompts(positive: str) -> tuple[Node, Node]:
     return (Node("positive", "CLIPTextEncode", {"clip": ("encoder", 0), "text": positive}, "Prompt", 150),
-            Node("negative", "CLIPTextEncode", {"clip": ("encoder", 0), "text": NEGATIVE}, "Negative prompt", 150))
+            Node("negative", "CLIPTextEncode", {"clip": ("encoder", 0), "text": NEGATIVE}, "Negative prompt", 190))
 
 
 EMPTY = Node("latent", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1},
