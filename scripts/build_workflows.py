@@ -28,6 +28,7 @@ from support.workflow_graphs import BLUEPRINT, IDENTITY, SOURCES, WORKFLOWS, Wor
 
 WIDTH = 290  # of a column of nodes
 FIRST_WIDTHS = (350, 400, 450, 500)  # of the first, with the longest names and the note: the wider, the lower
+PICTURES = "$$canvas-image-preview"  # the page's name for what a node shows
 
 # titles, files, where the nodes of a subgraph stand inside it, these as subgraphs, and the note; returns the id of each
 # inner node -> the id of its subgraph's node
@@ -108,6 +109,7 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
         graph["extra"]["linearData"] = {
             "inputs": [[int(workflow.numbers[key]), name] for key, name in workflow.app.inputs],
             "outputs": [int(workflow.numbers[key]) for key in workflow.app.outputs]}
+    show_pictures(graph, workflow)
     folder = PACK / "workflows"
     comfy.show(graph, workflow.name)
     write(folder / f"{workflow.name}.json", graph)
@@ -118,10 +120,21 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     thumbnail(workflow).save(folder / f"{workflow.name}.jpg", quality=90)
 
 
+def show_pictures(graph: dict, workflow: Workflow) -> None:
+    """Have each subgraph's node show the pictures of the node inside that has them."""
+    nodes = {node["type"]: node for node in graph["nodes"]}
+    named = {each["name"]: each["id"] for each in graph["definitions"]["subgraphs"]}
+    for each in workflow.subgraphs:
+        if each.shows:
+            nodes[named[each.title]]["properties"]["previewExposures"] = [{
+                "name": PICTURES, "sourceNodeId": workflow.numbers[each.shows], "sourcePreviewName": PICTURES}]
+
+
 def build_blueprint(comfy: ComfyPage, workflow: Workflow) -> None:
     """Write the one subgraph of a workflow as the page keeps a blueprint."""
     (number,) = set(dress(comfy, workflow).values())
     graph = comfy.graph(workflow.name)
+    show_pictures(graph, workflow)
     (node,) = [each for each in graph["nodes"] if str(each["id"]) == str(number)]
     node["inputs"] = [each | {"link": None} for each in node["inputs"]]
     node["outputs"] = [each | {"links": []} for each in node["outputs"]]

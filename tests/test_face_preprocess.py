@@ -321,7 +321,7 @@ def test_a_background_that_is_no_colour(background):
 
 
 def test_a_single_pixel():
-    crop = faces.crop(np.full((1, 1, 3), 77, np.uint8), size=64)
+    crop = faces.crop(np.full((1, 1, 3), 77, np.uint8), no_face="whole image", size=64)
     assert torch.all(crop.image == 77 / 255)
 
 
@@ -357,7 +357,7 @@ def test_any_photo_and_box_give_a_square_of_the_size(shape, size, seed, preset, 
     x, y, w, h = edges
     points = np.array([[x, y], [x + w, y + h / 9], [x + w / 2, y + h / 2], [x, y + h], [x + w, y + h]], np.float64)
     found = crop_faces(image, FaceSettings(preset=preset, size=size, parser="none", level_eyes=level,
-                                           balance_colors=balance, feather=feather),
+                                           balance_colors=balance, feather=feather, no_face="whole image"),
                        face_landmarks=faces.landmarks([(points, 1.0)], size=(height, width)))
     assert found.image.shape == (1, size, size, 3) and found.rgba.shape == (1, size, size, 4)
     for values in (found.image, found.rgba, found.preview):
@@ -404,7 +404,7 @@ def test_bars_of_the_warnings():
 
 
 def test_the_preview_numbers_the_faces_as_face_index_counts_them():
-    """Which number is where: two previews differ only where the faces of one photo are told by another order."""
+    """0 at the left face and 1 at the right one, whatever order they were found in."""
     photo = np.full((200, 400, 3), 90, np.uint8)
     boxes = [box(300, 60, 350, 120), box(40, 60, 90, 120)]
     given = {"face_box": boxes}

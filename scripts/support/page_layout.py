@@ -13,7 +13,7 @@ BETWEEN_NODES, BETWEEN_GROUPS, BETWEEN_COLUMNS = 20, 30, 28
 # A template opens with its nodes on three quarters of the canvas, so at 1920x1080 these give a scale of 0.66. Below 0.5
 # the page draws no words.
 WIDEST, HIGHEST = 2160, 1210
-RESULT_WIDTH = 520  # at most, of the last column, which takes the width that is left
+RESULT_WIDTH = 440  # at most, of the last column, which takes the width that is left
 
 
 @dataclass(frozen=True)

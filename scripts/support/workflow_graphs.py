@@ -62,8 +62,8 @@ NEGATIVE = ("overexposed, static, blurred details, subtitles, painting, still pi
             "JPEG artifacts, ugly, extra fingers, deformed hands, deformed face, fused fingers, cluttered background, "
             "three legs, walking backwards")
 PROMPT_TIP = "Say *a man* or *a woman* and what happens. Do not describe the face: the photo does."
-FACE_FILES = ("The first run downloads two face networks (163 MB, facexlib on GitHub). With *download_missing* off, it "
-              "does without: the photo keeps its background.")
+FACE_FILES = ("The first run downloads two face networks (163 MB, facexlib on GitHub). With *download face models* "
+              "off, it does without: the photo keeps its background.")
 QUICK_LOOK = "A quick look first: *length* 1 in **Empty video** makes one picture."
 
 
@@ -88,6 +88,7 @@ class Subgraph:
     keys: of its nodes; it stands where the first of them is listed.
     widgets: (key of a node, name of a widget, label) for each that it shows itself.
     inputs, outputs: names of the first, where the page's own do not tell them apart.
+    shows: key of the node whose pictures it shows.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Subgraph:
     widgets: tuple[tuple[str, str, str], ...] = ()
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    shows: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def vae() -> Node:
     return Node("vae", "VAELoader", {"vae_name": VAE})
 
 
-MODELS = (model(), adapter(), encoder(), vae())
+MODELS = (model(), encoder(), vae())
 
 
 def photo(key: str = "photo", title: str = "Photo") -> Node:
@@ -202,15 +204,20 @@ def identity(key: str = "identity", source: tuple = ("model", 0), stand_in: str 
 
 def identity_from_photo(key: str = "identity", source: tuple = ("model", 0), image: str = "photo",
                         file: str = ADAPTER, title: str = "Identity from a photo",
-                        **settings) -> tuple[tuple[Node, ...], Subgraph]:
-    """Adapter, face crop and identity branch, and the subgraph that shows them as one node."""
+                        widgets: tuple[tuple[str, str], ...] = (), **settings) -> tuple[tuple[Node, ...], Subgraph]:
+    """Adapter, face crop and identity branch, and the subgraph that shows them as one node.
+
+    widgets: (name, label) of further widgets of the identity branch that the subgraph shows.
+    settings: inputs of the identity branch.
+    """
     nodes = (adapter(f"{key}_adapter", file), face(f"{key}_face", image),
              identity(key, source, f"{key}_adapter", (f"{key}_face", 0), **settings))
     return nodes, Subgraph(
         title, "Gives a Wan model the identity of the person in a photo: a photo, a model and a VAE in, a model out.",
         tuple(node.key for node in nodes),
         ((f"{key}_adapter", "adapter", "adapter"), (key, "strength", "strength"),
-         (f"{key}_face", "download_missing", "download face models")))
+         *((key, name, label) for name, label in widgets),
+         (f"{key}_face", "download_missing", "download face models")), shows=f"{key}_face")
 
 
 def prompts(positive: str) -> tuple[Node, Node]:
@@ -241,38 +248,40 @@ def video(samples: tuple = ("sampler", 0), frames: tuple = ("decoded", 0), decod
 CAFE = ("A woman sits at a cafe table by the window. She looks up, smiles at the camera and raises her cup. Soft "
         "morning light, medium shot.")
 
+PERSON, PERSON_NODE = identity_from_photo()
 IDENTITY = Workflow(
     "identity_text_to_video", "One photo,\na video", 1,
-    (("Models", MODELS), ("Who", (photo(), face())), ("What happens", (*prompts(CAFE), identity())),
+    (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", PERSON),
      ("Sample", (EMPTY, sampler())), ("Video", video())),
     f"""## One photo in, a video of that person out
 
 1. **Photo**: one clear, frontal photo.
 2. **Prompt**: {PROMPT_TIP}
-3. Run. **Face Preprocess** shows the crop, **Stand-In Sampler** what the identity did.
+3. Run. **Identity from a photo** shows the crop of the face, **Stand-In Sampler** what the identity did.
 
-Steps, cfg and shift are the authors'. {QUICK_LOOK} *Graph*, at the top left, also shows this as an app.
+Steps, cfg and shift are the authors'. {QUICK_LOOK} *Graph*, at the top left, also shows this as an app. *Enter
+subgraph* opens the face crop and all controls.
 
 {FACE_FILES}""",
-    app=App((("photo", "image"), ("positive", "text")), ("save",)),
+    subgraphs=(PERSON_NODE,), app=App((("photo", "image"), ("positive", "text")), ("save",)),
     when="Begin here. Wan 2.1 with the authors' sampling: 20 steps.")
 
+QUICK, QUICK_NODE = identity_from_photo(source=("distilled", 0))
 DISTILLED_STEPS = Workflow(
     "identity_in_4_steps", "The same\nin 4 steps", 1,
     (("Models", (model(), Node("distilled", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": DISTILLED, "strength_model": 1.0}, "Distilled LoRA"), *MODELS[1:])),
-     ("Who", (photo(), face())),
-     ("What happens", (*prompts(CAFE), identity(source=("distilled", 0)))),
+     ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", QUICK),
      ("Sample", (EMPTY, sampler(steps=4, cfg=1.0))), ("Video", video())),
     f"""## The same in 4 steps
 
 A distilled LoRA: 4 steps and **cfg 1**, which skips the negative prompt. A tenth of the time, with a little less
-motion. It stands before Apply Identity Branch, so the identity is computed with it.
+motion. It stands before the identity, which is therefore computed with it.
 
 {PROMPT_TIP} Where the face looks pasted, lower *strength*.
 
 {FACE_FILES}""",
-    when="Wan 2.1 with a distilled LoRA: a tenth of the time, a little less motion.")
+    subgraphs=(QUICK_NODE,), when="Wan 2.1 with a distilled LoRA: a tenth of the time, a little less motion.")
 
 
 def four_steps_or_twenty() -> tuple[tuple[Node, ...], Subgraph]:
@@ -319,7 +328,7 @@ noise falls below *boundary*, so there are no start and end steps to set.
 
 {PROMPT_TIP} {QUICK_LOOK}
 
-{FACE_FILES.replace("*download_missing*", "*download face models*")}""",
+{FACE_FILES}""",
     subgraphs=(SPEED_NODE, HIGH_NODE, LOW_NODE),
     when="The newer model: both experts in one sampler, a switch for the speed.")
 
@@ -329,13 +338,13 @@ POSES = (Node("pose_model", "CheckpointLoaderSimple", {"ckpt_name": POSE}),
          Node("poses", "SDPoseDrawKeypoints", {"keypoints": ("keypoints", 0), "draw_face": False}))
 CONTROLLED = Workflow(
     "identity_vace_control", "Moves as in\na video", 1,
-    (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(), face())),
+    (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
+     ("What happens", prompts(
+         "A man in a grey coat dances on an empty square in the evening. Street lamps, wet cobbles, full shot.")),
      ("How it moves", (
          Node("control", "LoadVideo", {"file": "control.mp4"}, "Video with the movement", 300),
          Node("frames", "GetVideoComponents", {"video": ("control", 0)}), *POSES)),
-     ("What happens", (*prompts(
-         "A man in a grey coat dances on an empty square in the evening. Street lamps, wet cobbles, full shot."),
-         identity())),
+     ("Identity", PERSON),
      ("Sample", (
          Node("vace", "WanVaceToVideo", {
              "positive": ("positive", 0), "negative": ("negative", 0), "vae": ("vae", 0),
@@ -357,29 +366,32 @@ A card with less than 40 GB: the GGUF files of [QuantStack](https://huggingface.
 
 {FACE_FILES}""",
     subgraphs=(Subgraph("Poses", "The skeletons of the people in a video.", tuple(node.key for node in POSES),
-                        (("pose_model", "ckpt_name", "pose model"), ("poses", "draw_face", "draw face"))),),
+                        (("pose_model", "ckpt_name", "pose model"), ("poses", "draw_face", "draw face"))),
+               PERSON_NODE),
     when="VACE takes the movement from a video; ComfyUI draws the poses.")
 
+DRAWN, DRAWN_NODE = identity_from_photo(source=("style", 0), widgets=(("start_percent", "start"),))
 STYLED = Workflow(
     "identity_in_a_style", "In the style\nof a LoRA", 1,
     (("Models", (model(), Node("style", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": STYLE, "strength_model": 1.0}, "Style LoRA"), *MODELS[1:])),
-     ("Who", (photo(), face())),
-     ("What happens", (*prompts(
+     ("Who", (photo(),)),
+     ("What happens", prompts(
          "Studio Ghibli style. A woman runs up a green hill against the wind, stops at the top and looks out over the "
-         "sea. Summer clouds."), identity(source=("style", 0)))),
+         "sea. Summer clouds.")),
+     ("Identity", DRAWN),
      ("Sample", (EMPTY, sampler())), ("Video", video())),
     f"""## A person in a style
 
 **Style LoRA**: any for Wan 2.1 14B, with its trigger words first in the prompt. The one named here is *Studio Ghibli*
 by seruva19; save it under this name or choose yours.
 
-A photo that stays a photo: *strength* 0.7, or *start_percent* 0.1. A style that loses the person: *strength* 1.5.
+A photo that stays a photo: *strength* 0.7, or *start* 0.1. A style that loses the person: *strength* 1.5.
 
 {PROMPT_TIP}
 
 {FACE_FILES}""",
-    when="Any style LoRA for Wan 2.1, and the person stays the person.")
+    subgraphs=(DRAWN_NODE,), when="Any style LoRA for Wan 2.1, and the person stays the person.")
 
 HALF_WIDTH = 416
 HALVES = (Node("nothing", "SolidMask", {"value": 0.0, "width": 832, "height": 480}, "Nowhere"),
@@ -393,7 +405,7 @@ RIGHT, RIGHT_NODE = identity_from_photo("identity", ("left_identity", 0), "other
                                         region=("right", 0))
 TWO_PEOPLE = Workflow(
     "two_people", "Two people,\ntwo photos", 2,
-    (("Models", (model(), encoder(), vae())),
+    (("Models", MODELS),
      ("Who", (photo("photo", "The person on the left"), photo("other_photo", "The person on the right"))),
      ("Where", HALVES), ("One after the other", (*LEFT, *RIGHT)),
      ("What happens", prompts(
@@ -410,37 +422,41 @@ are untrained: the adapters were made with one person, everywhere.
 
 {PROMPT_TIP}
 
-{FACE_FILES.replace("*download_missing*", "*download face models*")}""",
+{FACE_FILES}""",
     subgraphs=(Subgraph("Left and right half", "Masks of the left and of the right half of the video.",
                         tuple(node.key for node in HALVES), outputs=("left half", "right half")),
                LEFT_NODE, RIGHT_NODE),
     when="Each in a region, with a photo and a strength. Untrained.")
 
+THING = (adapter(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
+         face("face", "rgba", detector="none", parser="none", download_missing=False), identity())
 SUBJECT = Workflow(
     "any_subject", "A cat, a toy,\na cartoon", 1,
     (("Models", MODELS),
-     ("Who or what", (photo("photo", "Picture of the subject"),
-                      Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
-                      face("face", "rgba", detector="none", parser="none", download_missing=False))),
-     ("What happens", (*prompts(
+     ("Who or what", (photo("photo", "Picture of the subject"),)),
+     ("What happens", prompts(
          "A toy robot walks across a wooden desk, stops in front of a lamp and waves. Warm light, shallow depth of "
-         "field."), identity())),
+         "field.")),
+     ("Identity", THING),
      ("Sample", (EMPTY, sampler())), ("Video", video())),
     f"""## An object, an animal, a cartoon
 
-**Face Preprocess** takes the whole picture here: *detector* none, padded to a square on white. The subject should fill
-it and stand on a plain background. What is transparent becomes white.
+The whole picture is the reference here, padded to a square on white; no face is looked for. The subject should fill it
+and stand on a plain background. What is transparent becomes white.
 
 Name the subject in the prompt ("a toy robot") and say what it does; do not describe how it looks. The adapters were
 trained on people: subjects are what they happen to be good at.
 
 {QUICK_LOOK}""",
+    subgraphs=(Subgraph("Identity from a picture", "Gives a Wan model the identity of the subject of a picture.",
+                        tuple(node.key for node in THING),
+                        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength")), shows="face"),),
     when="No face needed: the whole picture is the reference.")
 
+LEAN, LEAN_NODE = identity_from_photo(widgets=(("cache", "cache"),), cache="streaming")
 LOW_MEMORY = Workflow(
     "low_memory", "On a\nsmall card", 1,
-    (("Models", MODELS), ("Who", (photo(), face())),
-     ("What happens", (*prompts(CAFE), identity(cache="streaming"))),
+    (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", LEAN),
      ("Sample", (EMPTY, sampler())),
      ("Video", video(decode=Node("decoded", "VAEDecodeTiled", {
          "samples": ("sampler", 0), "vae": ("vae", 0), "tile_size": 256, "overlap": 64, "temporal_size": 64,
@@ -448,25 +464,24 @@ LOW_MEMORY = Workflow(
     f"""## On a small card
 
 - **fp8 weights**: ComfyUI streams from host memory what does not fit.
-- **Apply Identity Branch, cache** streaming computes the identity's keys and values when a block needs them: 42 MB
+- **Identity, cache** streaming computes the identity's keys and values when a block needs them: 42 MB
   instead of 839 MB, for 3 % more work. *offloaded* takes 42 MB and about 1 GB of host memory; *fp8* half of the 839 MB.
 - **VAE Decode (Tiled)** decodes in pieces.
 - **GGUF**: *Unet Loader (GGUF)* of ComfyUI-GGUF in place of Load Diffusion Model.
 
 {PROMPT_TIP} {FACE_FILES}""",
-    when="fp8 or GGUF weights, no identity cache, tiled decoding.")
+    subgraphs=(LEAN_NODE,), when="fp8 or GGUF weights, no identity cache, tiled decoding.")
 
 PHOTOS = ("photo", "photo_2", "photo_3")
 CROPS = (face("face", PHOTOS[0]), face("face_2", PHOTOS[1]), face("face_3", PHOTOS[2]),
          Node("batch", "BatchImagesNode", {"images.image0": ("face", 0), "images.image1": ("face_2", 0),
-                                           "images.image2": ("face_3", 0)}))
+                                           "images.image2": ("face_3", 0)}),
+         adapter(), identity(reference=("batch", 0), normalize_references=True))
 SEVERAL_PHOTOS = Workflow(
     "several_photos", "Three photos\nof one person", 3,
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
      ("Who", tuple(photo(key, title) for key, title in zip(PHOTOS, ("Photo", "Second photo", "Third photo")))),
-     ("What happens", (*CROPS, *prompts(CAFE), identity(reference=("batch", 0), normalize_references=True))),
-     ("Sample", (EMPTY, sampler())),
-     ("Video", video()),
+     ("Identity", CROPS), ("What happens", prompts(CAFE)), ("Sample", (EMPTY, sampler())), ("Video", video()),
      ("Is it the person?", (Node("report", "IdentityReport", {
          "images": ("decoded", 0), "reference_image": ("batch", 0), "clip_vision": ("clip_vision", 0)}),))),
     f"""## Several photos of one person
@@ -477,24 +492,24 @@ without it, three times as much. Experimental: the published adapters were train
 **Identity Report** measures how like the photos each frame is. It compares by CLIP vision; a face recognition network
 in *models/facexlib* tells faces apart better.
 
-{PROMPT_TIP} {FACE_FILES}""",
-    subgraphs=(Subgraph("Crops of three photos", "The faces in three photos, cropped, as one batch.",
-                        tuple(node.key for node in CROPS)),),
+{PROMPT_TIP} The first run downloads two face networks (163 MB, facexlib on GitHub).""",
+    subgraphs=(Subgraph("Identity from three photos", "Gives a Wan model the identity of the person in three photos.",
+                        tuple(node.key for node in CROPS),
+                        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+                         ("identity", "normalize_references", "normalize references")), shows="face"),),
     when="More views of one face, and a report on the likeness.")
 
+PASTED = (adapter(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
+          face("face", "rgba"), Node("prepared", "FaceSwapPrepare", {"images": ("frames", 0), "face": ("face", 5)}),
+          Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
+                                            "background": "locked"}), identity())
 FACE_SWAP = Workflow(
     "face_swap", "Another face\nin a video", 1,
     (("Models", MODELS),
-     ("New face", (photo(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
-                   face("face", "rgba"))),
-     ("Paste it", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
-                   Node("frames", "GetVideoComponents", {"video": ("source", 0)}),
-                   Node("prepared", "FaceSwapPrepare", {"images": ("frames", 0), "face": ("face", 5)}))),
-     ("What happens", (*prompts("A woman talks to the camera."), identity())),
-     ("Sample", (
-         Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
-                                           "background": "locked"}),
-         sampler(denoise=0.85))),
+     ("New face", (photo(),)), ("What is seen", prompts("A woman talks to the camera.")),
+     ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
+                Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
+     ("Paste it", PASTED), ("Sample", (sampler(denoise=0.85),)),
      ("Back over the video", video(
          frames=("composite", 0), fps=("frames", 2), audio=("frames", 1), between=(
              Node("composite", "FaceSwapComposite", {"source": ("frames", 0), "images": ("decoded", 0),
@@ -502,13 +517,20 @@ FACE_SWAP = Workflow(
     f"""## Another face in a video
 
 1. **The video**: one shot, the face in view, 81 frames at most.
-2. **Photo**: the new person. A mask on *subject_mask* (from *Remove Background*) cuts the face out as well.
+2. **Photo**: the new person. The face is cut out by a network, or by the photo's transparency.
 3. **Prompt**: *a man* or *a woman* and what is seen.
 
 A higher *denoise* gives a more natural face that follows the old expression less. Experimental: profiles, hands before
 the face and fast turns show.
 
 {FACE_FILES}""",
+    subgraphs=(Subgraph(
+        "New face on a video", "Pastes the face of a photo on the face in a video, and gives the model its identity.",
+        tuple(node.key for node in PASTED),
+        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+         ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
+         ("latent", "background", "background"), ("face", "download_missing", "download face models")),
+        shows="face"),),
     app=App((("source", "file"), ("photo", "image"), ("positive", "text")), ("save",)),
     when="Keep the video, change the face. Experimental.")
 
@@ -536,14 +558,13 @@ By estimate, the 1.3B model takes 9.3 GiB of the card's memory, a 14B model in b
 thousands of people; with a handful, the adapter learns those. The guide is *docs/training.md*.""",
     subgraphs=(Subgraph("Identity by the new adapter", "The face of a photo, read by the adapter that was trained.",
                         tuple(node.key for node in TRIED),
-                        (("identity", "strength", "strength"), ("face", "download_missing", "download face models"))),),
+                        (("identity", "strength", "strength"), ("face", "download_missing", "download face models")),
+                        shows="face"),),
     when="From a folder of videos, tried on somebody else.")
 
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
              SEVERAL_PHOTOS, TRAIN)
 
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
-_NODES, _SUBGRAPH = identity_from_photo()
-BLUEPRINT = Workflow(
-    "Identity from a photo", "", 1,
-    (("", (model(), vae(), photo(), *_NODES, EMPTY)),), "", subgraphs=(_SUBGRAPH,))
+BLUEPRINT = Workflow("Identity from a photo", "", 1, (("", (model(), vae(), photo(), *PERSON, EMPTY)),), "",
+                     subgraphs=(PERSON_NODE,))
