@@ -145,6 +145,7 @@ def build_blueprint(comfy: ComfyPage, workflow: Workflow) -> None:
 
 def dress(comfy: ComfyPage, workflow: Workflow) -> dict[str, int]:
     """The prompt as a graph with its subgraphs; returns the id of each inner node -> the id of its subgraph's node."""
+    comfy.open()  # in a page that has shown another graph, subgraphs take widget values of that one
     comfy.load(workflow.prompt, workflow.name)
     ids, nodes = workflow.numbers, workflow.nodes
     subgraphs = [{"title": each.title, "description": each.description,
@@ -220,7 +221,6 @@ def main() -> None:
         comfyui = Path(os.environ.get("COMFYUI_PATH", COMFYUI))
         with (running_server(comfyui, base, base / "log.txt") as server,
               comfy_page(server.url) as comfy):
-            comfy.open()
             for workflow in WORKFLOWS:
                 if workflow.name in chosen:
                     build(comfy, workflow)

@@ -71,9 +71,8 @@ class ComfyPage:
         return prompt
 
     def load(self, prompt: dict, name: str) -> None:
-        """A prompt of the server's as a graph, without the pictures that nodes of these ids have shown."""
-        self.page.evaluate("([prompt, name]) => { window.app.clean(); return window.app.loadApiJson(prompt, name); }",
-                           [prompt, name])
+        """A prompt of the server's as a graph."""
+        self.page.evaluate("([prompt, name]) => window.app.loadApiJson(prompt, name)", [prompt, name])
         self.settle()
 
     def graph(self, name: str) -> dict:
