@@ -73,4 +73,7 @@ def shown(cls, *batches) -> list[dict]:
 
 def show_text(cls, text: str) -> None:
     """Show a text on the node; the text among its outputs is kept with the prompt but not shown by the frontend."""
+    lines = text.splitlines()
+    if len(lines) > 1:  # one of the page's two renderings runs lines together
+        text = "\n".join(f"• {line.strip()}" for line in lines if line)
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)

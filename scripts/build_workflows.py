@@ -27,6 +27,7 @@ from support.thumbnails import thumbnail
 from support.workflow_graphs import BLUEPRINT, IDENTITY, SOURCES, WORKFLOWS, Workflow
 
 WIDTH = 290  # of a column of nodes
+PICTURES_ROOM = 200  # which a node gets for what it shows after a run
 FIRST_WIDTHS = (350, 400, 450, 500)  # of the first, with the longest names and the note: the wider, the lower
 PICTURES = "$$canvas-image-preview"  # the page's name for what a node shows
 
@@ -174,12 +175,14 @@ def lay_out(comfy: ComfyPage, workflow: Workflow) -> Layout:
     comfy.settle()
     measured = {each["id"]: each for each in comfy.page.evaluate(MEASURE)}
     (note,) = [key for key, each in measured.items() if each["type"] == "MarkdownNote"]
+    showing = {became[numbers[each.shows]] for each in workflow.subgraphs if each.shows}
     layouts = []
     for first in FIRST_WIDTHS:
         sizes = {}
         for each, more in shown.items():
             needs = measured[each]["canvas"], measured[each]["vue"]
-            sizes[each] = Size(first if each in groups[0] else WIDTH, more or min(needs), more or max(needs))
+            room = (more or max(needs)) + (PICTURES_ROOM if each in showing else 0)
+            sizes[each] = Size(first if each in groups[0] else WIDTH, more or min(needs), room)
         comfy.page.evaluate("([id, width]) => window.app.graph.getNodeById(id).setSize([width, 10])",
                             [note, first + 2 * PADDING])
         comfy.settle()
