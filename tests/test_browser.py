@@ -83,8 +83,17 @@ CUT_BY_VUE = """() => [...document.querySelectorAll('[data-node-id]')].filter(e 
     return node && e.offsetHeight > node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 2; }).map(e => e.dataset.nodeId)"""
 
 
-def test_the_template_browser_has_them(comfy):
+@pytest.fixture
+def large(comfy):
+    """A screen on which many nodes and cards have room."""
+    usual_size, comfy.size = comfy.size, {"width": 2800, "height": 1500}
+    yield comfy
+    comfy.size = usual_size
+
+
+def test_the_template_browser_has_them(large):
     """Under the pack's name, each with its picture, and a click opens it."""
+    comfy = large
     comfy.open()
     comfy.page.keyboard.press("Escape")
     comfy.page.get_by_role("button", name="Templates").first.click()
@@ -112,8 +121,7 @@ DRAWN = (("UNETLoader", "MODEL", "ApplyIdentityBranch", "model"),
          ("CLIPTextEncode", "CONDITIONING", "StandInSampler", "positive"),
          ("CLIPTextEncode", "CONDITIONING", "StandInSampler", "negative"),
          ("EmptyHunyuanLatentVideo", "LATENT", "StandInSampler", "latent_image"),
-         ("StandInSampler", "latent", "VAEDecode", "samples"),
-         ("StandInSampler", "report", "PreviewAny", "source"))
+         ("StandInSampler", "latent", "VAEDecode", "samples"))
 SEARCHED = {"LoadStandIn": "load stand-in", "FacePreprocess": "face preprocess",
             "ApplyIdentityBranch": "apply identity", "StandInSampler": "stand-in sampler"}
 PLACES = {"LoadStandIn": (500, 750), "FacePreprocess": (850, 750), "ApplyIdentityBranch": (1300, 750),
@@ -158,10 +166,43 @@ def found_by(comfy, words):
     return text
 
 
-def test_first_five_minutes(comfy, usual, server, photo):
+def test_the_blueprint_is_one_node_with_three_links(large):
+    """Found by the page's search, and it takes a photo, a model and a VAE."""
+    large.open()
+    large.page.mouse.dblclick(2300, 1100)
+    large.page.keyboard.type("identity from a photo", delay=20)
+    large.page.wait_for_timeout(1200)
+    large.page.keyboard.press("Enter")
+    large.page.wait_for_timeout(600)
+    large.page.mouse.click(2300, 1100)
+    large.settle()
+    (node,) = large.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
+        slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),
+        inner: n.subgraph.nodes.map(i => i.type).sort()}))""")
+    assert node == {"slots": ["image", "model", "vae"], "outputs": ["MODEL"],
+                    "inner": ["ApplyIdentityBranch", "FacePreprocess", "LoadStandIn"]}
+
+
+@pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if each.app], ids=lambda workflow: workflow.name)
+def test_the_app_asks_for_what_changes(comfy, workflow):
+    """In App mode, the photo and the prompt are there, and one button."""
+    comfy.open()
+    comfy.show(json.loads((PACK / "workflows" / f"{workflow.name}.json").read_text(encoding="utf-8")), workflow.name)
+    comfy.page.keyboard.press("Alt+m")
+    comfy.page.wait_for_timeout(2500)
+    comfy.page.screenshot(path=SCREENSHOTS / f"{workflow.name}_app.png")
+    text = comfy.page.inner_text("body")
+    assert "App mode in beta" in text and "Run" in text
+    assert all(name in text for _, name in workflow.app.inputs)
+    (prompt,) = [node.inputs["text"] for node in workflow.nodes if node.key == "positive"]
+    assert prompt in comfy.page.evaluate("[...document.querySelectorAll('textarea')].map(each => each.value)")
+
+
+def test_first_five_minutes(large, usual, server, photo):
     """From the nodes of ComfyUI: search for ours, drop them, connect them with the mouse, run, see the video."""
     prompt = on_tiny_models(PACK / "workflows" / "api" / "identity_text_to_video.json", photo, 96, 64, 9, 2)
     theirs = {key: node for key, node in prompt.items() if node["class_type"] not in SEARCHED}
+    comfy = large
     for node in theirs.values():
         node["inputs"] = {name: value for name, value in node["inputs"].items()
                           if not isinstance(value, list) or value[0] in theirs}

@@ -259,7 +259,7 @@ IDENTITY = Workflow(
 2. **Prompt**: {PROMPT_TIP}
 3. Run. **Identity from a photo** shows the crop of the face, **Stand-In Sampler** what the identity did.
 
-Steps, cfg and shift are the authors'. {QUICK_LOOK} *Graph*, at the top left, also shows this as an app. *Enter
+Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, at the top left, shows this as an app. *Enter
 subgraph* opens the face crop and all controls.
 
 {FACE_FILES}""",
@@ -315,8 +315,8 @@ WAN22 = Workflow(
     "identity_wan_2_2", "Wan 2.2,\n4 or 20 steps", 1,
     (("Models", (model("model", T2V_HIGH, "High-noise expert"), model("low_model", T2V_LOW, "Low-noise expert"),
                  encoder(), vae())),
-     ("Who", (photo(),)), ("4 steps or 20", SPEED),
-     ("Identity in both experts", (*HIGH, *LOW)), ("What happens", prompts(CAFE)),
+     ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("4 steps or 20", SPEED),
+     ("Identity in both experts", (*HIGH, *LOW)),
      ("Sample", (EMPTY, sampler(low_noise_model=("low_identity", 0), steps=("steps", 0), cfg=("cfg", 0)))),
      ("Video", video())),
     f"""## Wan 2.2 A14B, both experts
@@ -544,7 +544,7 @@ TRAIN = Workflow(
                                               "clip": ("encoder", 0), "download_missing": True}))),
      ("Train", (Node("training", "TrainStandIn", {"model": ("model", 0), "training_data": ("data", 0),
                                                   "vae": ("vae", 0)}),)),
-     ("Try it on somebody else", (photo(), *TRIED)), ("What happens", prompts(CAFE)),
+     ("What happens", prompts(CAFE)), ("Try it on somebody else", (photo(), *TRIED)),
      ("Sample", (EMPTY, sampler())), ("Video", video())),
     """## An adapter of your own
 
