@@ -106,7 +106,8 @@ def test_the_template_browser_has_them(large):
     pictures = comfy.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
     assert pictures.count([640, 360]) == len(WORKFLOWS)
     comfy.page.get_by_text("two_people", exact=True).first.click()
-    comfy.page.wait_for_function("window.app.graph.nodes.some(n => n.type === 'MaskComposite')", timeout=30_000)
+    comfy.page.wait_for_function("window.app.graph.nodes.some(n => n.title === 'Identity on the right')",
+                                 timeout=30_000)
     comfy.settle()
     assert comfy.prompt() == json.loads((PACK / "workflows" / "api" / "two_people.json").read_text(encoding="utf-8"))
 

@@ -189,7 +189,7 @@ MODELS = (model(), encoder(), vae())
 
 
 def photo(key: str = "photo", title: str = "Photo") -> Node:
-    return Node(key, "LoadImage", {"image": "photo.png"}, title, height=300)
+    return Node(key, "LoadImage", {"image": "photo.png"}, title, height=330)
 
 
 def face(key: str = "face", image: str = "photo", **settings) -> Node:
@@ -259,8 +259,8 @@ IDENTITY = Workflow(
 2. **Prompt**: {PROMPT_TIP}
 3. Run. **Identity from a photo** shows the crop of the face, **Stand-In Sampler** what the identity did.
 
-Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, at the top left, shows this as an app. *Enter
-subgraph* opens the face crop and all controls.
+Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, at the top left, shows this as an app.
+*Enter subgraph* opens the face crop and all controls.
 
 {FACE_FILES}""",
     subgraphs=(PERSON_NODE,), app=App((("photo", "image"), ("positive", "text")), ("save",)),
@@ -566,5 +566,6 @@ WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TW
              SEVERAL_PHOTOS, TRAIN)
 
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
-BLUEPRINT = Workflow("Identity from a photo", "", 1, (("", (model(), vae(), photo(), *PERSON, EMPTY)),), "",
-                     subgraphs=(PERSON_NODE,))
+BLUEPRINT = Workflow("Identity from a photo", "", 1, (
+    ("", (model(), vae(), photo(), *PERSON, Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)}))),), "",
+    subgraphs=(PERSON_NODE,))
