@@ -606,8 +606,7 @@ The settings are the authors': 50 steps, cfg 5, shift 5, and *...* as the negati
 {FACE_FILES}""",
     subgraphs=(Subgraph("Identity by Concat-ID", "Gives a Concat-ID model the person in a photo.",
                         tuple(node.key for node in CONCATENATED_FACE),
-                        (("identity", "guidance", "guidance"), ("face", "download_missing", "download face models")),
-                        shows="face"),),
+                        (("face", "download_missing", "download face models"),), shows="face"),),
     when="A model of 1.3B that was fine-tuned to keep a person, and a report.")
 
 SD15_MODELS = (Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": SD15}),
@@ -625,7 +624,7 @@ SD15_NOTE = """The face is aligned at 112 pixels, as the adapter's training had 
 is enough. *strength* 0.7 to 1 is the authors'; lower gives the prompt more freedom. Several photos go in as one batch.
 
 A realistic SD1.5 checkpoint in place of the one named here gives better faces. *model.safetensors* of h94/IP-Adapter is
-the CLIP vision ViT-H: save it as *CLIP-ViT-H-14-laion2B-s32B-b79K*.
+the CLIP vision ViT-H: save it as *CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors*.
 
 ID-Animator keeps less of a likeness than Stand-In and Concat-ID, and needs the smallest card of the three. The first
 run downloads a face network (110 MB, facexlib on GitHub)."""
