@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import comfy.lora
@@ -67,7 +67,7 @@ def check_fit(adapter: Adapter, places: tuple[CrossAttention, ...]) -> None:
                         "SD1.5 model (SD2, SDXL and others are built otherwise).")
 
 
-def _described(shapes: Iterable[tuple[int, ...]]) -> str:
+def _described(shapes: Sequence[tuple[int, ...]]) -> str:
     widths = ", ".join(map(str, sorted({width for width, _ in shapes})))
     contexts = ", ".join(map(str, sorted({context for _, context in shapes})))
     return f"{len(shapes)} cross-attentions of widths {widths or 'none'} that read text of width {contexts or 'none'}"
