@@ -101,6 +101,7 @@ def test_the_template_browser_has_them(large):
     for workflow in WORKFLOWS:
         card = comfy.page.get_by_text(workflow.name, exact=False).first
         card.wait_for(timeout=20_000)
+        card.scroll_into_view_if_needed()  # a picture loads when its card is seen
     comfy.page.wait_for_timeout(1500)
     comfy.page.screenshot(path=SCREENSHOTS / "template_browser.png")
     pictures = comfy.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")

@@ -18,7 +18,12 @@ RESULT_WIDTH = 440  # at most, of the last column, which takes the width that is
 
 @dataclass(frozen=True)
 class Size:
-    """Of a node's body. width: the least that it needs; height: of what it shows; room: of what it may grow to."""
+    """The size of a node's body.
+
+    width: the least that it needs.
+    height: of what it shows.
+    room: the height to which it may grow.
+    """
 
     width: float
     height: float

@@ -82,8 +82,10 @@ QUICK_LOOK = "A quick look first: *length* 1 in **Empty video** makes one pictur
 
 @dataclass(frozen=True)
 class Node:
-    """inputs: widget values, and links as (key of a node, number of its output). height: of a body that shows more
-    than slots and widgets.
+    """A node of a prompt.
+
+    inputs: widget values, and links as (key of a node, number of its output).
+    height: of a body that shows more than slots and widgets.
     """
 
     key: str
