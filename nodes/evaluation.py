@@ -12,7 +12,7 @@ from ..standin_core.evaluation import (
     plot,
 )
 from ..standin_core.face import installed_models
-from .shared import ADVANCED, CATEGORY, show_text, shown
+from .shared import ADVANCED, CATEGORY, found_by, show_text, shown
 
 
 class IdentityReport(io.ComfyNode):
@@ -22,6 +22,8 @@ class IdentityReport(io.ComfyNode):
             node_id="IdentityReport",
             display_name="Identity Report",
             category=CATEGORY,
+            is_output_node=True,  # it measures, whether or not a node takes the figures
+            **found_by("identity", "face similarity", "likeness", "arcface", "same person", "measure"),
             description="Measures in every frame how similar the person is to the photo, and how much of the photo is "
                         "merely copied. A good video has a high similarity with few copied pixels.",
             inputs=[

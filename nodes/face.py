@@ -20,6 +20,7 @@ from .shared import (
     FaceCropType,
     detector_input,
     download_input,
+    found_by,
     given_face_inputs,
     min_score_input,
     show_text,
@@ -34,8 +35,10 @@ class FacePreprocess(io.ComfyNode):
             node_id="FacePreprocess",
             display_name="Face Preprocess",
             category=CATEGORY,
-            description='Finds the face in a photo, crops it to a square and puts it on a plain background, as the '
-                        'Stand-In authors do. The preset sets every value that is left at 0 or "preset".',
+            is_output_node=True,  # the crop can be seen before anything else runs
+            **found_by("identity", "face", "face crop", "person", "crop", "background removal"),
+            description="Finds the face in a photo, crops it to a square and puts it on a plain background, as the "
+                        "Stand-In authors do. It also runs by itself, so that you see the crop first.",
             inputs=[
                 io.Image.Input("image", tooltip=(
                     "The photo. One clear, frontal face gives the best likeness. Transparent parts of the photo are "
@@ -43,30 +46,31 @@ class FacePreprocess(io.ComfyNode):
                 io.Combo.Input("preset", options=list(PRESETS), tooltip=(
                     '"Stand-In inference" is what the Stand-In authors run: it crops at 1.5 and removes only the '
                     'background. "Stand-In ComfyUI preprocessor", also theirs, keeps only face and hair. "face only" '
-                    'removes the hair too; "head and shoulders" crops at 2.5. "Concat-ID" is what the Concat-ID '
-                    'authors run: it turns and scales the face to fixed places and removes background, clothes and '
-                    'hat. "ID-Animator" does the same at 224 pixels and removes nothing.')),
+                    'removes the hair too; "head and shoulders" crops at 2.5 or more. "Concat-ID" is what the '
+                    'Concat-ID authors run: it turns and scales the face to fixed places in 448 pixels and removes '
+                    'background, clothes and hat. "ID-Animator" does the same in 224 pixels and removes nothing.')),
                 detector_input(),
                 io.Combo.Input("which_face", options=list(WHICH), tooltip=(
-                    'Which face to crop: the largest, or the one that face_index counts from the left. "all" crops '
-                    'every face and gives a batch.')),
+                    'Which face to crop: the largest, or the one with the number face_index. The preview shows the '
+                    'numbers, from left to right. "all" crops every face and gives a batch.')),
                 io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
+                    'Used by "from left" only: the number of the face in the preview. 0 is the leftmost.')),
                 io.Combo.Input("no_face", options=list(NO_FACE), tooltip=(
-                    'What to do if no face is found. "whole image" pads the whole photo to a square, as the Stand-In '
-                    'authors do for subjects without a face. "error" stops the run.')),
-                io.Float.Input("crop_scale", default=0.0, min=0.0, max=4.0, step=0.05, tooltip=(
-                    "Side of the crop relative to the face box; 0 takes the value of the preset. Higher keeps more "
-                    "hair and shoulders; lower fills the crop with the face. The Stand-In authors use 1.5.")),
-                io.Int.Input("size", default=0, min=0, max=2048, step=16, tooltip=(
-                    "Side of the face crop in pixels; 0 takes the value of the preset. Lower is faster and loses "
-                    "detail; higher needs more memory and gives more identity tokens than the adapter was trained "
-                    "with. The Stand-In authors use 512, which gives 1,024 identity tokens; the Concat-ID authors use "
-                    "448.")),
-                io.String.Input("background", default=FROM_PRESET, tooltip=(
+                    'What to do if no face is found. "error" stops before the long run. "whole image" pads the whole '
+                    'photo to a square, as the Stand-In authors do for subjects without a face; so does detector '
+                    '"none".')),
+                io.Float.Input("crop_scale", default=1.5, min=0.0, max=4.0, step=0.05, tooltip=(
+                    "Side of the crop relative to the face box. Higher keeps more hair and shoulders; lower fills the "
+                    "crop with the face. The Stand-In authors use 1.5; 0, in older workflows, means 1.5 too.")),
+                io.Int.Input("size", default=512, min=64, max=2048, step=16, **ADVANCED, tooltip=(
+                    "Side of the face crop in pixels. Lower is faster and loses detail; higher needs more memory and "
+                    "gives more identity tokens than the adapter was trained with. The Stand-In authors use 512, "
+                    'which gives 1,024 identity tokens. The presets "Concat-ID" and "ID-Animator" always give 448 and '
+                    '224.')),
+                io.String.Input("background", default=FROM_PRESET, **ADVANCED, tooltip=(
                     'Colour behind the subject and in the padding: white, grey, another colour name, or #rrggbb. '
-                    '"preset" is white for Stand-In and black for Concat-ID.')),
-                io.Combo.Input("parser", options=list(PARSERS), tooltip=(
+                    '"preset" is white for Stand-In and black for Concat-ID and ID-Animator.')),
+                io.Combo.Input("parser", options=list(PARSERS), **ADVANCED, tooltip=(
                     'What removes the background. "auto" uses BiSeNet if its file is installed and keeps the '
                     'background otherwise; "bisenet" needs the file; "none" keeps the background. A connected '
                     'subject_mask replaces the parser.')),
@@ -104,8 +108,8 @@ class FacePreprocess(io.ComfyNode):
                 io.Image.Output("rgba", tooltip=(
                     "The face crop before the background is replaced, with the mask as its alpha channel.")),
                 io.Image.Output("preview", tooltip=(
-                    "The photo with the face box (green), the crop (blue) and the key points (red). Removed parts are "
-                    "dark.")),
+                    "The photo with the face box (green), the crop (blue), the key points (red) and the number of each "
+                    "face. Removed parts are dark.")),
                 io.String.Output("verdict", tooltip="Size, sharpness and pose of each face, and how it was cropped."),
                 FaceCropType.Output("face", tooltip=(
                     "The face crop with its key points. Connect it to Face Swap Prepare.")),

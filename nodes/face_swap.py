@@ -12,11 +12,14 @@ from ..standin_core.face_swap import (
     prepare_swap,
 )
 from .shared import (
+    ADVANCED,
     CATEGORY,
     FaceCropType,
     detector_input,
     download_input,
+    found_by,
     given_face_inputs,
+    keeps_what_it_shows,
     min_score_input,
     show_text,
 )
@@ -29,6 +32,7 @@ class FaceSwapPrepare(io.ComfyNode):
             node_id="FaceSwapPrepare",
             display_name="Face Swap Prepare",
             category=CATEGORY,
+            **found_by("face swap", "deepfake", "reactor", "paste face"), **keeps_what_it_shows(),
             description="Follows one face through a video and pastes the reference face over it, so that sampling "
                         "with the identity and a denoise below 1 can turn the paste into a new face. Trims the video "
                         "to 4k+1 frames and crops it to multiples of 16. Experimental, as the Stand-In authors say of "
@@ -43,10 +47,10 @@ class FaceSwapPrepare(io.ComfyNode):
                     "counts from the left.")),
                 io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
                     'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
-                io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, tooltip=(
+                io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
                     "Smooths the key points over time. Higher removes more jitter of a still face and may lag behind "
                     "a fast one. 0 treats each frame on its own, as the Stand-In authors do.")),
-                io.Int.Input("hold_frames", default=8, min=0, max=1000, tooltip=(
+                io.Int.Input("hold_frames", default=8, min=0, max=1000, **ADVANCED, tooltip=(
                     "Number of frames for which the last mask stays while the face is not found. Higher bridges "
                     "longer turns and occlusions. 0 leaves such frames unchanged, as the Stand-In authors do.")),
                 download_input(),
@@ -85,6 +89,7 @@ class FaceSwapEncode(io.ComfyNode):
             node_id="FaceSwapEncode",
             display_name="Face Swap Encode",
             category=CATEGORY,
+            **found_by("face swap", "video mask"),
             description="Encodes the video from Face Swap Prepare and converts its mask to latent frames, for a "
                         "sampler with a denoise below 1. The Stand-In authors use 0.85.",
             inputs=[
@@ -115,6 +120,7 @@ class FaceSwapComposite(io.ComfyNode):
             node_id="FaceSwapComposite",
             display_name="Face Swap Composite",
             category=CATEGORY,
+            **found_by("face swap", "paste back", "restore background"),
             description="Puts the swapped face back into the source video. The result keeps the size and the "
                         "background of the source.",
             inputs=[

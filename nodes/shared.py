@@ -1,4 +1,6 @@
 """What several nodes share: types, inputs, and how a node shows text and pictures."""
+import dataclasses
+
 from comfy_api.latest import io, ui
 from server import PromptServer
 
@@ -14,10 +16,27 @@ AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
 
 ADVANCED = {"advanced": True}  # the page folds these inputs away
+EVERY_NODE = ("stand-in", "stand in", "standin")  # what every node of the pack is found by
+
+
+def found_by(*words: str) -> dict:
+    """Schema fields: what a user may type into the page's search, beside the node's own name."""
+    return _known(search_aliases=[*EVERY_NODE, *words])
+
+
+def keeps_what_it_shows() -> dict:
+    """Schema fields: what the node shows comes back with every run in which ComfyUI has its result already."""
+    return _known(has_intermediate_output=True)
+
+
+def _known(**fields) -> dict:
+    """Without the fields that this ComfyUI does not know."""
+    return {name: value for name, value in fields.items()
+            if name in {field.name for field in dataclasses.fields(io.Schema)}}
 
 
 def detector_input():
-    return io.Combo.Input("detector", options=list(DETECTORS), default="auto", tooltip=(
+    return io.Combo.Input("detector", options=list(DETECTORS), default="auto", **ADVANCED, tooltip=(
         'What finds the face. "auto" uses RetinaFace if its file is installed, else insightface if you installed it, '
         'else YuNet if its file is installed, else the built-in cascade (frontal faces only, no key points). "none" '
         'looks for no face.'))
@@ -56,4 +75,7 @@ def shown(cls, *batches) -> list[dict]:
 
 def show_text(cls, text: str) -> None:
     """Show a text on the node; the text among its outputs is kept with the prompt but not shown by the frontend."""
+    lines = text.splitlines()
+    if len(lines) > 1:  # one of the page's two renderings runs lines together
+        text = "\n".join(f"• {line.strip()}" for line in lines if line)
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)

@@ -11,8 +11,9 @@ from ..standin_core.sampler import SamplerSettings, sample, sampler_names, sched
 from ..standin_core.stand_in.adapter import ADAPTERS, load_adapter
 from ..standin_core.stand_in.apply import apply_reference
 from ..standin_core.stand_in.attention_map import show_map
+from ..standin_core.stand_in.experts import refuse_swapped_adapters
 from ..standin_core.stand_in.kv_cache import CACHE_MODES
-from .shared import ADVANCED, CATEGORY, AttentionMapType, StandIn, show_text
+from .shared import ADVANCED, CATEGORY, AttentionMapType, StandIn, found_by, keeps_what_it_shows, show_text
 
 
 class LoadStandIn(io.ComfyNode):
@@ -22,6 +23,7 @@ class LoadStandIn(io.ComfyNode):
             node_id="LoadStandIn",
             display_name="Load Stand-In",
             category=CATEGORY,
+            **found_by("adapter", "identity lora", "load identity"),
             description="Loads a Stand-In adapter: low-rank weights that add the identity branch to a Wan model.",
             inputs=[
                 io.Combo.Input("adapter", options=folder_paths.get_filename_list(ADAPTERS), tooltip=(
@@ -47,6 +49,7 @@ class ApplyIdentityBranch(io.ComfyNode):
             node_id="ApplyIdentityBranch",
             display_name="Apply Identity Branch",
             category=CATEGORY,
+            **found_by("identity", "face", "likeness", "person", "ipadapter", "id", "reference", "same character"),
             description="Gives a Wan model the identity of the person in a reference image: in every transformer "
                         "block, the video also reads (attends to) the keys and values of that image. The patched "
                         "model works with any sampler. Chain several of these nodes to add several people.",
@@ -65,10 +68,10 @@ class ApplyIdentityBranch(io.ComfyNode):
                     "Weight of the identity in the attention. Higher keeps the likeness more strictly and may freeze "
                     "the expression; lower gives the prompt more freedom. 1 is the value of the Stand-In paper, 0 is "
                     "exactly the base model.")),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, **ADVANCED, tooltip=(
                     "Point in the sampling, from 0 to 1, at which the identity starts. Higher leaves more of the "
                     "composition to the prompt.")),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, **ADVANCED, tooltip=(
                     "Point in the sampling, from 0 to 1, at which the identity ends. Lower leaves more of the fine "
                     "detail to the base model.")),
                 io.Int.Input("time_offset", default=-1, min=-100, max=0, **ADVANCED, tooltip=(
@@ -132,6 +135,7 @@ class StandInSampler(io.ComfyNode):
             node_id="StandInSampler",
             display_name="Stand-In Sampler",
             category=CATEGORY,
+            **found_by("identity", "ksampler", "flow matching"), **keeps_what_it_shows(),
             description="Samples a video as the Stand-In authors do, with one model or with the two experts of Wan "
                         "2.2, and reports how the identity was read.",
             inputs=[
@@ -188,6 +192,7 @@ class StandInSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, shift, denoise,
                 boundary, low_noise_model=None, attention_map=False):
+        refuse_swapped_adapters(model, low_noise_model)
         settings = SamplerSettings(seed, steps, cfg, sampler_name, scheduler, shift, denoise, boundary, attention_map)
         latent, sink = sample(model, low_noise_model, positive, negative, latent_image, settings)
         text = "\n\n".join(map(as_text, sink.reports)) or "no identity: put Apply Identity Branch before this node"
@@ -202,6 +207,7 @@ class IdentityAttentionMap(io.ComfyNode):
             node_id="IdentityAttentionMap",
             display_name="Identity Attention Map",
             category=CATEGORY,
+            **found_by("heat map", "where the identity is read"), **keeps_what_it_shows(),
             description="Shows where the video read the identity: the share of the attention that falls on the photo, "
                         "as a heat map over the frames.",
             inputs=[

@@ -21,7 +21,17 @@ from ..standin_core.train import (
     sources_of,
     summary,
 )
-from .shared import ADVANCED, CATEGORY, StandIn, TrainingDataType, detector_input, download_input, show_text, shown
+from .shared import (
+    ADVANCED,
+    CATEGORY,
+    StandIn,
+    TrainingDataType,
+    detector_input,
+    download_input,
+    found_by,
+    show_text,
+    shown,
+)
 
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
@@ -34,6 +44,7 @@ class PrepareTrainingData(io.ComfyNode):
             node_id="PrepareTrainingData",
             display_name="Prepare Training Data",
             category=f"{CATEGORY}/training",
+            **found_by("dataset", "training data"),
             description="Cuts videos of people into clips, takes reference photos from frames outside each clip, and "
                         "encodes everything once for Train Stand-In. After an interruption, run it again: it "
                         "continues where it stopped.",
@@ -121,6 +132,7 @@ class TrainStandIn(io.ComfyNode):
             node_id="TrainStandIn",
             display_name="Train Stand-In",
             category=f"{CATEGORY}/training",
+            **found_by("train", "fine-tune", "lora training"),
             description="Trains a Stand-In adapter on the data from Prepare Training Data and saves it in "
                         "models/stand_in. The model itself does not change. After an interruption, run it again: it "
                         "continues where it stopped.",

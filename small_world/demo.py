@@ -80,6 +80,7 @@ def photograph(server: Server, result: Path) -> tuple[Path, str]:
     prompt = {load: prompt[load], face: prompt[face],
               "shown": {"class_type": "PreviewImage", "inputs": {"images": [face, 0]}}}
     prompt[load]["inputs"]["image"] = server.upload(photo)
+    prompt[face]["inputs"]["download_missing"] = False
     output = run(server, prompt, "a photograph, as far as Face Preprocess")["FacePreprocess"]
     return Path(shutil.copy(saved(server, output), result / "face_crop.png")), output["text"][0]
 

@@ -235,12 +235,15 @@ def write_tiny_models(models: Path) -> None:
 
 def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 128, length: int = 17,
                    steps: int = 4, video: str = "") -> dict:
-    """A bundled workflow (API format) with the tiny files, a small video and the uploaded photo and video; the graph
-    stays as it is.
+    """A bundled workflow (API format) with the tiny files, a small video and the uploaded photo and video, and without
+    downloads; the graph stays as it is, except that a video takes the place of its poses, for want of a tiny network
+    that finds them.
     """
-    prompt = json.loads(workflow.read_text(encoding="utf-8"))
+    prompt = _without_poses(json.loads(workflow.read_text(encoding="utf-8")))
     for node in prompt.values():
         inputs = node["inputs"]
+        if "download_missing" in inputs:
+            inputs["download_missing"] = False
         match node["class_type"]:
             case "UNETLoader":
                 inputs["unet_name"] = _tiny_wan_for(inputs["unet_name"])
@@ -273,6 +276,17 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
             if isinstance(inputs.get(name), int):
                 inputs[name] = value * inputs[name] // FULL_SIZE[name]
     return prompt
+
+
+def _without_poses(prompt: dict) -> dict:
+    frames = {key: prompt[node["inputs"]["keypoints"][0]]["inputs"]["image"] for key, node in prompt.items()
+              if node["class_type"] == "SDPoseDrawKeypoints"}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in frames:
+                node["inputs"][name] = frames[value[0]]
+    left_out = ("CheckpointLoaderSimple", "SDPoseKeypointExtractor", "SDPoseDrawKeypoints") if frames else ()
+    return {key: node for key, node in prompt.items() if node["class_type"] not in left_out}
 
 
 def with_record(prompt: dict) -> dict:

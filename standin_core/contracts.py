@@ -15,6 +15,8 @@ import torch
 class UserError(ValueError):
     """One sentence for the user: what came, what is needed, what to do. Raised before work is lost."""
 
+    __module__ = "builtins"  # ComfyUI shows the module before the sentence, and the module of a pack is a path
+
 
 @dataclass(frozen=True, slots=True)
 class CroppedFace:

@@ -36,32 +36,64 @@ def kinds(errors):
     return {re.sub(r"https?://[^/]+|[?&].*", "", error) for error in errors}
 
 
+@pytest.fixture(scope="module", params=(False, True), ids=("canvas", "vue"))
+def drawn(comfy, request):
+    """The page with its nodes drawn by the canvas, and by Vue."""
+    comfy.open()
+    comfy.draw_nodes_by_vue(request.param)
+    yield comfy
+    comfy.draw_nodes_by_vue(False)
+
+
+READABLE = 0.65  # below 0.5 the canvas draws no words
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
-def test_workflow_in_the_page(comfy, usual, workflow):
-    """Opened as the template browser opens it: all nodes known, no overlap, nothing cut, and the prompt is the file."""
-    comfy.open(workflow.name)
-    comfy.fit()
-    comfy.page.screenshot(path=SCREENSHOTS / f"{workflow.name}.png")
-    boxes = comfy.boxes()
-    assert len(boxes) == len(workflow.prompt) + 1
+def test_workflow_in_the_page(drawn, usual, workflow, request):
+    """As the template browser opens it at 1920x1080: words are read, all nodes known, no overlap, nothing cut, and the
+    prompt is the file."""
+    drawn.show(json.loads((PACK / "workflows" / f"{workflow.name}.json").read_text(encoding="utf-8")), workflow.name)
+    way = request.node.callspec.params["drawn"]
+    drawn.page.screenshot(path=SCREENSHOTS / f"{workflow.name}{'_vue' if way else ''}.png")
+    assert (drawn.size["width"], drawn.size["height"]) == (1920, 1080)
+    assert drawn.scale() >= READABLE
+    boxes = drawn.boxes()
     for index, first in enumerate(boxes):
         for second in boxes[index + 1:]:
             assert (first["right"] <= second["left"] or second["right"] <= first["left"]
                     or first["bottom"] <= second["top"] or second["bottom"] <= first["top"]), (first, second)
-    # a note scrolls, and the player of a video takes what room there is
-    cut = comfy.page.evaluate("""() => window.app.graph.nodes.filter(
-        n => !['MarkdownNote', 'LoadVideo'].includes(n.type)).filter(n => {
-        const need = n.computeSize(); return n.size[0] < need[0] - 1 || n.size[1] < need[1] - 1; }).map(n => n.type)""")
+    cut = drawn.page.evaluate(CUT_BY_VUE if way else CUT_BY_CANVAS)
     assert cut == []
-    unknown = "window.app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
-    assert comfy.page.evaluate(unknown) == []
+    unknown = """window.app.graph.nodes.filter(
+        n => !n.isSubgraphNode?.() && !LiteGraph.registered_node_types[n.type]).map(n => n.type)"""
+    assert drawn.page.evaluate(unknown) == []
     expected = json.loads((PACK / "workflows" / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
-    assert comfy.prompt() == expected
-    assert kinds(comfy.errors) - usual == set()
+    assert drawn.prompt() == expected
+    assert kinds(drawn.errors) - usual == set()
 
 
-def test_the_template_browser_has_them(comfy):
+# nodes whose widgets need more room than they have, and notes whose end one must scroll to
+CUT_BY_CANVAS = """() => [
+    ...window.app.graph.nodes.filter(n => !['MarkdownNote', 'LoadVideo'].includes(n.type)).filter(n => {
+        const need = n.computeSize(); return n.size[0] < need[0] - 1 || n.size[1] < need[1] - 1; }).map(n => n.type),
+    ...[...document.querySelectorAll('.comfy-markdown')].filter(
+        e => e.offsetParent && e.scrollHeight > e.clientHeight + 2).map(() => 'note')]"""
+CUT_BY_VUE = """() => [...document.querySelectorAll('[data-node-id]')].filter(e => {
+    const node = window.app.graph.getNodeById(e.dataset.nodeId);
+    return node && e.offsetHeight > node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 2; }).map(e => e.dataset.nodeId)"""
+
+
+@pytest.fixture
+def large(comfy):
+    """A screen on which many nodes and cards have room."""
+    usual_size, comfy.size = comfy.size, {"width": 2800, "height": 1500}
+    yield comfy
+    comfy.size = usual_size
+
+
+def test_the_template_browser_has_them(large):
     """Under the pack's name, each with its picture, and a click opens it."""
+    comfy = large
     comfy.open()
     comfy.page.keyboard.press("Escape")
     comfy.page.get_by_role("button", name="Templates").first.click()
@@ -69,12 +101,14 @@ def test_the_template_browser_has_them(comfy):
     for workflow in WORKFLOWS:
         card = comfy.page.get_by_text(workflow.name, exact=False).first
         card.wait_for(timeout=20_000)
+        card.scroll_into_view_if_needed()  # a picture loads when its card is seen
     comfy.page.wait_for_timeout(1500)
     comfy.page.screenshot(path=SCREENSHOTS / "template_browser.png")
     pictures = comfy.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
     assert pictures.count([640, 360]) == len(WORKFLOWS)
     comfy.page.get_by_text("two_people", exact=True).first.click()
-    comfy.page.wait_for_function("window.app.graph.nodes.some(n => n.type === 'MaskComposite')", timeout=30_000)
+    comfy.page.wait_for_function("window.app.graph.nodes.some(n => n.title === 'Identity on the right')",
+                                 timeout=30_000)
     comfy.settle()
     assert comfy.prompt() == json.loads((PACK / "workflows" / "api" / "two_people.json").read_text(encoding="utf-8"))
 
@@ -89,8 +123,7 @@ DRAWN = (("UNETLoader", "MODEL", "ApplyIdentityBranch", "model"),
          ("CLIPTextEncode", "CONDITIONING", "StandInSampler", "positive"),
          ("CLIPTextEncode", "CONDITIONING", "StandInSampler", "negative"),
          ("EmptyHunyuanLatentVideo", "LATENT", "StandInSampler", "latent_image"),
-         ("StandInSampler", "latent", "VAEDecode", "samples"),
-         ("StandInSampler", "report", "PreviewAny", "source"))
+         ("StandInSampler", "latent", "VAEDecode", "samples"))
 SEARCHED = {"LoadStandIn": "load stand-in", "FacePreprocess": "face preprocess",
             "ApplyIdentityBranch": "apply identity", "StandInSampler": "stand-in sampler"}
 PLACES = {"LoadStandIn": (500, 750), "FacePreprocess": (850, 750), "ApplyIdentityBranch": (1300, 750),
@@ -135,10 +168,43 @@ def found_by(comfy, words):
     return text
 
 
-def test_first_five_minutes(comfy, usual, server, photo):
+def test_the_blueprint_is_one_node_with_three_links(large):
+    """Found by the page's search, and it takes a photo, a model and a VAE."""
+    large.open()
+    large.page.mouse.dblclick(2300, 1100)
+    large.page.keyboard.type("identity from a photo", delay=20)
+    large.page.wait_for_timeout(1200)
+    large.page.keyboard.press("Enter")
+    large.page.wait_for_timeout(600)
+    large.page.mouse.click(2300, 1100)
+    large.settle()
+    (node,) = large.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
+        slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),
+        inner: n.subgraph.nodes.map(i => i.type).sort()}))""")
+    assert node == {"slots": ["image", "model", "vae"], "outputs": ["MODEL"],
+                    "inner": ["ApplyIdentityBranch", "FacePreprocess", "LoadStandIn"]}
+
+
+@pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if each.app], ids=lambda workflow: workflow.name)
+def test_the_app_asks_for_what_changes(comfy, workflow):
+    """In App mode, the photo and the prompt are there, and one button."""
+    comfy.open()
+    comfy.show(json.loads((PACK / "workflows" / f"{workflow.name}.json").read_text(encoding="utf-8")), workflow.name)
+    comfy.page.keyboard.press("Alt+m")
+    comfy.page.wait_for_timeout(2500)
+    comfy.page.screenshot(path=SCREENSHOTS / f"{workflow.name}_app.png")
+    text = comfy.page.inner_text("body")
+    assert "App mode in beta" in text and "Run" in text
+    assert all(name in text for _, name in workflow.app.inputs)
+    (prompt,) = [node.inputs["text"] for node in workflow.nodes if node.key == "positive"]
+    assert prompt in comfy.page.evaluate("[...document.querySelectorAll('textarea')].map(each => each.value)")
+
+
+def test_first_five_minutes(large, usual, server, photo):
     """From the nodes of ComfyUI: search for ours, drop them, connect them with the mouse, run, see the video."""
     prompt = on_tiny_models(PACK / "workflows" / "api" / "identity_text_to_video.json", photo, 96, 64, 9, 2)
     theirs = {key: node for key, node in prompt.items() if node["class_type"] not in SEARCHED}
+    comfy = large
     for node in theirs.values():
         node["inputs"] = {name: value for name, value in node["inputs"].items()
                           if not isinstance(value, list) or value[0] in theirs}

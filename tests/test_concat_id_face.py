@@ -49,7 +49,7 @@ def preprocess(name, **settings):
 def test_the_picture_of_the_authors(name, parsed):
     """Bit for bit; OpenCV before 5, which the authors pin, interpolates by up to 7 levels otherwise."""
     parsed(TO_BISENET[golden(name, "labels")])
-    found = preprocess(name)
+    found = preprocess(name, no_face="whole image")
     crop = faces.as_uint8(found.rgba[0, ..., :3])
     if int(cv2.__version__.partition(".")[0]) >= 5:
         assert np.array_equal(crop, golden(name, "crop"))
@@ -110,11 +110,20 @@ def test_points_that_no_detector_measured_are_said():
     assert "aligned by points guessed from its box" in found.verdict
 
 
+@pytest.mark.parametrize("preset, size", [("Concat-ID", 448), ("ID-Animator", 224), ("face only", 96)])
+def test_an_alignment_has_its_own_size_and_the_verdict_says_it(preset, size):
+    found = crop_faces(faces.as_image(faces.astronaut()), FaceSettings(preset=preset, size=96, parser="none"),
+                       face_box={"x": 182, "y": 77, "width": 89, "height": 102})
+    assert found.image.shape == (1, size, size, 3)
+    assert found.verdict.splitlines()[0].endswith(f", {size}x{size} px")
+
+
 def test_several_photos_of_which_one_has_no_face():
     """They make a batch, so that one is padded to a square."""
     photo = golden("two_faces", "image")
     given = landmarks("two_faces")
-    found = crop_faces(faces.as_image(photo, photo), FaceSettings(preset="Concat-ID", parser="none"),
+    found = crop_faces(faces.as_image(photo, photo),
+                       FaceSettings(preset="Concat-ID", parser="none", no_face="whole image"),
                        face_landmarks={**given, "frames": [*given["frames"], []]})
     assert found.image.shape == (2, 448, 448, 3)
     assert "the whole image, padded to a square" in found.verdict

@@ -9,7 +9,7 @@ import torch
 
 import faces
 from standin_core.contracts import UserError
-from standin_core.face.detectors import Face, choose, load_detector
+from standin_core.face.detectors import Face, _distinct, choose, load_detector
 from standin_core.face.given import given_detector
 from standin_core.face.models import YUNET
 
@@ -79,7 +79,7 @@ def test_two_faces():
     assert_box(first.box, faces.FACE_BOX, BY_EYE)
     assert_box(second.box, right, BY_EYE)
     assert choose(found, "from left", 1) == [second]
-    with pytest.raises(UserError, match="face_index is 2, but 2 faces were found"):
+    with pytest.raises(UserError, match="face_index is 2, but the faces found have the numbers 0 to 1"):
         choose(found, "from left", 2)
 
 
@@ -356,3 +356,9 @@ def test_a_face_moves_and_scales_with_its_points():
     moved, scaled = face.moved(-5, 10), face.scaled(2)
     assert (moved.box, moved.score) == ((5, 30, 25, 70), 0.9) and (moved.keypoints == (15, 30)).all()
     assert scaled.box == (20, 40, 60, 120) and (scaled.keypoints == 40).all()
+
+
+def test_one_face_counts_once():
+    """Of boxes around one face the largest; two faces stay two."""
+    inner, outer, beside = Face((12, 12, 40, 44)), Face((10, 8, 44, 50)), Face((60, 10, 90, 45))
+    assert _distinct([inner, beside, outer]) == [outer, beside]

@@ -80,7 +80,8 @@ def test_a_face_at_the_border(preset, whole):
 
 def test_the_published_preprocessors():
     """What each was read to do: scale, border rule, normalization, and the labels it drops."""
-    inference, preprocessor = PRESETS["Stand-In inference"], PRESETS["Stand-In ComfyUI preprocessor"]
+    inference, preprocessor = (FaceSettings(preset=name).resolved()
+                               for name in ("Stand-In inference", "Stand-In ComfyUI preprocessor"))
     for preset, expected in ((inference, (1.5, "all sides", "0.5")), (preprocessor, (1.5, "any side", "imagenet"))):
         assert (preset.crop_scale, preset.border_rule, preset.normalization) == expected
     assert set(KEPT_LABELS[inference.keep]) == set(range(1, 19))
@@ -94,7 +95,15 @@ def test_every_value_of_a_preset_can_be_set():
                            normalization="imagenet").resolved()
     assert (changed.crop_scale, changed.border_rule, changed.keep, changed.normalization) == (
         2.0, "any side", "head with hat", "imagenet")
-    assert FaceSettings(preset="face only").resolved() == PRESETS["face only"]
+    own = FaceSettings(preset="face only").resolved()
+    assert (own.crop_scale, own.border_rule, own.keep, own.normalization) == (1.5, "all sides", "face", "0.5")
+
+
+@pytest.mark.parametrize("preset, given, expected", [
+    ("Stand-In inference", 1.2, 1.2), ("Stand-In inference", 0.0, 1.5), ("head and shoulders", 1.5, 2.5),
+    ("head and shoulders", 0.0, 2.5), ("head and shoulders", 3.0, 3.0)])
+def test_the_crop_scale_is_the_users_and_0_of_old_prompts_the_authors(preset, given, expected):
+    assert FaceSettings(preset=preset, crop_scale=given).resolved().crop_scale == expected
 
 
 def put_bisenet(models_dir):
@@ -276,17 +285,21 @@ BRICK = np.ascontiguousarray(np.broadcast_to(skimage.data.brick()[:100, :200, No
 @pytest.mark.parametrize("detector", ["cascade", "none"])
 @pytest.mark.parametrize("background, value", [("white", 255), ("grey", 128), ("#202020", 32)])
 def test_without_a_face_the_whole_image_is_padded(detector, background, value):
-    crop = faces.crop(BRICK, detector=detector, size=64, background=background)
+    crop = faces.crop(BRICK, detector=detector, no_face="whole image", size=64, background=background)
     assert "the whole image, padded to a square" in crop.verdict
     assert crop.faces[0].points is None and not crop.faces[0].measured
     assert torch.all(crop.image[0, :16] == value / 255)
     assert crop.rgba[0, :16, :, 3].sum() == 0 and crop.rgba[0, 16:48, :, 3].min() == 1
 
 
-def test_without_a_face_an_error_if_wanted():
+def test_who_looks_for_no_face_gets_the_whole_image():
+    assert "no detector: the whole image" in faces.crop(BRICK, detector="none", size=64).verdict
+
+
+def test_without_a_face_an_error():
     with pytest.raises(UserError, match="no face was found by cascade in photo 2 of 2"):
         crop_faces(faces.as_image(cv2.resize(faces.astronaut(), (200, 200)), cv2.resize(BRICK, (200, 200))),
-                   FaceSettings(no_face="error"))
+                   FaceSettings())
 
 
 @pytest.mark.parametrize("image, words", [
@@ -308,7 +321,7 @@ def test_a_background_that_is_no_colour(background):
 
 
 def test_a_single_pixel():
-    crop = faces.crop(np.full((1, 1, 3), 77, np.uint8), size=64)
+    crop = faces.crop(np.full((1, 1, 3), 77, np.uint8), no_face="whole image", size=64)
     assert torch.all(crop.image == 77 / 255)
 
 
@@ -319,9 +332,10 @@ def test_one_channel_is_grey():
 
 
 def test_8k():
-    photo = cv2.resize(faces.astronaut(), (7680, 4320), interpolation=cv2.INTER_LINEAR)
+    photo = np.zeros((4320, 7680, 3), np.uint8)
+    photo[:, :4320] = cv2.resize(faces.astronaut(), (4320, 4320), interpolation=cv2.INTER_LINEAR)
     crop = faces.crop(photo, size=256)
-    assert "by cascade" in crop.verdict and crop.image.shape == (1, 256, 256, 3)
+    assert "by cascade: cropped 1.5x" in crop.verdict and crop.image.shape == (1, 256, 256, 3)
     assert max(crop.preview.shape) == 1024
 
 
@@ -345,7 +359,7 @@ def test_any_photo_and_box_give_a_square_of_the_size(shape, size, seed, preset, 
     x, y, w, h = edges
     points = np.array([[x, y], [x + w, y + h / 9], [x + w / 2, y + h / 2], [x, y + h], [x + w, y + h]], np.float64)
     found = crop_faces(image, FaceSettings(preset=preset, size=size, parser="none", level_eyes=level,
-                                           balance_colors=balance, feather=feather),
+                                           balance_colors=balance, feather=feather, no_face="whole image"),
                        face_landmarks=faces.landmarks([(points, 1.0)], size=(height, width)))
     assert found.image.shape == (1, size, size, 3) and found.rgba.shape == (1, size, size, 4)
     for values in (found.image, found.rgba, found.preview):
@@ -389,6 +403,25 @@ def test_bars_of_the_warnings():
     assert quality.sharpness > 5 * BLURRED
     assert abs(quality.yaw) < TURNED_DEGREES / 3
     assert quality.warnings() == []
+
+
+def test_the_preview_numbers_the_faces_as_face_index_counts_them():
+    """0 at the left face and 1 at the right one, whatever order they were found in."""
+    photo = np.full((200, 400, 3), 90, np.uint8)
+    boxes = [box(300, 60, 350, 120), box(40, 60, 90, 120)]
+    given = {"face_box": boxes}
+    preview = faces.as_uint8(faces.crop(photo, given=given, which_face="from left", face_index=1, parser="none",
+                                        crop_scale=1.0, size=64).preview[0])
+    digits = []
+    for digit in "01":
+        picture = np.full((24, 24), 255, np.uint8)
+        cv2.putText(picture, digit, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 0, 1, cv2.LINE_AA)
+        digits.append(picture[5:20, 5:17])
+    at_faces = [cv2.cvtColor(preview[55:85, left - 5:left + 25], cv2.COLOR_RGB2GRAY) for left in (40, 300)]
+    alike = [[cv2.matchTemplate(place, digit, cv2.TM_CCOEFF_NORMED).max() for digit in digits] for place in at_faces]
+    assert alike[0][0] > 0.9 > alike[0][1] and alike[1][1] > 0.9 > alike[1][0]
+    assert (preview[120, 60:80] > 200).all()  # white: the left face was not chosen
+    assert (preview[120, 320:340, 0] < 100).all()  # green
 
 
 def test_the_preview_shows_what_was_found_and_kept():

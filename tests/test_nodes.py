@@ -54,7 +54,7 @@ INTERFACE = {
          "guidance", "guidance_scale"], ["MODEL"]),
 }
 DEFAULTS = {
-    "FacePreprocess": {"face_index": 0, "crop_scale": 0.0, "size": 0, "background": "preset",
+    "FacePreprocess": {"face_index": 0, "crop_scale": 1.5, "size": 512, "background": "preset",
                        "download_missing": False, "min_score": 0.5, "feather": 0, "level_eyes": False,
                        "balance_colors": False, "detector": "auto"},
     "FaceSwapPrepare": {"face_index": 0, "smoothing": 0.5, "hold_frames": 8, "download_missing": False,

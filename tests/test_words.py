@@ -51,6 +51,23 @@ def test_english_is_the_schemas():
         assert [each.tooltip for each in schema.outputs] == [each["tooltip"] for each in node["outputs"].values()]
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_category_has_words(language):
+    main = json.loads((PACK / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    assert main["nodeCategories"].keys() == {part for schema in schemas().values()
+                                             for part in schema.category.split("/")}
+
+
+@pytest.mark.parametrize("readme", ("README.md", "README_zh.md"))
+def test_the_readmes_name_every_template_and_node(readme):
+    text = (PACK / readme).read_text(encoding="utf-8")
+    templates = {path.stem for path in (PACK / "workflows").glob("*.json")}
+    assert {name for name in templates if f"[{name}](workflows/{name}.json)" not in text} == set()
+    language = "zh" if "_zh" in readme else "en"
+    named = {node["display_name"] for node in words(language).values()}
+    assert {name for name in named if f"**{name}**" not in text} == set()
+
+
 def test_chinese_is_chinese():
     for node in words("zh").values():
         for each in (*node["inputs"].values(), *node["outputs"].values()):

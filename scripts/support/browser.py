@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
@@ -14,6 +16,7 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 PACK_NAME = "ComfyUI-StandIn"
 READY = "window.app && window.app.graph && window.app.canvas"
 UP_MS = 120_000
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass
@@ -60,6 +63,11 @@ class ComfyPage:
         self.page.keyboard.press("Escape")
         self.page.wait_for_timeout(400)
 
+    def draw_nodes_by_vue(self, vue: bool) -> None:
+        """Of the page's two renderings of nodes, Vue's (*Nodes 2.0* in its settings) or the canvas's own."""
+        self.page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+        self.settle()
+
     def prompt(self) -> dict:
         """The graph as the frontend sends it to the queue, without the player of a video, which is no input."""
         prompt = self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
@@ -71,6 +79,25 @@ class ComfyPage:
         """A prompt of the server's as a graph."""
         self.page.evaluate("([prompt, name]) => window.app.loadApiJson(prompt, name)", [prompt, name])
         self.settle()
+
+    def graph(self, name: str) -> dict:
+        """The graph as the page saves it; the random ids of subgraphs, slots and the rest become ones that depend on
+        the name and their order.
+        """
+        text = self.page.evaluate("JSON.stringify(window.app.graph.serialize())")
+        for index, found in enumerate(dict.fromkeys(UUID.findall(text))):
+            text = text.replace(found, str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name}/{index}")))
+        return json.loads(text)
+
+    def show(self, graph: dict, name: str) -> None:
+        """A graph as the template browser opens it: fitted to the screen."""
+        self.page.evaluate("""([graph, name]) => window.app.loadGraphData(
+            graph, true, true, name, {openSource: 'template'})""", [graph, name])
+        self.settle()
+
+    def scale(self) -> float:
+        """Pixels of the screen for one of the graph."""
+        return self.page.evaluate("window.app.canvas.ds.scale")
 
     def boxes(self) -> list[dict]:
         """Where the nodes are drawn: id, type, and left, top, right, bottom with the title."""
@@ -94,7 +121,7 @@ class ComfyPage:
 
 
 @contextlib.contextmanager
-def comfy_page(url: str, width: int = 2800, height: int = 1500) -> Iterator[ComfyPage]:
+def comfy_page(url: str, width: int = 1920, height: int = 1080) -> Iterator[ComfyPage]:
     """A browser for ComfyUI's page; CHROMIUM must be there."""
     from playwright.sync_api import sync_playwright
 

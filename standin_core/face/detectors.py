@@ -16,6 +16,7 @@ from .models import (
     ManagedNetwork,
     file_refusal,
     find_insightface,
+    in_short,
     insightface_refusal,
     opencv_network,
 )
@@ -115,7 +116,7 @@ def load_detector(name: str, min_score: float) -> Detector:
         refusal = refuse()
         if refusal is None:
             return replace(load(min_score), notes=tuple(notes))
-        notes.append(f"{candidate} not used: {refusal}")
+        notes.append(f"{candidate} not used: {in_short(refusal)}")
     raise AssertionError("none can always run")
 
 
@@ -144,8 +145,8 @@ def choose(faces: list[Face], which: str, index: int) -> list[Face]:
     if which == "largest":
         return [max(faces, key=lambda face: face.area)]
     if index >= len(faces):
-        raise UserError(f"face_index is {index}, but {len(faces)} faces were found, counted from 0: lower it, or "
-                        "lower min_score to find more.")
+        raise UserError(f"face_index is {index}, but the faces found have the numbers 0 to {len(faces) - 1}: lower it, "
+                        "or lower min_score to find more.")
     return [from_left[index]]
 
 
@@ -231,10 +232,21 @@ def _cascade(min_score: float) -> Detector:
                 img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest), max_size=(shortest, shortest),
                 min_neighbor_number=10)
             if found:
-                return [Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"])) for box in found]
+                return _distinct([Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"]))
+                                  for box in found])
         return []
 
     return Detector("cascade", _on_small_copy(scan, LONGEST_SIDE_PX), has_keypoints=False)
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """The largest of the boxes around each face: those whose centre lies in a larger one are left out."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda each: -each.area):
+        x, y = face.centre
+        if not any(left <= x < right and top <= y < bottom for left, top, right, bottom in (each.box for each in kept)):
+            kept.append(face)
+    return kept
 
 
 def _cascade_refusal() -> str | None:

@@ -82,6 +82,11 @@ def file_refusal(model_file: ModelFile) -> str | None:
     return None
 
 
+def in_short(refusal: str) -> str:
+    """A refusal without what is in brackets, as a verdict that is otherwise good has it."""
+    return refusal.partition(" (")[0]
+
+
 def installed_models() -> tuple[Fingerprint, ...]:
     """The fingerprint of every face model that is installed here, on which the result of an "auto" depends."""
     found = [find_model(model_file.name) for model_file in MODEL_FILES]

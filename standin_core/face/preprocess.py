@@ -16,31 +16,35 @@ from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
 from .geometry import BORDER_RULES, AnyPlace, Enlarged, Place, alignment, levelling, square_around, whole_photo
 from .given import ready_detector
-from .models import BISENET, file_refusal
+from .models import BISENET, file_refusal, in_short
 from .parsing import ALL_BUT_BACKGROUND, EVERYTHING, KEPT_LABELS, NORMALIZATIONS, load_parser
 from .pixels import checked_masks, to_uint8
 from .presets import PRESETS, Preset
 from .preview import Preview
 from .quality import assess, pose
 
-NO_FACE = ("whole image", "error")
+NO_FACE = ("error", "whole image")
 PARSERS = ("auto", "bisenet", "none")
 FROM_PRESET = "preset"
+AUTHORS_CROP_SCALE = 1.5
 LEAST_REMOVED = 0.01  # a crop counts as cut out if more than this share of the photo in it was removed
 
 
 @dataclass(frozen=True, slots=True)
 class FaceSettings:
-    """How a face is found and cropped. Where a field is 0 or "preset", the preset sets it.
+    """How a face is found and cropped. Where a field is "preset", the preset sets it.
 
     preset: one of PRESETS.
     detector: one of DETECTORS.
     which_face: one of WHICH.
     face_index: which face "from left" takes; 0 is the leftmost.
     min_score: 0 to 1; faces with a lower score are left out.
-    no_face: one of NO_FACE, what to do where no face is found.
-    crop_scale, border_rule, keep, normalization, size: see Preset.
-    background: a colour by name or #rrggbb.
+    no_face: one of NO_FACE, what to do where no face is found; the detector "none" looks for none.
+    crop_scale: side of the crop over the longer side of the face box; 0, as prompts of version 0.1 have it, is the
+        authors' 1.5.
+    size: side of the crop in pixels, except with a preset that aligns the face, which has its own.
+    border_rule, keep, normalization: see Preset.
+    background: a colour by name or #rrggbb, or "preset".
     parser: one of PARSERS.
     feather: width in pixels of the crop over which the mask fades inwards; 0 is the hard mask of Stand-In's authors.
     level_eyes: turn the photo until the eyes are level.
@@ -53,9 +57,9 @@ class FaceSettings:
     which_face: str = "largest"
     face_index: int = 0
     min_score: float = 0.5
-    no_face: str = "whole image"
-    crop_scale: float = 0.0
-    size: int = 0
+    no_face: str = "error"
+    crop_scale: float = AUTHORS_CROP_SCALE
+    size: int = 512
     background: str = FROM_PRESET
     border_rule: str = FROM_PRESET
     keep: str = FROM_PRESET
@@ -72,18 +76,20 @@ class FaceSettings:
                             ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
-        if PRESETS[self.preset].aligned and (self.crop_scale or self.border_rule != FROM_PRESET or self.level_eyes):
+        scaled = self.crop_scale not in (0, AUTHORS_CROP_SCALE)
+        if PRESETS[self.preset].aligned and (scaled or self.border_rule != FROM_PRESET or self.level_eyes):
             raise UserError(f"the preset {self.preset} brings the key points of the face to fixed places, which leaves "
-                            "nothing to crop_scale, border_rule and level_eyes: set them back to 0, preset and off, or "
-                            "take another preset.")
+                            "nothing to crop_scale, border_rule and level_eyes: set them back to "
+                            f"{AUTHORS_CROP_SCALE}, preset and off, or take another preset.")
 
     def resolved(self) -> Preset:
-        """The preset, with every field that the user set in place of its own."""
+        """The preset, with every field that the user set in place of its own, and the crop scale that follows."""
         base = PRESETS[self.preset]
-        given = {name: getattr(self, name) for name in ("crop_scale", "size", "border_rule", "keep", "normalization",
-                                                        "background")}
-        return dataclasses.replace(base, **{name: value for name, value in given.items()
-                                            if value not in (0, FROM_PRESET)})
+        given = {name: getattr(self, name) for name in ("border_rule", "keep", "normalization", "background")}
+        chosen = {name: value for name, value in given.items() if value != FROM_PRESET}
+        if not base.aligned:
+            chosen |= {"crop_scale": max(self.crop_scale or AUTHORS_CROP_SCALE, base.crop_scale), "size": self.size}
+        return dataclasses.replace(base, **chosen)
 
 
 def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_mask: torch.Tensor | None = None,
@@ -110,12 +116,14 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
             cut_out = _both(cut_out, _cut_out_by_masks(alpha, "alpha"))
     images, cut, found, previews, lines = [], [], [], [], []
     for index, photo in enumerate(photos):
-        preview = Preview(photo)
-        faces = choose(detector.find(photo, index), settings.which_face, settings.face_index)
-        if not faces and settings.no_face == "error":
-            raise UserError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: lower "
-                            "min_score, choose another detector, connect a box or mask, or set no_face to whole "
-                            "image.")
+        seen = detector.find(photo, index)
+        preview = Preview(photo, choose(seen, "all", 0))
+        faces = choose(seen, settings.which_face, settings.face_index)
+        looked_for = (settings.detector, detector.name) != ("none", "none")
+        if not faces and looked_for and settings.no_face == "error":
+            raise UserError(f"no face was found by {detector.name} in photo {index + 1} of {len(photos)}: choose "
+                            "another photo or detector, lower min_score, connect a box or mask, or set no_face to "
+                            "whole image.")
         for face in faces or (None,):
             place, done = _place(photo, face, rules, settings, alone=len(photos) == 1)
             crop = _crop(photo, index, place, settings, fill, cut_out)
@@ -126,7 +134,8 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
             preview.add(face, place, crop.rgba[..., 3])
             if settings.balance_colors:
                 done.append("colours balanced")
-            lines += _lines(photo, face, detector, [*done, crop.words])
+            height, width = crop.image.shape[:2]
+            lines += _lines(photo, face, detector, [*done, crop.words, f"{width}x{height} px"])
         previews.append(preview.drawn())
     lines += [*detector.notes, *cut_out.notes]
     image, rgba, preview_images = (torch.from_numpy(np.stack(each)).float() / 255 for each in (images, cut, previews))
@@ -233,7 +242,7 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
         raise UserError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
                         "switch download_missing on), connect subject_mask, or set parser to none.")
     if refusal is not None:
-        return _CutOut(_everything, "background kept", (f"bisenet not used: {refusal}",))
+        return _CutOut(_everything, "background kept", (f"bisenet not used: {in_short(refusal)}",))
     parse, kept = load_parser(rules.normalization), KEPT_LABELS[rules.keep]
 
     def mask(crop, place, index):

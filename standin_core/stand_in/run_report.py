@@ -39,7 +39,7 @@ class StandInIdentity:
         photos = "" if self.references == 1 else f"{self.references} references of "
         controls = f", with {self.controls}" if self.controls else ""
         return [
-            f"identity of {self.adapter_file} (sha256 {self.adapter_sha256[:12]}, rank {self.adapter_rank})",
+            f"identity of {self.adapter_file} (rank {self.adapter_rank})",
             f"{photos or 'reference '}{self.reference_size[0]}x{self.reference_size[1]} latent, {self.tokens} identity "
             f"tokens beside {math.prod(video_grid)} video tokens, at frame {self.time_offset}",
             f"strength {self.strength:g} from {self.start_percent:g} to {self.end_percent:g} in blocks "
