@@ -94,6 +94,7 @@ def large(comfy):
 def test_the_template_browser_has_them(large):
     """Under the pack's name, each with its picture, and a click opens it."""
     comfy = large
+    comfy.size = {"width": 2800, "height": 2000}  # pictures load only on the cards that are seen
     comfy.open()
     comfy.page.keyboard.press("Escape")
     comfy.page.get_by_role("button", name="Templates").first.click()
@@ -101,7 +102,6 @@ def test_the_template_browser_has_them(large):
     for workflow in WORKFLOWS:
         card = comfy.page.get_by_text(workflow.name, exact=False).first
         card.wait_for(timeout=20_000)
-        card.scroll_into_view_if_needed()  # a picture loads when its card is seen
     comfy.page.wait_for_timeout(1500)
     comfy.page.screenshot(path=SCREENSHOTS / "template_browser.png")
     pictures = comfy.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
