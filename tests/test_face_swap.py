@@ -257,7 +257,7 @@ def test_no_face_in_the_whole_video(reference):
 
 
 def no_face():
-    return crop_faces(torch.zeros(1, 32, 32, 4), FaceSettings(size=64))
+    return crop_faces(torch.zeros(1, 32, 32, 4), FaceSettings(size=64, no_face="whole image"))
 
 
 def not_cut_out():
