@@ -157,12 +157,16 @@ SET = """values => {
 }"""
 
 
+SEARCH = "[role=dialog], .comfy-vue-node-search-container"
+
+
 def found_by(comfy, words):
     """What the page's search finds: display names."""
     comfy.page.mouse.dblclick(2300, 1100)
+    comfy.page.locator(SEARCH).last.wait_for()
     comfy.page.keyboard.type(words, delay=20)
     comfy.page.wait_for_timeout(1200)
-    text = comfy.page.locator("[role=dialog], .comfy-vue-node-search-container").last.inner_text()
+    text = comfy.page.locator(SEARCH).last.inner_text()
     comfy.page.keyboard.press("Escape")
     comfy.page.wait_for_timeout(400)
     return text
@@ -217,9 +221,11 @@ def test_first_five_minutes(large, usual, server, photo):
     assert {"Apply Identity Branch", "Identity Report"} <= set(found_by(comfy, "identity").splitlines())
     for kind, words in SEARCHED.items():
         page.mouse.dblclick(*PLACES[kind])
+        page.locator(SEARCH).last.wait_for()
         page.keyboard.type(words, delay=20)
         page.wait_for_timeout(1200)
         page.keyboard.press("Enter")
+        page.wait_for_function("kind => window.app.graph.nodes.some(node => node.type === kind)", arg=kind)
         page.wait_for_timeout(600)
         page.mouse.click(*PLACES[kind])
         page.wait_for_timeout(300)
