@@ -144,7 +144,8 @@ class Server:
         async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as messages:
             async with session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}) as response:
                 answer = await response.json()
-            if "prompt_id" not in answer:
+            # the server runs the outputs that it can, and tells the errors of the others
+            if "prompt_id" not in answer or answer["node_errors"]:
                 raise PromptFailed(json.dumps(answer, indent=1))
             result = Result()
             async for message in messages:
