@@ -118,7 +118,7 @@ class OwnScale:
         """
         self.key, self.without = key, without
 
-    def __deepcopy__(self, memo):  # ComfyUI 0.3.64 copies model_options for every run
+    def __deepcopy__(self, memo):  # for node packs that deep-copy the options of a run
         return self
 
     def __call__(self, args: dict) -> list[torch.Tensor]:

@@ -1,13 +1,17 @@
-"""What the runs of all methods have in common: how one begins and ends, what it counts, and the bytes it announces."""
+"""What the runs of all methods have in common: the wrappers on a model, how a run begins and ends, what it counts, and
+the bytes it announces.
+"""
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import comfy.model_management
+from comfy.patcher_extension import WrappersMP
 
 from .guidance import Passes
 from .report import ReportedIdentity, ReportSink, RunReport, as_text
@@ -94,3 +98,25 @@ def announced(extra: int) -> Iterator[None]:
         yield
     finally:
         comfy.model_management.EXTRA_RESERVED_VRAM -= extra
+
+
+def install_wrappers(model, key: str, wrappers: Mapping[str, Callable]) -> None:
+    """Put a method's wrappers on a model, and the one that notes which conditions are positive.
+
+    model: a ModelPatcher of the caller's own.
+    key: of the method's run in ``transformer_options``.
+    wrappers: kind, one of ComfyUI's WrappersMP -> wrapper. None may have a method ``to``, since ComfyUI would call it.
+    """
+    for kind, wrapper in {**wrappers, WrappersMP.SAMPLER_SAMPLE: functools.partial(_note_positive, key)}.items():
+        model.add_wrapper_with_key(kind, key, wrapper)
+
+
+def is_installed(model, key: str) -> bool:
+    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, key))
+
+
+def _note_positive(key: str, executor, guider, *args, **kwargs):
+    run: Run | None = guider.model_options.get("transformer_options", {}).get(key)
+    if run is not None:
+        run.passes.note_positive(guider)
+    return executor(guider, *args, **kwargs)

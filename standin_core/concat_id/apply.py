@@ -6,9 +6,10 @@ import torch
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
 from ..reference import fitted, reference_from
+from ..runs import is_installed
 from .applied import AppendedReference
 from .weights import ConcatID, check_fit
-from .wrappers import install, is_installed
+from .wrappers import KEY, install
 
 
 def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: torch.Tensor | None = None,
@@ -24,7 +25,7 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
     Raises UserError for a model or a reference that does not fit, before the VAE works.
     """
     check_fit(concat_id, model)
-    if is_installed(model):
+    if is_installed(model, KEY):
         raise UserError("this model has a reference by Concat-ID already, and it was trained with one: take out one "
                         "of the two Apply Concat-ID.")
     samples = video["samples"]

@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..contracts import UserError
 from ..guidance import OWN_SCALE, OwnScale
-from ..runs import announced, opened
+from ..runs import announced, install_wrappers, opened
 from ..wan import Wan
 from .applied import AppendedReference
 from .forward import references_appended
@@ -26,17 +26,11 @@ WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the
 def install(model, applied: AppendedReference) -> None:
     """model: a ModelPatcher of the caller's own, without a reference."""
     wrappers = _Wrappers(applied)
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
-                          (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
-                          (WrappersMP.PREPARE_SAMPLING, wrappers.prepare_sampling),
-                          (WrappersMP.APPLY_MODEL, apply_model)):
-        model.add_wrapper_with_key(kind, KEY, wrapper)
+    install_wrappers(model, KEY, {WrappersMP.OUTER_SAMPLE: wrappers.outer_sample,
+                                  WrappersMP.PREPARE_SAMPLING: wrappers.prepare_sampling,
+                                  WrappersMP.APPLY_MODEL: apply_model})
     if applied.guidance == OWN_SCALE:
         model.set_model_sampler_pre_cfg_function(OwnScale(KEY, WITHOUT))
-
-
-def is_installed(model) -> bool:
-    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
 
 
 class _Wrappers:
@@ -56,13 +50,6 @@ class _Wrappers:
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         with announced(extra_bytes(self.applied, Wan(model.model), noise_shape)):
             return executor(model, noise_shape, conds, *args, **kwargs)
-
-
-def sampler_sample(executor, guider, *args, **kwargs):
-    run: ConcatIDRun | None = guider.model_options.get("transformer_options", {}).get(KEY)
-    if run is not None:
-        run.passes.note_positive(guider)
-    return executor(guider, *args, **kwargs)
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):

@@ -5,11 +5,12 @@ import torch
 
 from ..contracts import UserError
 from ..controls import Controls
+from ..runs import is_installed
 from .adapter import Adapter
 from .applied import Identity
 from .photo import keys_values, tokens_of_photos
 from .unet import CrossAttention, add_low_rank, check_fit, cross_attentions
-from .wrappers import install, is_installed
+from .wrappers import KEY, install
 
 
 def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor, **settings: float):
@@ -50,7 +51,7 @@ def _places(model, adapter: Adapter) -> tuple[CrossAttention, ...]:
     """Where the model reads; raises UserError unless the adapter fits it and nothing is applied to it yet."""
     places = cross_attentions(model.model)
     check_fit(adapter, places)
-    if is_installed(model):
+    if is_installed(model, KEY):
         raise UserError("the model reads an ID-Animator identity already, and its low-rank weights would be added "
                         "twice: use one Apply ID-Animator, and connect several photos as one batch.")
     return places

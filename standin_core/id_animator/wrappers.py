@@ -8,7 +8,7 @@ from __future__ import annotations
 from comfy.patcher_extension import WrappersMP
 
 from ..controls import strength_at
-from ..runs import opened
+from ..runs import install_wrappers, opened
 from .applied import Identity
 from .run import IDAnimatorRun
 from .unet import reading
@@ -18,14 +18,8 @@ KEY = "id_animator"
 
 def install(model, identity: Identity) -> None:
     """model: a ModelPatcher of the caller's own, without an identity."""
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _OuterSample(identity)),
-                          (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
-                          (WrappersMP.APPLY_MODEL, apply_model)):
-        model.add_wrapper_with_key(kind, KEY, wrapper)
-
-
-def is_installed(model) -> bool:
-    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
+    install_wrappers(model, KEY, {WrappersMP.OUTER_SAMPLE: _OuterSample(identity),
+                                  WrappersMP.APPLY_MODEL: apply_model})
 
 
 class _OuterSample:
@@ -38,13 +32,6 @@ class _OuterSample:
         options = executor.class_obj.model_options.setdefault("transformer_options", {})
         with opened(IDAnimatorRun(self.identity, len(sigmas) - 1), options, KEY):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-
-
-def sampler_sample(executor, guider, *args, **kwargs):
-    run: IDAnimatorRun | None = guider.model_options.get("transformer_options", {}).get(KEY)
-    if run is not None:
-        run.passes.note_positive(guider)
-    return executor(guider, *args, **kwargs)
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):

@@ -14,7 +14,7 @@ from ..attention import restricted_attention
 from ..contracts import UserError
 from ..controls import query_bias, strength_at
 from ..guidance import OWN_SCALE, OwnScale
-from ..runs import announced, opened
+from ..runs import announced, install_wrappers, opened
 from ..wan import Reading, Wan
 from .applied import Applied, Identity
 from .attention_map import AttentionRecorder
@@ -32,11 +32,9 @@ guide_identity = OwnScale(KEY, WITHOUT)
 def install(model, applied: Applied) -> None:
     """model: a ModelPatcher of the caller's own, without identities."""
     wrappers = _Wrappers(applied)
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
-                          (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
-                          (WrappersMP.PREPARE_SAMPLING, wrappers.prepare_sampling),
-                          (WrappersMP.APPLY_MODEL, apply_model)):
-        model.add_wrapper_with_key(kind, KEY, wrapper)
+    install_wrappers(model, KEY, {WrappersMP.OUTER_SAMPLE: wrappers.outer_sample,
+                                  WrappersMP.PREPARE_SAMPLING: wrappers.prepare_sampling,
+                                  WrappersMP.APPLY_MODEL: apply_model})
     if applied.settings.guidance == OWN_SCALE:
         model.set_model_sampler_pre_cfg_function(guide_identity)
 
@@ -87,13 +85,6 @@ class _Wrappers:
                                        **kwargs)
         # the run owns what is its own: the sampler would hold on to it after an exception
         return base, conds, [each for each in loaded if each not in own]
-
-
-def sampler_sample(executor, guider, *args, **kwargs):
-    run: StandInRun | None = guider.model_options.get("transformer_options", {}).get(KEY)
-    if run is not None:
-        run.passes.note_positive(guider)
-    return executor(guider, *args, **kwargs)
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
