@@ -67,7 +67,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 import dynamic_vram
 from machine import machine
 from small_world.tiny_models import TinyWan, adapter_weights
-from standin_core.attention.choice import AttentionChoice, restricted_attention
+from standin_core.attention.choice import AttentionChoice, restricted_attention, split_heads
 from standin_core.attention.extend import kernel_refusal
 from standin_core.attention.states import FLASH_ATTN, FUSED, SAGE
 from standin_core.report import ReportSink
@@ -192,7 +192,7 @@ def attention_alone(options, n: int) -> dict:
             variants[f"{host}: {name}"], against[f"{host}: {name}"] = call, f"{host}: plain"
 
     def state(source, k, v):
-        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        split = (split_heads(x, heads) for x in (q, k, v))
         return source.state(*split, HEAD_DIM**-0.5)
 
     for source in (*FUSED, SAGE, FLASH_ATTN):
@@ -203,7 +203,7 @@ def attention_alone(options, n: int) -> dict:
             add(source.name, forced(source.backend), source)
         else:  # the package's own function gives a log-sum-exp or not at the same price
             add(source.name, lambda q, k, v, heads, source=source, **_: source.state(
-                *(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)), HEAD_DIM**-0.5)[0]
+                *(split_heads(x, heads) for x in (q, k, v)), HEAD_DIM**-0.5)[0]
                 .transpose(1, 2).flatten(2), source)
 
     timed = in_turns(variants, lambda name: seconds_of(variants[name], device), options.rounds, against,
@@ -224,7 +224,7 @@ def attention_alone(options, n: int) -> dict:
 def forced(backend):
     """ComfyUI's attention by PyTorch, with one of its backends alone."""
     def attention(q, k, v, heads, **_):
-        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        split = (split_heads(x, heads) for x in (q, k, v))
         with sdpa_kernel(backend):
             return torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
     return attention

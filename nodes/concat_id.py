@@ -7,7 +7,7 @@ from ..standin_core.concat_id.apply import apply_concat_id
 from ..standin_core.concat_id.weights import load_concat_id
 from ..standin_core.folders import fingerprint
 from ..standin_core.guidance import GUIDANCES
-from .shared import ADVANCED, CATEGORY, ConcatIDType
+from .shared import ADVANCED, CATEGORY, ConcatIDType, found_by
 
 FOLDER = "diffusion_models"
 # as core's Load Diffusion Model has them
@@ -26,6 +26,7 @@ class LoadConcatID(io.ComfyNode):
             node_id="LoadConcatID",
             display_name="Load Concat-ID",
             category=CATEGORY,
+            **found_by("concat id", "load identity"),
             description="Loads a Concat-ID model: a Wan 2.1 of 1.3B that was fine-tuned as a whole to keep the person "
                         "of a reference image.",
             inputs=[
@@ -61,6 +62,7 @@ class ApplyConcatID(io.ComfyNode):
             node_id="ApplyConcatID",
             display_name="Apply Concat-ID",
             category=CATEGORY,
+            **found_by("concat id", "identity", "face", "likeness", "person", "reference"),
             description="Gives a Concat-ID model the person in a reference image: the image runs through the model as "
                         "one more frame of the video, in every step. The patched model works with any sampler.",
             inputs=[

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..standin_core.folders import fingerprint
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
 from ..standin_core.id_animator.apply import apply_photos
-from .shared import ADVANCED, CATEGORY, IDAnimatorType
+from .shared import ADVANCED, CATEGORY, IDAnimatorType, found_by
 
 
 class LoadIDAnimator(io.ComfyNode):
@@ -15,6 +15,7 @@ class LoadIDAnimator(io.ComfyNode):
             node_id="LoadIDAnimator",
             display_name="Load ID-Animator",
             category=CATEGORY,
+            **found_by("id animator", "adapter", "load identity"),
             description="Loads an ID-Animator adapter: face tokens and low-rank weights for the cross-attentions of "
                         "an SD1.5 model.",
             inputs=[
@@ -41,6 +42,7 @@ class ApplyIDAnimator(io.ComfyNode):
             node_id="ApplyIDAnimator",
             display_name="Apply ID-Animator",
             category=CATEGORY,
+            **found_by("id animator", "identity", "face", "likeness", "person", "ipadapter"),
             description="Gives an SD1.5 model the identity of the person in a face crop: every cross-attention also "
                         "reads the keys and values of that face. The patched model makes still pictures with any "
                         "sampler, and videos with the nodes of ComfyUI-AnimateDiff-Evolved before or after this one.",

@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 
 from ..contracts import UserError
-from ..files import reading_weights, sha256_of
+from ..files import ORDINARY_LORA, reading_weights, sha256_of
 from ..latents import CHANNELS
 from ..wan import Wan
 from .forward import ReferenceModulation
@@ -35,7 +35,6 @@ IN_A_BLOCK = (
     *(f"{name}.{which}" for name in (*(f"{attention}.{each}" for attention in ("self_attn", "cross_attn")
                                        for each in "qkvo"), "ffn.0", "ffn.2") for which in ("weight", "bias")))
 QUANTIZED = re.compile(r"scaled_fp8|.*\.(scale_weight|scale_input|weight_scale|input_scale|comfy_quant)")
-LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 STAND_IN = re.compile(r"self_attn\.[qkv]_loras\.")
 
 
@@ -170,7 +169,7 @@ def _count_blocks(native: dict) -> int:
 def _without_prefix(weights: dict, name: str) -> dict[str, torch.Tensor]:
     """The tensors of the model under their native names; other parts of a checkpoint are left out."""
     for found, words in ((STAND_IN, "a Stand-In adapter: load it with Load Stand-In"),
-                         (LORA, "an ordinary LoRA: load it with LoraLoaderModelOnly")):
+                         (ORDINARY_LORA, "an ordinary LoRA: load it with LoraLoaderModelOnly")):
         key = next((key for key in weights if found.search(key)), None)
         if key is not None:
             raise UserError(f"{name} is {words}, and choose a Concat-ID file here (it has {key}).")

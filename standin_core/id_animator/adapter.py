@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..contracts import UserError
-from ..files import read_tensors, sha256_of
+from ..files import ORDINARY_LORA, read_tensors, sha256_of
 from .resampler import HEAD_DIM
 
 ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files
@@ -26,7 +26,6 @@ OTHER_CONTAINER = {"image_proj.": RESAMPLER, "face_adapter.": ATTENTION}
 LAYER = re.compile(r"image_proj_model\.layers\.(\d+)\.")
 PLACE = re.compile(r"adapter_modules\.(\d+)\.")
 IP_ADAPTER = re.compile(r"(^|\.)(ip_adapter\.|to_[kv]_ip\b)")
-ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.alpha$")
 
 # The shapes by letters: n face tokens, d and w widths of the resampler and of CLIP vision, a all heads of the resampler
 # together, f its feed-forward layer, c the text context, r the rank, C the cross-attention. 2a is twice a.

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..contracts import UserError
-from ..files import read_tensors, sha256_of
+from ..files import ORDINARY_LORA, read_tensors, sha256_of
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
@@ -27,7 +27,6 @@ TENSOR_KEY = re.compile(
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
-ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
 
 @dataclass(frozen=True, slots=True)
