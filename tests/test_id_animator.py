@@ -403,7 +403,7 @@ def test_images_that_are_none(model, adapter, image):
         apply_photos(model, adapter, sd15.clip_vision(), image)
 
 
-@pytest.mark.parametrize("controls, words", [({"strength": -1.0}, "strength is -1, at least 0"),
+@pytest.mark.parametrize("controls, words", [({"strength": -1.0}, "strength is -1, needed is"),
                                              ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read")])
 def test_controls_that_cannot_be(case, model, controls, words):
     with pytest.raises(UserError, match=words):
