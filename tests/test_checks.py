@@ -1,0 +1,150 @@
+"""The rules for what comes in: whatever comes, it is in order afterwards or refused with a sentence."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examples import examples
+from standin_core.checks import (
+    LONGEST,
+    MOST_IN_LATENT,
+    check_choice,
+    check_number,
+    checked_latent,
+    checked_masks,
+    checked_pictures,
+    shown,
+)
+from standin_core.contracts import UserError
+from standin_core.folders import LONGEST_NAME, plain_name
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.uint8, torch.int64,
+          torch.bool, torch.complex64)
+NUMBERS = st.integers() | st.floats() | st.integers(min_value=10**400, max_value=10**5000)
+ANYTHING = st.none() | st.booleans() | NUMBERS | st.text() | st.lists(st.integers(), max_size=3)
+
+
+@st.composite
+def tensors(draw):
+    """Any shape, dtype and layout, with any value in one place."""
+    shape = draw(st.lists(st.integers(0, 5), max_size=5) | st.sampled_from([[2, 4, 5, 3], [1, 3, 4], [3, 4]]))
+    values = torch.rand(shape) * draw(st.sampled_from([1.0, 1.3, 255.0, 1e30])) - draw(st.sampled_from([0.0, 0.2, 9.0]))
+    if values.numel() and draw(st.booleans()):
+        values.view(-1)[draw(st.integers(0, values.numel() - 1))] = draw(st.floats(width=32))
+    values = values.to(draw(st.sampled_from(DTYPES)))
+    layout = draw(st.sampled_from(["plain", "plain", "plain", "turned", "with gradients", "sparse", "without data"]))
+    if layout == "turned" and values.ndim > 1:
+        return values.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "with gradients" and values.is_floating_point():
+        with torch.inference_mode(False):
+            return values.clone().requires_grad_()
+    if layout == "sparse" and values.dtype == torch.float32:
+        return values.to_sparse()
+    return values.to("meta") if layout == "without data" else values
+
+
+def or_refused(check, *arguments):
+    """What a rule returns, or None where it refuses in a sentence of bounded length."""
+    try:
+        return check(*arguments)
+    except UserError as error:
+        assert "needed" in str(error) and len(str(error)) < 4 * LONGEST and str(error).isprintable()
+
+
+def assert_in_unit_range(values):
+    assert values.dtype == torch.float32 and values.numel() and not values.requires_grad
+    assert values.min() >= 0 and values.max() <= 1
+
+
+@given(tensors() | ANYTHING)
+@examples(300, 10_000)
+def test_pictures(came):
+    pictures = or_refused(checked_pictures, came, "image")
+    if pictures is not None:
+        assert_in_unit_range(pictures)
+        assert pictures.shape[:3] == came.shape[:3] and pictures.shape[3] == max(3, came.shape[3])
+        expected = came.detach().double().clamp(0, 1).expand(pictures.shape)
+        assert torch.allclose(pictures.double(), expected, rtol=0, atol=1e-7)
+
+
+@given(tensors() | ANYTHING, st.none() | st.tuples(*[st.integers(1, 5)] * 3))
+@examples(300, 10_000)
+def test_masks(came, of):
+    masks = or_refused(checked_masks, came, "mask", of)
+    if masks is not None:
+        assert_in_unit_range(masks)
+        assert masks.ndim == 3 and masks.shape[-2:] == came.shape[-2:]
+        assert of is None or tuple(masks.shape) in (of, (1, *of[1:]))
+        assert torch.allclose(masks.double().flatten(), came.detach().double().clamp(0, 1).flatten(), rtol=0, atol=1e-7)
+
+
+@given(st.fixed_dictionaries({"samples": tensors() | ANYTHING}) | ANYTHING)
+@examples(200, 5000)
+def test_latents(came):
+    samples = or_refused(checked_latent, came, "latent")
+    if samples is not None:
+        assert samples.numel() and bool((samples.double().abs() <= MOST_IN_LATENT).all())
+
+
+def test_good_inputs_pass():
+    """Or a rule that refuses everything would do for the tests above."""
+    assert checked_pictures(torch.rand(2, 4, 5, 3), "image").shape == (2, 4, 5, 3)
+    assert checked_pictures(torch.rand(2, 4, 5, 1), "image").shape == (2, 4, 5, 3)
+    assert checked_masks(torch.rand(4, 5), "mask", (2, 4, 5)).shape == (1, 4, 5)
+    assert checked_masks(torch.rand(2, 1, 4, 5), "mask", (2, 4, 5)).shape == (2, 4, 5)
+    assert checked_latent({"samples": torch.rand(1, 16, 1, 2, 2)}, "latent").shape == (1, 16, 1, 2, 2)
+
+
+@given(ANYTHING, NUMBERS, NUMBERS, st.booleans())
+@examples(300, 5000)
+def test_numbers(came, least, most, whole):
+    taken = or_refused(lambda: check_number(came, "strength", least, most, whole=whole) is None)
+    is_number = isinstance(came, int if whole else int | float) and not isinstance(came, bool)
+    assert bool(taken) == (is_number and least <= came <= most and came not in (math.inf, -math.inf))
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(1), 1, 0.5])
+def test_numbers_of_other_kinds(value):
+    check_number(value, "strength", 0, 1)
+
+
+@given(ANYTHING)
+@examples(50, 2000)
+def test_choices(came):
+    assert bool(or_refused(lambda: check_choice(came, "cache", ["auto", "fp8"]) is None)) == (came in ("auto", "fp8"))
+    check_choice("fp8", "cache", ["auto", "fp8"])
+
+
+@given(st.text(st.characters(codec=None), max_size=2 * LONGEST))
+@examples(100, 2000)
+def test_foreign_texts_fit_into_a_sentence(text):
+    assert shown(text).isprintable() and len(shown(text).encode()) <= 10 * LONGEST + 3
+    assert not text.isprintable() or len(text) > LONGEST or shown(text) == text
+
+
+@pytest.mark.parametrize("name", [
+    "", ".", "..", "a/b", "a\\b", "/a", "a\0b", "a\nb", "\ud800", " ", "a ", " a", "a.", "x" * 300,
+    "é" * (LONGEST_NAME // 2 + 1), "CON", "nul.txt", "Com1", "lpt9.a.b", "a:b", "a*", "a?", '"a"', "<a>", "a|b"])
+def test_names_that_not_every_platform_takes(name):
+    with pytest.raises(UserError, match="needed is one for a file, without folders"):
+        plain_name(name)
+
+
+@pytest.mark.parametrize("name", ["my_stand_in", "名前", "a b", "v1.2", "console", "a.con", "x" * LONGEST_NAME])
+def test_names_that_every_platform_takes(name):
+    assert plain_name(name) == name
+
+
+@given(st.text(st.characters(codec=None), max_size=LONGEST_NAME + 20))
+@examples(200, 5000)
+def test_a_name_that_passes_is_a_file_of_its_own(tmp_path_factory, name):
+    taken = or_refused(plain_name, name)
+    if taken is not None:
+        folder = tmp_path_factory.mktemp("names")
+        file = folder / f"{taken}.safetensors.part"
+        file.touch()
+        assert [each.name for each in folder.iterdir()] == [file.name]
+        file.unlink()
