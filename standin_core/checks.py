@@ -151,8 +151,8 @@ def _real(value, name: str, needed: str) -> torch.Tensor:
 def _finite_extent(values: torch.Tensor, name: str) -> tuple[float, float]:
     low, high = extent(values)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(f"{name} holds values that are not finite (NaN or infinite): check the node it comes from; a "
-                        "VAE in half precision makes them.")
+        raise UserError(f"{name} holds values that are not finite (NaN or infinite), needed are finite ones: check the "
+                        "node that it comes from; a VAE in half precision makes NaN.")
     return low, high
 
 

@@ -1,0 +1,153 @@
+"""Whatever comes into a node: results in order, or one sentence; never an error of a library, never nonsense."""
+import math
+
+import pytest
+import torch
+from comfy_api.latest import io
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pack
+import tiny
+from examples import examples
+from standin_core.contracts import UserError
+from standin_core.face import FaceSettings, crop_faces
+from standin_core.face_swap import COLOR_REGIONS, composite_swap
+from standin_core.stand_in.apply import apply_reference
+from standin_core.stand_in.attention_map import AttentionMap, show_map
+from standin_core.stand_in.wrappers import installed
+
+NUMBERS = (io.Int.Input, io.Float.Input)
+LONGEST_SENTENCE = 1500
+
+
+def widgets():
+    """Every widget of every node: (node, whether it takes lists, input)."""
+    for node in pack.node_classes().values():
+        schema = node.GET_SCHEMA()
+        for each in schema.inputs:
+            # the file of a Load node is looked up instead
+            if isinstance(each, (*NUMBERS, io.String.Input, io.Boolean.Input)) or type(each) is io.Combo.Input:
+                yield node, schema.is_input_list, each
+
+
+def test_every_number_has_both_ends():
+    for node, _, each in widgets():
+        assert not isinstance(each, NUMBERS) or None not in (each.min, each.max), (node, each.id)
+
+
+def beyond(widget):
+    """Values that the widget itself would not let a user type."""
+    if not isinstance(widget, NUMBERS):
+        return st.integers() | st.none().map(lambda _: ["auto"]) | (
+            st.text().filter(lambda text: text not in widget.options) if isinstance(widget, io.Combo.Input)
+            else st.floats())
+    above = st.integers(min_value=math.floor(widget.max) + 1) | st.just(math.inf)
+    below = st.integers(max_value=math.ceil(widget.min) - 1) | st.just(-math.inf)
+    return above | below | st.just(math.nan) | st.text() | st.booleans()
+
+
+@given(st.data())
+@examples(200, 10_000)
+def test_no_bound_is_only_in_the_widget(data):
+    """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
+    node, takes_lists, widget = data.draw(st.sampled_from(list(widgets())))
+    value = data.draw(beyond(widget))
+    with pytest.raises(UserError, match=f"^{widget.id} is .*needed is") as error:
+        node.execute(**{widget.id: [value] if takes_lists else value})
+    assert len(str(error.value)) < LONGEST_SENTENCE
+
+
+SIDES = st.sampled_from([0, 1, 2, 15, 16, 17, 32, 48])
+VALUES = st.sampled_from(["photo", "photo", "photo", "plain", "nan", "inf", "of 255", "overshooting"])
+
+
+@st.composite
+def pictures(draw, channels=(3, 3, 3, 4, 1, 0, 2, 5), sides=SIDES):
+    return filled(draw, [draw(st.integers(0, 3)), draw(sides), draw(sides), draw(st.sampled_from(channels))])
+
+
+@st.composite
+def masks(draw):
+    shape = [draw(st.integers(0, 3)), draw(SIDES), draw(SIDES)]
+    return filled(draw, draw(st.sampled_from([shape, shape, shape[1:], [shape[0], 1, *shape[1:]], [5], []])))
+
+
+def filled(draw, shape):
+    values, what = torch.rand(shape, generator=torch.Generator().manual_seed(0)), draw(VALUES)
+    if what == "plain":
+        values.fill_(0.5)
+    elif what in ("nan", "inf") and values.numel():
+        values.view(-1)[draw(st.integers(0, values.numel() - 1))] = float(what)
+    elif what in ("of 255", "overshooting"):
+        values = values * (255 if what == "of 255" else 1.2) - 0.1
+    return values.to(draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.float64, torch.bool])))
+
+
+SIDE = st.integers(-100, 100) | st.floats() | st.none() | st.just(10**9)
+BOX = st.fixed_dictionaries({"x": SIDE, "y": SIDE, "width": SIDE, "height": SIDE}, optional={"score": st.floats()}) | (
+    st.fixed_dictionaries({"x": st.integers(0, 20), "y": st.integers(0, 20), "width": st.integers(1, 40),
+                           "height": st.integers(1, 40)}))
+BOXES = BOX | st.lists(BOX, max_size=2) | st.lists(st.lists(BOX, max_size=2), max_size=3) | st.text() | st.integers()
+GIVEN = (st.just({}) | st.fixed_dictionaries({"face_box": BOXES}) | st.fixed_dictionaries({"face_mask": masks()})
+         | st.fixed_dictionaries({"subject_mask": masks()}))
+
+
+def or_refused(work):
+    """What it returns, or None where it refuses in a sentence."""
+    try:
+        return work()
+    except UserError as error:
+        assert len(str(error)) < LONGEST_SENTENCE and str(error).isprintable()
+
+
+def assert_pictures(*found):
+    for each in found:
+        assert each.numel() and bool(torch.isfinite(each).all()) and each.min() >= 0 and each.max() <= 1
+
+
+@given(pictures(), GIVEN, st.sampled_from(["Stand-In inference", "Concat-ID"]), st.booleans(),
+       st.sampled_from(["white", "rgb(300,300,300)", "#12", "hsl(1e9,5%,5%)", "preset"]))
+@examples(100, 10_000)
+def test_photos(image, given_faces, preset, balance, background):
+    crop = or_refused(lambda: crop_faces(image, FaceSettings(
+        preset=preset, detector="none", parser="none", no_face="whole image", size=64, balance_colors=balance,
+        background=background), **given_faces))
+    if crop is not None:
+        assert_pictures(crop.image, crop.rgba, crop.preview)
+        assert "nan" not in crop.verdict
+
+
+@given(pictures(), pictures(), masks(), st.integers(0, 20), st.sampled_from([0.0, 0.5, 1.0]),
+       st.sampled_from(COLOR_REGIONS), st.booleans())
+@examples(100, 5000)
+def test_composites(source, images, mask, feather, color_match, region, fitting):
+    if fitting:  # or few would get beyond the sizes
+        source, mask = source.expand(3, -1, -1, -1) if len(source) == 1 else source, mask.new_ones(images.shape[:3])
+        images = source[:, 1:-1, 1:-1] if min(source.shape[:3]) > 2 else source
+        mask = torch.ones(images.shape[:3])
+    found = or_refused(lambda: composite_swap(source, images, mask, feather, color_match, region))
+    if found is not None:
+        assert_pictures(found)
+
+
+@given(pictures(), st.integers(0, 1), st.floats(0, 1), st.integers(0, 3))
+@examples(50, 2000)
+def test_attention_maps(images, person, opacity, trim_latent):
+    maps = [AttentionMap(torch.rand(1, 4, 2, 3, 4), 2)]
+    found = or_refused(lambda: show_map(images, maps, opacity, person, trim_latent=trim_latent))
+    if found is not None:
+        assert_pictures(*found[:2])
+
+
+@given(st.sampled_from([[1, 16, 1, 8, 8], [1, 16, 1, 8, 8], [2, 16, 4, 6], [0, 16, 1, 8, 8], [1, 16, 2, 8, 8],
+                        [1, 48, 1, 8, 8], [1, 16, 1, 1, 1], [16], []]), st.none() | masks(), st.none() | masks(),
+       st.data())
+@examples(60, 2000)
+def test_references(model, shape, mask, region, data):
+    latent = {"samples": filled(data.draw, shape)}
+    found = or_refused(lambda: apply_reference(model, tiny.adapter(), None, None, latent, mask, region=region))
+    if found is not None:
+        (identity,) = installed(found).identities
+        assert bool(torch.isfinite(identity.reference_latent).all())
+        assert identity.region is None or identity.region.ndim == 3
