@@ -21,10 +21,14 @@ MOST_IN_LATENT = torch.finfo(torch.float16).max  # a model may compute in fp16, 
 
 
 def shown(text: object) -> str:
-    """A foreign text as a part of a sentence: one line of at most LONGEST printable characters."""
+    """A foreign text as a part of a sentence: printable, and cut off after LONGEST characters."""
     words = str(text)
-    short = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
+    return printable(words if len(words) <= LONGEST else f"{words[:LONGEST]}...")
+
+
+def printable(text: str) -> str:
+    """The text in one line that UTF-8 can hold; a file name may hold anything, bytes that are not UTF-8 too."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def check_number(value, name: str, least: float = -math.inf, most: float = math.inf, *, whole: bool = False,

@@ -1,6 +1,7 @@
 """From real video files to shards: what is kept, what is dropped and why, and going on after a stop."""
 import dataclasses
 import json
+import os
 import shutil
 from fractions import Fraction
 
@@ -578,3 +579,11 @@ def test_settings_are_kept_beside_the_data(prepared_once):
     kept = dataclasses.asdict(SETTINGS)
     del kept["face"]["download_missing"]
     assert kept_settings(folder) == kept
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    """Linux has such files; their names go into a manifest and a report, which are UTF-8."""
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a person", encoding="utf-8")
+    (source,) = sources_in(tmp_path)
+    assert source.name == "caf\\udce9.mp4" and source.path.is_file() and source.caption == "a person"

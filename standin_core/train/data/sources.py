@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...checks import printable
 from ...contracts import UserError
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # those of ComfyUI's dataset nodes
@@ -33,7 +34,7 @@ def sources_in(folder: Path) -> list[Source]:
     if not found:
         raise UserError(f"there is no video in {folder}: put files there, with a caption in a .txt file of the same "
                         "name beside each.")
-    return [Source(path, path.relative_to(folder).as_posix(), _caption(path)) for path in found]
+    return [Source(path, printable(path.relative_to(folder).as_posix()), _caption(path)) for path in found]
 
 
 def sources_of(videos: list, captions: list[str]) -> list[Source]:
@@ -57,7 +58,7 @@ def sources_of(videos: list, captions: list[str]) -> list[Source]:
         if not isinstance(path, str):
             raise UserError("a video came that is no file, and the clips are read from files: save it, and load the "
                             "folder with Load Video-Text (from Folder).")
-        sources.setdefault(path, Source(Path(path), Path(path).name, caption))
+        sources.setdefault(path, Source(Path(path), printable(Path(path).name), caption))
     names = Counter(source.name for source in sources.values())
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice:
