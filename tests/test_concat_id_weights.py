@@ -13,7 +13,7 @@ from concat_id import record
 import tiny
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
 from standin_core.concat_id.apply import apply_concat_id
-from standin_core.concat_id.weights import IN_A_BLOCK, OUTSIDE_BLOCKS, load_concat_id, parse_concat_id
+from standin_core.concat_id.weights import IN_A_BLOCK, OUTSIDE_BLOCKS, REFERENCES, load_concat_id, parse_concat_id
 from standin_core.contracts import UserError
 
 
@@ -128,7 +128,14 @@ MISFITS = {
     "the projection lost": (lambda: without("time_projection_ref.1.weight"), "time_projection_ref.1.weight"),
     "another width of the reference": (lambda: with_("blocks.0.modulation_ref", torch.zeros(1, 6, 32)),
                                        "blocks.0.modulation_ref is [1, 6, 32], needed is [1, 6, 64]"),
-    "something else than tensors": (lambda: {"epoch": 3, "lr": 0.1}, "other things than tensors, so it is no model"),
+    "modulation of another shape": (lambda: with_("blocks.2.modulation", torch.zeros(6, 64)),
+                                    "blocks.2.modulation is [6, 64], needed is [1, 6, 64]"),
+    "no block": (lambda: {name: tensor for name, tensor in weights().items() if not name.startswith("blocks.")},
+                 "that a Concat-ID of 1 blocks has"),
+    "a flat patch embedding": (lambda: with_("patch_embedding.weight", torch.zeros(64)),
+                               "patch_embedding.weight is [64], needed is [C, 16, 1, 2, 2]"),
+    "numbers for names": (lambda: {1: torch.zeros(2)}, "other things than named tensors, so it is no"),
+    "something else than tensors": (lambda: {"epoch": 3, "lr": 0.1}, "other things than named tensors, so it is no"),
 }
 
 
@@ -137,6 +144,18 @@ def test_misfits(name):
     make, words = MISFITS[name]
     with pytest.raises(UserError, match=re.escape(words)):
         parse_concat_id(make(), "x.pt")
+
+
+@pytest.mark.parametrize("references", ["0", "-1", "two", "1.5", "9" * 5000])
+def test_numbers_of_references_that_cannot_be(references):
+    with pytest.raises(UserError, match="needed is a number from 1 to 99"):
+        parse_concat_id(weights(), "x.pt", metadata={REFERENCES: references})
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    path = save(tmp_path / "a.safetensors", with_("head.modulation", torch.full((1, 2, 64), torch.nan)))
+    with pytest.raises(UserError, match=r"a\.safetensors has values that are not finite .*head\.modulation"):
+        load_concat_id(path)
 
 
 def test_tensors_that_do_not_fit_together(tmp_path):

@@ -132,7 +132,7 @@ def test_a_video_without_any_face():
     (CompareSettings("insightface"), ClipVision(), PHOTO, "insightface cannot run"),
     (CompareSettings("insightface", "whole frame"), ClipVision(), PHOTO, "region is whole frame"),
     (CompareSettings("clip vision"), ClipVision(), torch.zeros(1, 64, 64, 3), "no face was found in photo 1 of 1"),
-    (CompareSettings("clip vision"), ClipVision(), PHOTO[:0], "is empty"),
+    (CompareSettings("clip vision"), ClipVision(), PHOTO[:0], "none of them 0"),
 ])
 def test_what_cannot_be_compared(settings, clip, photos, words, monkeypatch, models_dir):
     monkeypatch.setattr(embedders, "detector_refusal", lambda name: "no detector")

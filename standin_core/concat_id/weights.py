@@ -24,6 +24,7 @@ from .forward import ReferenceModulation
 
 WIDEST = 1536  # of Wan 1.3B; Concat-ID was never trained on a larger one
 REFERENCES = "concat_id_references"  # in a file's metadata: how many references it was trained with, 1 where not said
+NUMBER_OF_REFERENCES = re.compile("[1-9][0-9]?")
 
 OWN_WEIGHT, OWN_BIAS, OWN_BLOCK = ("time_projection_ref.1.weight", "time_projection_ref.1.bias",
                                    "blocks.{}.modulation_ref")
@@ -133,12 +134,13 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
     """
     if isinstance(weights, dict) and isinstance(weights.get("module"), dict):
         weights = weights["module"]
-    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
-        raise UserError(f"{name} holds a {type(weights).__name__} of other things than tensors, so it is no model: "
-                        "choose a Concat-ID file.")
+    if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(each, torch.Tensor)
+                                                for key, each in weights.items()):
+        raise UserError(f"{name} holds a {type(weights).__name__} of other things than named tensors, so it is no "
+                        "model: choose a Concat-ID file.")
     native = _without_prefix(weights, name)
     _refuse_others(native, name)
-    blocks = _count_blocks(native)
+    blocks = max(_count_blocks(native), 1)
     needed = {*OUTSIDE_BLOCKS, *(f"blocks.{i}.{each}" for i in range(blocks) for each in IN_A_BLOCK)}
     own = {key: native.pop(key) for key in (OWN_WEIGHT, OWN_BIAS, *map(OWN_BLOCK.format, range(blocks)))
            if key in native}
@@ -153,20 +155,33 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
     if foreign:
         raise UserError(f"{name} has {len(foreign)} tensors that no Concat-ID has (the first is {foreign[0]}): take "
                         "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
-    marks = torch.cat([native[f"blocks.{i}.modulation"] for i in range(blocks)])
-    return native, ConcatID(name, sha256, marks, _own(own, blocks, marks.shape[-1], name) if own else None,
-                            int((metadata or {}).get(REFERENCES, 1)))
+    references = (metadata or {}).get(REFERENCES, "1")
+    if not NUMBER_OF_REFERENCES.fullmatch(references):
+        raise UserError(f"{name} says that it was trained with {shown(references)} references, needed is a number from "
+                        "1 to 99: download the file again.")
+    dim = native["patch_embedding.weight"].shape[0]
+    marks = _stacked(native, "blocks.{}.modulation", blocks, dim, name)
+    return native, ConcatID(name, sha256, marks, _own(own, blocks, dim, name) if own else None, int(references))
 
 
 def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> ReferenceModulation:
-    shapes = {OWN_WEIGHT: (6 * dim, dim), OWN_BIAS: (6 * dim,)}
-    for key, tensor in own.items():
-        needed = shapes.get(key, (1, 6, dim))
-        if tuple(tensor.shape) != needed:
-            raise UserError(f"{name}: {key} is {list(tensor.shape)}, needed is {list(needed)} for a model of width "
-                            f"{dim}: download the file again.")
-    return ReferenceModulation(own[OWN_WEIGHT], own[OWN_BIAS],
-                               torch.cat([own[OWN_BLOCK.format(i)] for i in range(blocks)]))
+    _check_shape(own, OWN_WEIGHT, (6 * dim, dim), name)
+    _check_shape(own, OWN_BIAS, (6 * dim,), name)
+    return ReferenceModulation(own[OWN_WEIGHT], own[OWN_BIAS], _stacked(own, OWN_BLOCK, blocks, dim, name))
+
+
+def _stacked(tensors: dict[str, torch.Tensor], key: str, blocks: int, dim: int, name: str) -> torch.Tensor:
+    """The modulation vectors of all blocks, [L, 6, C]; key has a place for the number of the block."""
+    keys = [key.format(i) for i in range(blocks)]
+    for each in keys:
+        _check_shape(tensors, each, (1, 6, dim), name)
+    return torch.cat([tensors[each] for each in keys])
+
+
+def _check_shape(tensors: dict[str, torch.Tensor], key: str, needed: tuple[int, ...], name: str) -> None:
+    if tuple(tensors[key].shape) != needed:
+        raise UserError(f"{name}: {key} is {list(tensors[key].shape)}, needed is {list(needed)}: download the file "
+                        "again.")
 
 
 def _count_blocks(native: dict) -> int:
@@ -198,6 +213,9 @@ def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
     patches = native.get("patch_embedding.weight")
     if patches is None:  # said with all that is missing
         return
+    if patches.ndim != 5:
+        raise UserError(f"{name}: patch_embedding.weight is {list(patches.shape)}, needed is [C, {CHANNELS}, 1, 2, 2]: "
+                        "download the file again.")
     dim, channels = patches.shape[:2]
     if channels != CHANNELS or any(key.startswith("img_emb.") for key in native):
         raise UserError(f"{name} is a Wan that takes {channels} channels, so an image-to-video, a control or a 5B "

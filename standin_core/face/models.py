@@ -128,7 +128,7 @@ class ManagedNetwork:
         """Raises UserError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
         assert path is not None  # or file_refusal would say so
-        weights = read_weights(path, _remedy(model_file)).content
+        weights = read_weights(path, _remedy(path, model_file)).content
         try:
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
         except (AttributeError, TypeError, RuntimeError) as error:  # no dict of names, or another network's
@@ -163,8 +163,8 @@ def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
 
 
 def _other_network(path: Path, model_file: ModelFile) -> UserError:
-    return UserError(f"{shown(path)} is broken or another model: {_remedy(model_file)}.")
+    return UserError(f"{shown(path.name)} is broken or another model: {_remedy(path, model_file)}.")
 
 
-def _remedy(model_file: ModelFile) -> str:
-    return f"delete it, and get {model_file}"
+def _remedy(path: Path, model_file: ModelFile) -> str:
+    return f"delete {shown(path)}, and get {model_file}"
