@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -38,7 +39,8 @@ def check_number(value, name: str, least: float = -math.inf, most: float = math.
     whole: refuse fractions.
     hint: what to do, as the end of the sentence.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+    kind: Any = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
         came = f"of type {type(value).__name__}"
     elif least <= value <= most and value not in (math.inf, -math.inf):
         return
