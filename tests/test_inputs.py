@@ -39,7 +39,7 @@ def test_every_number_has_both_ends():
 def beyond(widget):
     """Values that the widget itself would not let a user type."""
     if not isinstance(widget, NUMBERS):
-        return st.integers() | st.none().map(lambda _: ["auto"]) | (
+        return st.integers() | st.just(["auto"]) | (
             st.text().filter(lambda text: text not in widget.options) if isinstance(widget, io.Combo.Input)
             else st.floats())
     above = st.integers(min_value=math.floor(widget.max) + 1) | st.just(math.inf)
@@ -53,7 +53,8 @@ def test_no_bound_is_only_in_the_widget(data):
     """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
     node, takes_lists, widget = data.draw(st.sampled_from(list(widgets())))
     value = data.draw(beyond(widget))
-    with pytest.raises(UserError, match=f"^{widget.id} is .*needed is") as error:
+    of_the_pack = pack.module("standin_core.contracts").UserError  # which ComfyUI loads under another name
+    with pytest.raises(of_the_pack, match=f"^{widget.id} is .*needed is") as error:
         node.execute(**{widget.id: [value] if takes_lists else value})
     assert len(str(error.value)) < LONGEST_SENTENCE
 
