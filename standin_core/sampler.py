@@ -6,6 +6,7 @@ spaced from denoise to 0, ``v = v_uncond + cfg (v_cond - v_uncond)`` (WeChatCV/S
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import comfy.model_sampling
@@ -15,7 +16,7 @@ import comfy.utils
 import latent_preview
 import torch
 
-from .checks import check_choice, check_finite, check_number, checked_latent
+from .checks import check_choice, check_finite, check_number, checked_latent, extent
 from .contracts import UserError
 from .report import ReportSink
 from .wan import Wan
@@ -87,7 +88,7 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
 
     The two experts share one schedule, one noise and one clean latent, so a ``noise_mask`` keeps its region through
     the switch; samplers with a history begin it anew there. Returns the LATENT, and the report and attention map of
-    each run that had an identity branch. Raises UserError before any work.
+    each run that had an identity branch. Raises UserError before any work, and for a result that is not finite.
     """
     experts = _experts(model, low_noise_model)
     for expert in experts:
@@ -101,6 +102,10 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
                            settings)
     result = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     result["samples"] = output
+    if not all(map(math.isfinite, extent(output))):
+        raise UserError(f"the sampled latent holds values that are not finite (NaN or infinite): the model has such "
+                        f"weights, or {settings.sampler_name} and {settings.scheduler} cannot sample at shift "
+                        f"{settings.shift:g} and denoise {settings.denoise:g}; try euler and flow_matching.")
     return result, sink
 
 

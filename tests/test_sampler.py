@@ -204,6 +204,14 @@ def test_refusals_before_any_work(model, name):
         run(model, **settings)
 
 
+def test_a_result_that_is_not_finite():
+    """As a broken model gives it, instead of a black video."""
+    weights = dict(tiny.WAN.weights())
+    weights["head.head.bias"] = torch.full_like(weights["head.head.bias"], torch.nan)
+    with pytest.raises(UserError, match="the sampled latent holds values that are not finite"):
+        run(tiny.load(weights))
+
+
 class OtherModel:
     model = torch.nn.Module()
     model.diffusion_model = torch.nn.Linear(1, 1)
