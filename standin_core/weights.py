@@ -106,8 +106,8 @@ def check_claim(file: str | Path | io.BytesIO, size: int) -> None:
 def check_tensors(content, size: int) -> None:
     """Refuse what no file of weights has; to be called in ``refusing_damage``.
 
-    Every tensor is then dense, real, finite and on the CPU, they claim no more than MOST_SHARING times the bytes of the
-    file, and every key is printable and has at most LONGEST_KEY characters.
+    Every tensor is then dense, real, finite, on the CPU and without gradients, they claim no more than MOST_SHARING
+    times the bytes of the file, and every key is printable and has at most LONGEST_KEY characters.
 
     content: a tensor, a dict of anything at any depth, or anything else, which is passed over.
     size: of the file in bytes.
@@ -125,6 +125,7 @@ def check_tensors(content, size: int) -> None:
             odd = oddity(value)
             if odd is not None:
                 raise _Fault(f"has a tensor that is {odd} ({name})")
+            value.requires_grad_(False)  # a parameter is loaded as one
             claimed += value.nbytes
             if claimed > MOST_SHARING * size:
                 raise _Fault(f"has {size:,} bytes and claims tensors of {claimed:,} ({name})")

@@ -61,6 +61,7 @@ def assert_sound(adapter):
             assert low_rank.down.shape == (adapter.rank, adapter.dim) == low_rank.up.shape[::-1]
             assert torch.isfinite(low_rank(torch.zeros(1, adapter.dim))).all()
             assert torch.isfinite(low_rank.down).all() and torch.isfinite(low_rank.up).all()
+            assert not low_rank.down.requires_grad and not low_rank.up.requires_grad
 
 
 @st.composite
@@ -100,7 +101,7 @@ def test_a_header_that_lies(key, field, value):
 
 
 def as_parameter(value):
-    return torch.nn.Parameter(value, requires_grad=False)
+    return torch.nn.Parameter(value)
 
 
 # what a pickle can hold in the place of a tensor, and whether that may pass
