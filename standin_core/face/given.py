@@ -112,7 +112,8 @@ def _of_photo(for_each, index: int, name: str):
 
 
 def _boxed(left: float, top: float, right: float, bottom: float, photo: np.ndarray, score: float) -> Face | None:
-    """The part of a box that lies in the photo, or None if no pixel of it does."""
+    """The box, truncated to whole pixels as a detector's is, or None if no pixel of it lies in the photo."""
     height, width = photo.shape[:2]
-    box = max(int(left), 0), max(int(top), 0), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
-    return Face(box, score) if box[0] < box[2] and box[1] < box[3] else None
+    box = int(left), int(top), int(right), int(bottom)
+    inside = max(box[0], 0) < min(box[2], width) and max(box[1], 0) < min(box[3], height)
+    return Face(box, score) if inside else None
