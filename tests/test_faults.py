@@ -11,6 +11,8 @@ import tiny
 from random_cases import run_cases
 from standin_core.stand_in.kv_cache import IdentityCache
 
+pytestmark = pytest.mark.nightly
+
 CONTROLS = [
     {"cache": "resident"}, {"cache": "offloaded"}, {"cache": "streaming"}, {"cache": "fp8"},
     {"attention": "concatenate"}, {"strength": 0.5}, {"guidance": "positive pass"},

@@ -40,7 +40,7 @@ class CancelsWhenRead(dict):
     read = 0
 
     def __getitem__(self, key):
-        type(self).read += key == "x"
+        type(self).read += key == "width"
         cancel()
         return super().__getitem__(key)
 
@@ -90,7 +90,7 @@ def test_pairs_and_hashes(tmp_path):
 def stamped(path, stamps, size=(160, 120), pixel_aspect=None):
     """A video whose frames have these time stamps, in sixteenths of a second."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=16)
+        stream = container.add_stream("libx264", rate=16)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect

@@ -15,6 +15,8 @@ from random_cases import run_cases
 from small_world.tiny_models import TinyWan
 from standin_core.contracts import UserError
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(autouse=True)
 def quick_switches():

@@ -13,7 +13,8 @@ import torch
 
 from random_cases import run_cases
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no fork, and no limit on the size of files")
+pytestmark = [pytest.mark.nightly,
+              pytest.mark.skipif(sys.platform == "win32", reason="has no fork, and no limit on the size of files")]
 
 
 class Trainings:
