@@ -117,6 +117,11 @@ def test_any_box_is_cropped_as_the_authors_crop_it(height, width, x, y, box_widt
     assert np.array_equal(faces.as_uint8(crop.rgba[0, ..., :3]), expected)
 
 
+def test_a_box_without_end_is_the_whole_photo():
+    crop = faces.crop(BRICK, given={"face_box": box(-1e300, -1e300, 1e300, 1e300)}, parser="none", size=64)
+    assert torch.equal(crop.image, faces.crop(BRICK, detector="none", parser="none", size=64).image)
+
+
 @pytest.mark.parametrize("preset, near, normalization, dropped", [
     (*AUTHORS[0], "0.5", {0}), (*AUTHORS[1], "imagenet", {0, 14, 15, 16, 18})])
 def test_labels_decide_in_the_padding_too(models_dir, preset, near, normalization, dropped):

@@ -12,6 +12,7 @@ from .pixels import checked_masks
 
 # MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
+FARTHEST_PX = 10**6  # beyond it OpenCV cannot draw a box, and no picture reaches
 # which file download_missing fetches for a detector; the others need none, or one that the user installs
 FETCHED = {"auto": RETINAFACE, "retinaface": RETINAFACE, "yunet": YUNET}
 
@@ -114,6 +115,7 @@ def _of_photo(for_each, index: int, name: str):
 def _boxed(left: float, top: float, right: float, bottom: float, photo: np.ndarray, score: float) -> Face | None:
     """The box, truncated to whole pixels as a detector's is, or None if no pixel of it lies in the photo."""
     height, width = photo.shape[:2]
+    left, top, right, bottom = (min(max(edge, -FARTHEST_PX), FARTHEST_PX) for edge in (left, top, right, bottom))
     box = int(left), int(top), int(right), int(bottom)
     inside = max(box[0], 0) < min(box[2], width) and max(box[1], 0) < min(box[3], height)
     return Face(box, score) if inside else None
