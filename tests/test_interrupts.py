@@ -1,4 +1,6 @@
 """The user's Cancel ends every loop over photos, frames, packets and files at its next turn, and not at its end."""
+import struct
+
 import av
 import comfy.clip_vision
 import comfy.model_management
@@ -9,7 +11,6 @@ import torch
 import faces
 from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
 from small_world.tiny_models import clip_vision_weights
-from standin_core.contracts import UserError
 from standin_core.evaluation import CompareSettings, compare
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.files import sha256_of
@@ -87,14 +88,12 @@ def test_pairs_and_hashes(tmp_path):
         sha256_of(tmp_path / "a")
 
 
-def stamped(path, stamps, size=(160, 120), pixel_aspect=None):
-    """A video whose frames have these time stamps, in sixteenths of a second."""
+def written(path, stamps, codec):
+    """A video of 160x120 pixels whose frames have these time stamps, in sixteenths of a second."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=16)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        if pixel_aspect is not None:
-            stream.codec_context.sample_aspect_ratio = pixel_aspect
-        for picture, stamp in zip(moving_photo.video(len(stamps), *size), stamps, strict=True):
+        stream = container.add_stream(codec, rate=16)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for picture, stamp in zip(moving_photo.video(len(stamps), 160, 120), stamps, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = stamp
             container.mux(stream.encode(frame))
@@ -103,15 +102,21 @@ def stamped(path, stamps, size=(160, 120), pixel_aspect=None):
 
 def test_a_video_with_a_pause_of_a_day(tmp_path):
     """As many frames would be made up as fit into it."""
-    stamped(tmp_path / "gap.mkv", [*range(23), 16 * 86400])
+    written(tmp_path / "gap.mkv", [*range(23), 16 * 86400], "libx264")
     frames = decoded(tmp_path / "gap.mkv", 16.0)
     with pytest.raises(Unusable, match=r"cannot be read: after 1\.4 s, the next frame is stamped 86400\.0 s"):
         assert sum(1 for _ in frames) < 30
-    stamped(tmp_path / "short.mkv", [*range(12), *range(12 + 48, 24 + 48)])  # three seconds
+    written(tmp_path / "short.mkv", [*range(12), *range(12 + 48, 24 + 48)], "libx264")  # three seconds
     assert sum(1 for _ in decoded(tmp_path / "short.mkv", 16.0)) == 72
 
 
-def test_a_video_that_claims_pixels_of_a_thousand_times_their_height(tmp_path):
-    stamped(tmp_path / "wide.mkv", range(3), pixel_aspect=4000)
-    with pytest.raises(UserError, match=r"it claims frames of 640000x120 pixels, at most 67108864 are read"):
-        next(decoded(tmp_path / "wide.mkv", 16.0))
+def test_a_video_that_claims_huge_frames(tmp_path):
+    """Its header says so; no memory is taken for them."""
+    file = tmp_path / "huge.avi"
+    written(file, range(3), "rawvideo")
+    whole = file.read_bytes()
+    sizes = whole.index(b"strf") + 12  # behind the length of the chunk and of the header, as AVI has it
+    assert struct.unpack("<II", whole[sizes:sizes + 8]) == (160, 120)
+    file.write_bytes(whole[:sizes] + struct.pack("<II", 16384, 8192) + whole[sizes + 8:])
+    with pytest.raises(Unusable, match="it claims frames of 16384x8192 pixels, at most 67108864 are read"):
+        next(decoded(file, 16.0))

@@ -191,7 +191,8 @@ def test_it_goes_on_behind_the_last_video(videos, prepared_once, tmp_path):
     manifest = again / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join(lines[:4]) + lines[4][:30])
-    assert len(list(prepare(sources_in(videos), again, SETTINGS))) == 4
+    said, *done = prepare(sources_in(videos), again, SETTINGS)
+    assert said.startswith("damaged lines of the manifest that were dropped: 1") and len(done) == 4
     assert manifest_clips(again) == manifest_clips(folder)
     assert list(prepare(sources_in(videos), again, SETTINGS)) == []
 
@@ -585,7 +586,7 @@ def test_damaged_lines_of_the_manifest_are_dropped_and_said(tmp_path):
     file = tmp_path / "manifest.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
     assert list(prepare([], tmp_path, SETTINGS)) == [
-        "1 damaged lines of the manifest were dropped; their videos are looked at again"]
+        "damaged lines of the manifest that were dropped: 1; their videos are looked at again"]
     assert [clip.video for clip in manifest_clips(tmp_path)] == ["one"]
     assert list(prepare([], tmp_path, SETTINGS)) == []
 

@@ -45,7 +45,7 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
     keep_settings(folder, settings)
     damaged = drop_damaged(folder)
     if damaged:
-        yield f"{damaged} damaged lines of the manifest were dropped; their videos are looked at again"
+        yield f"damaged lines of the manifest that were dropped: {damaged}; their videos are looked at again"
     known, can_crop = read_manifest(folder), False
     for source in sources:
         comfy.model_management.throw_exception_if_processing_interrupted()
