@@ -22,8 +22,8 @@ from .report import ReportedIdentity, ReportSink, RunReport, as_text
 log = logging.getLogger(__name__)
 
 ASKED_SECONDS = 0.5  # how long a run that waits goes without asking for the user's interrupt
-_guard = threading.Lock()  # of the two below
-# ComfyUI's model -> what the run holds that has it now; one for each device, hence several runs at a time
+_guard = threading.Lock()  # of what runs of all models share: the locks, and ComfyUI's EXTRA_RESERVED_VRAM
+# ComfyUI's model -> the lock of whoever has a run on it
 _holds: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -90,7 +90,7 @@ def opened(run: Run, guider, key: str) -> Iterator[None]:
     """Within the context, the run has the guider's model for itself and is in its ``transformer_options`` under the
     key; it is closed at the end.
 
-    Raises UserError where a run without identity had the model at the same time and ended first.
+    Raises UserError where a run without an identity had the model at the same time and ended first.
     """
     options = guider.model_options.setdefault("transformer_options", {})
     base = guider.model_patcher.model
