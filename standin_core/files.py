@@ -8,6 +8,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import comfy.model_management
+
+CHUNK_BYTES = 1 << 24
+
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
@@ -24,8 +28,12 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(CHUNK_BYTES):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def append_line(file: Path, value: dict) -> None:
@@ -47,12 +55,23 @@ def write_lines(file: Path, values: Iterable[dict]) -> None:
 def read_lines(file: Path) -> list[dict]:
     """Every line but those that were not finished; no lines where there is no file."""
     values = []
-    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
-        try:
+    for line in _lines(file):
+        with contextlib.suppress(ValueError):  # of JSON, and of UTF-8 that was cut in a character
             values.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return values
+
+
+def drop_damaged_lines(file: Path, *keys: str) -> int:
+    """Take out the lines that are not finished, or that are no objects with these keys; returns how many they were."""
+    lines = _lines(file)
+    whole = [line for line in read_lines(file) if isinstance(line, dict) and all(key in line for key in keys)]
+    if len(whole) < len(lines):
+        write_lines(file, whole)
+    return len(lines) - len(whole)
+
+
+def _lines(file: Path) -> list[bytes]:
+    return list(filter(None, file.read_bytes().split(b"\n"))) if file.exists() else []
 
 
 def _line(value: dict) -> str:

@@ -8,15 +8,23 @@ import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 
 import comfy.model_management
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .contracts import UserError
 from .guidance import Passes
 from .report import ReportedIdentity, ReportSink, RunReport, as_text
 
 log = logging.getLogger(__name__)
+
+ASKED_SECONDS = 0.5  # how long a run that waits goes without asking for the user's interrupt
+_guard = threading.Lock()  # of what runs of all models share: the locks, and ComfyUI's EXTRA_RESERVED_VRAM
+# ComfyUI's model -> the lock of whoever has a run on it
+_holds: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class Run:
@@ -78,26 +86,59 @@ class Run:
 
 
 @contextlib.contextmanager
-def opened(run: Run, options: dict, key: str) -> Iterator[None]:
-    """Within the context, the run is in ``transformer_options`` under the key; it is closed at the end."""
-    options[key] = run
-    finished = False
+def opened(run: Run, guider, key: str) -> Iterator[None]:
+    """Within the context, the run has the guider's model for itself and is in its ``transformer_options`` under the
+    key; it is closed at the end.
+
+    Raises UserError where a run without an identity had the model at the same time and ended first.
+    """
+    options = guider.model_options.setdefault("transformer_options", {})
+    base = guider.model_patcher.model
+    with held(base):
+        options[key] = run
+        finished = False
+        try:
+            yield
+            finished = True
+        except AttributeError as error:
+            if error.obj is None and error.name is not None and hasattr(ModelPatcher, error.name):
+                raise UserError("another run on this model ended, and ComfyUI then takes the model from all of its "
+                                "runs: start them one after the other.") from error
+            raise
+        finally:
+            options.pop(key, None)
+            run.close(finished, ReportSink.of(options))
+
+
+@contextlib.contextmanager
+def held(base) -> Iterator[None]:
+    """Within the context, no other thread has a run with an identity on the model; where one has, this one waits.
+
+    ComfyUI runs one prompt at a time, but programs that have it for a library may not. Two runs on one model would
+    exchange the classes of the same modules, and ComfyUI would patch the same weights for both.
+
+    base: ComfyUI's model, which all clones of a ModelPatcher share.
+    """
+    with _guard:
+        hold = _holds.setdefault(base, threading.RLock())  # methods that are on one model nest in a thread
+    while not hold.acquire(timeout=ASKED_SECONDS):
+        comfy.model_management.throw_exception_if_processing_interrupted()
     try:
         yield
-        finished = True
     finally:
-        options.pop(key, None)
-        run.close(finished, ReportSink.of(options))
+        hold.release()
 
 
 @contextlib.contextmanager
 def announced(extra: int) -> Iterator[None]:
     """Within the context, ComfyUI's memory manager leaves so many bytes free beside what it knows of."""
-    comfy.model_management.EXTRA_RESERVED_VRAM += extra
+    with _guard:
+        comfy.model_management.EXTRA_RESERVED_VRAM += extra
     try:
         yield
     finally:
-        comfy.model_management.EXTRA_RESERVED_VRAM -= extra
+        with _guard:
+            comfy.model_management.EXTRA_RESERVED_VRAM -= extra
 
 
 def install_wrappers(model, key: str, wrappers: Mapping[str, Callable]) -> None:

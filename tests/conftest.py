@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import random_cases
 import torch
 
 if not torch.cuda.is_available():
@@ -42,6 +43,15 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("cuda")]
         config.stash[LEFT_OUT] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_report_header():
+    return f"random cases: STAND_IN_SEED={random_cases.SEED} repeats them"
+
+
+def pytest_sessionfinish():
+    if random_cases.NIGHTLY:
+        random_cases.write_record()
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -2,11 +2,9 @@
 
 Every run has fresh seeds, and hypothesis prints an example that fails and how to repeat it.
 """
-import os
-
 from hypothesis import HealthCheck, settings
 
-NIGHTLY = os.environ.get("STAND_IN_NIGHTLY") == "1"
+from random_cases import NIGHTLY
 
 
 def examples(few: int, many: int) -> settings:

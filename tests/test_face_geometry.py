@@ -40,10 +40,11 @@ WHOLE = Square(0, 0, 120, 100)
 
 
 @pytest.mark.parametrize("box, inference, preprocessor", [
-    ((9, 9, 111, 91), True, True),     # near all four borders
-    ((9, 40, 60, 80), False, True),    # near the left one alone
-    ((40, 40, 111, 80), False, True),  # near the right one alone
-    ((10, 10, 110, 90), False, False)])
+    ((10, 10, 110, 90), True, True),   # near all four borders: 10 pixels from them
+    ((11, 10, 110, 90), False, True),  # near all but the left one
+    ((10, 40, 60, 80), False, True),   # near the left one alone
+    ((40, 40, 110, 80), False, True),  # near the right one alone
+    ((11, 11, 109, 89), False, False)])
 def test_the_border_rules_of_the_two_published_preprocessors(box, inference, preprocessor):
     """Near all borders in the authors' inference code, near any in their ComfyUI nodes: then the photo stays whole."""
     assert (square_around(box, 100, 120, 1.0, "all sides") == WHOLE) is inference

@@ -78,6 +78,64 @@ def test_a_face_at_the_border(preset, whole):
     assert ("the whole image" in crop.verdict) is whole
 
 
+def by_the_authors(photo, box, size, near):
+    """The square of both published preprocessors, written out.
+
+    near: ``any`` or ``all`` of the borders, near which the photo stays whole.
+    """
+    height, width = photo.shape[:2]
+    left, top, right, bottom = (int(edge) for edge in box)
+    if not near((left <= 10, top <= 10, right >= width - 10, bottom >= height - 10)):
+        x, y, half = (left + right) // 2, (top + bottom) // 2, int(1.5 * max(right - left, bottom - top)) // 2
+        photo = photo[max(y - half, 0):min(y + half, height), max(x - half, 0):min(x + half, width)]
+    height, width = photo.shape[:2]
+    square = np.full((max(height, width), max(height, width), 3), 255, np.uint8)
+    top, left = (len(square) - height) // 2, (len(square) - width) // 2
+    square[top:top + height, left:left + width] = photo
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+
+
+AUTHORS = [("Stand-In inference", all), ("Stand-In ComfyUI preprocessor", any)]
+
+
+@given(height=st.integers(20, 90), width=st.integers(20, 90), x=st.floats(0, 1), y=st.floats(0, 1),
+       box_width=st.floats(3, 120), box_height=st.floats(3, 120), size=st.integers(16, 80),
+       authors=st.sampled_from(AUTHORS))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_box_is_cropped_as_the_authors_crop_it(height, width, x, y, box_width, box_height, size, authors):
+    """Bit for bit, also where the box has broken edges, reaches out of the photo or lies at its border, and where
+    interpolation mixes the photo with its padding."""
+    preset, near = authors
+    photo = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    left, top = x * (width - 1) - box_width / 2, y * (height - 1) - box_height / 2
+    crop = faces.crop(photo, given={"face_box": box(left, top, left + box_width, top + box_height)}, preset=preset,
+                      parser="none", size=size)
+    # the node adds width and height to x and y again
+    edges = left, top, left + ((left + box_width) - left), top + ((top + box_height) - top)
+    expected = by_the_authors(photo, edges, size, near)
+    assert np.array_equal(faces.as_uint8(crop.image[0]), expected)
+    assert np.array_equal(faces.as_uint8(crop.rgba[0, ..., :3]), expected)
+
+
+def test_a_box_without_end_is_the_whole_photo():
+    crop = faces.crop(BRICK, given={"face_box": box(-1e300, -1e300, 1e300, 1e300)}, parser="none", size=64)
+    assert torch.equal(crop.image, faces.crop(BRICK, detector="none", parser="none", size=64).image)
+
+
+@pytest.mark.parametrize("preset, near, normalization, dropped", [
+    (*AUTHORS[0], "0.5", {0}), (*AUTHORS[1], "imagenet", {0, 14, 15, 16, 18})])
+def test_labels_decide_in_the_padding_too(models_dir, preset, near, normalization, dropped):
+    """As by the authors: the box reaches out of the photo to the right, so that the crop is padded by a third."""
+    put_bisenet(models_dir)
+    photo, edges = faces.astronaut()[:, :240], (150, 60, 300, 190)
+    expected = by_the_authors(photo, edges, 512, near)
+    kept = ~np.isin(labels_by_hand(expected, *NORMALIZATIONS[normalization]), list(dropped))
+    crop = faces.crop(np.ascontiguousarray(photo), given={"face_box": box(*edges)}, preset=preset)
+    assert kept[:, :20].any() and kept[:, -20:].any() and not kept.all()
+    assert np.array_equal(crop.rgba[0, ..., 3].numpy() == 1, kept)
+    assert np.array_equal(faces.as_uint8(crop.image[0]), np.where(kept[..., None], expected, 255))
+
+
 def test_the_published_preprocessors():
     """What each was read to do: scale, border rule, normalization, and the labels it drops."""
     inference, preprocessor = (FaceSettings(preset=name).resolved()

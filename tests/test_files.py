@@ -1,7 +1,7 @@
 """Files that are replaced at once, and lines that survive a kill."""
 import pytest
 
-from standin_core.files import append_line, read_lines, replacing, write_lines
+from standin_core.files import append_line, drop_damaged_lines, read_lines, replacing, write_lines
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
@@ -52,3 +52,19 @@ def test_lines_are_replaced(tmp_path):
     append_line(file, {"a": 1})
     write_lines(file, [{"b": 2}, {"b": 3}])
     assert read_lines(file) == [{"b": 2}, {"b": 3}]
+
+
+def test_damaged_lines_are_taken_out_and_counted(tmp_path):
+    """Cut in a character, run into the next line, no object, and without what a line must have."""
+    file = tmp_path / "r.jsonl"
+    append_line(file, {"name": "名前", "n": 1})
+    whole = file.read_bytes()
+    for damaged in (whole[:11], b'{"name": "a"', b"[1, 2]", b'{"n": 2}'):
+        with file.open("ab") as out:
+            out.write(damaged)
+        append_line(file, {"name": "next", "n": 3})
+    assert drop_damaged_lines(file, "name", "n") == 4
+    assert read_lines(file) == [{"name": "名前", "n": 1}, *[{"name": "next", "n": 3}] * 4]
+    kept = file.read_bytes()
+    assert drop_damaged_lines(file, "name", "n") == 0 and file.read_bytes() == kept
+    assert drop_damaged_lines(tmp_path / "none.jsonl") == 0

@@ -19,7 +19,7 @@ from standin_core.stand_in.parameters import as_adapter, new_adapter, parameters
 from standin_core.stand_in.positions import conditional_positions
 from standin_core.stand_in.training import AdapterSettings, StandInMethod
 from standin_core.train import TrainSettings
-from standin_core.train.checkpoints import TrainingRun, resume, save_checkpoint
+from standin_core.train.checkpoints import TrainingRun, check_replaceable, resume, save_checkpoint
 from standin_core.train.data.shards import Example
 from standin_core.train.flow_matching import flow_matching_loss
 from standin_core.train.loop import MOST_BAD_STEPS, Trainer
@@ -240,6 +240,47 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(wan, tmp_path):
     assert found == expected and second.step == 6
     assert all(torch.equal(second.weights[key], tensor) for key, tensor in whole.weights.items())
     assert all(torch.equal(second.average[key], tensor) for key, tensor in whole.average.items())
+
+
+DAMAGES = {"cut": lambda whole: whole[:len(whole) // 2], "empty": lambda whole: b"",
+           "zeros": lambda whole: bytes(len(whole)), "no checkpoint": lambda whole: b"\x80\x02}q\x00."}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(wan, tmp_path, caplog, damage):
+    """And says so; the steps that are taken again are what they were."""
+    file, first = tmp_path / "checkpoint.pt", trainer(wan)
+    found = []
+    for _ in range(2):
+        found.append(first.train_step())
+        save_checkpoint(first, file)
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    second = trainer(wan)
+    resume(second, file)
+    assert second.step == 1 and second.train_step() == found[1]
+    assert "checkpoint.pt is damaged" in caplog.text and "after step 1" in caplog.text
+    (tmp_path / "checkpoint_before.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged .* and checkpoint_before.pt is damaged"):
+        resume(trainer(wan), file)
+
+
+def test_a_kill_between_two_checkpoints(wan, tmp_path):
+    """The last one was made the one before, and the new one has not its name yet."""
+    first = trainer(wan)
+    first.train_step()
+    save_checkpoint(first, tmp_path / "checkpoint.pt")
+    (tmp_path / "checkpoint.pt").rename(tmp_path / "checkpoint_before.pt")
+    second = trainer(wan)
+    resume(second, tmp_path / "checkpoint.pt")
+    assert second.step == 1
+
+
+@pytest.mark.parametrize("what", ["damaged", "folder"])
+def test_what_is_no_adapter_is_not_replaced(tmp_path, what):
+    file = tmp_path / "mine.safetensors"
+    file.mkdir() if what == "folder" else file.write_bytes(b"broken")
+    with pytest.raises(UserError, match="is there already, and not of this training"):
+        check_replaceable(file, {"rank": "4"})
 
 
 def test_a_run_goes_on_with_another_learning_rate(wan, tmp_path):

@@ -26,7 +26,7 @@ from standin_core.train.data.dropped import Cause, Drop
 from standin_core.train.data.encoders import Encoders, data_hash, encode_clips, with_noise
 from standin_core.train.data.manifest import Clip, add_to_manifest, manifest_clips, summary
 from standin_core.train.data.pairs import PairSettings, embed, pair
-from standin_core.train.data.photos import read_photo
+from standin_core.train.data.photos import read_photo, write_photo
 from standin_core.train.data.prepare import prepare
 from standin_core.train.data.recipe import INSIDE, PLAIN, TO_CLIP, DataSettings, PhotoSettings, kept_settings
 from standin_core.train.data.shards import CachedExamples, Example, write_shards
@@ -192,7 +192,8 @@ def test_it_goes_on_behind_the_last_video(videos, prepared_once, tmp_path):
     manifest = again / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join(lines[:4]) + lines[4][:30])
-    assert len(list(prepare(sources_in(videos), again, SETTINGS))) == 4
+    said, *done = prepare(sources_in(videos), again, SETTINGS)
+    assert said.startswith("damaged lines of the manifest that were dropped: 1") and len(done) == 4
     assert manifest_clips(again) == manifest_clips(folder)
     assert list(prepare(sources_in(videos), again, SETTINGS)) == []
 
@@ -571,6 +572,53 @@ def test_the_manifest_of_a_folder_is_summed_up(tmp_path):
     assert summary(tmp_path).splitlines() == ["4 videos, 4 clips, 4 reference photos", "dropped 2: too short",
                                               "dropped 1: no caption", "dropped 1: cannot be read"]
     assert manifest_clips(tmp_path)[0] == Clip("a.mp4", 0, "x", ("a.png",))
+
+
+@pytest.mark.parametrize("content", [b'{"fps": 16.0, "wid', b"", b"[]", b'{"face": {"preset": "none such"}}'])
+def test_damaged_settings_are_no_settings(tmp_path, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"settings\.json is damaged .*take another folder, or delete the file"):
+        list(prepare([], tmp_path, SETTINGS))
+
+
+def test_damaged_lines_of_the_manifest_are_dropped_and_said(tmp_path):
+    for name in ("one", "two"):
+        add_to_manifest(tmp_path, {"video": name}, [Clip(name, 0, "a person", ())], [])
+    file = tmp_path / "manifest.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert list(prepare([], tmp_path, SETTINGS)) == [
+        "damaged lines of the manifest that were dropped: 1; their videos are looked at again"]
+    assert [clip.video for clip in manifest_clips(tmp_path)] == ["one"]
+    assert list(prepare([], tmp_path, SETTINGS)) == []
+
+
+def test_damaged_vectors_are_made_anew(tmp_path, caplog):
+    class Blind:
+        name = "blind"
+
+        def see(self, picture, index):
+            return None
+
+    write_photo(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    clips = [Clip("one", 0, "a person", ("a.png",))]
+    embed(clips, tmp_path, Blind())
+    (kept,) = tmp_path.glob("vectors_*.safetensors")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-5] if len(whole) > 5 else b"")
+    embed(clips, tmp_path, Blind())
+    assert kept.read_bytes() == whole and "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:100], lambda whole: b"", lambda whole: bytes(len(whole))])
+def test_a_damaged_shard_is_made_anew(tmp_path, damage):
+    example = Example(torch.zeros(16, 1, 2, 2), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))
+    (line,) = write_shards(tmp_path, ["a"], lambda missing: iter([("a", example)]))
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"shard_00000\.safetensors is damaged .*prepare the data again"):
+        CachedExamples(tmp_path)
+    assert list(write_shards(tmp_path, ["a"], lambda missing: iter([("a", example)]))) == [line]
+    assert len(CachedExamples(tmp_path)) == 1
 
 
 def test_settings_are_kept_beside_the_data(prepared_once):

@@ -27,7 +27,7 @@ import torch
 
 from ..contracts import UserError
 from ..rope import grid_positions
-from ..wan import Modulation, Wan, exchanged, modulation
+from ..wan import Modulation, Wan, exchanged, in_own_thread, modulation
 
 # shift, scale and gate of the attention, then of the feed-forward, whose own shift and scale the authors never use
 SLOTS = [0, 1, 2, 0, 1, 5]
@@ -108,7 +108,7 @@ def references_appended(wan: Wan, grid: tuple[int, int, int], references: int, t
 
 @functools.cache
 def _with_references(base: type) -> type:
-    return type(f"{base.__name__}WithReferences", (base,), {"forward": _forward})
+    return type(f"{base.__name__}WithReferences", (base,), {"forward": in_own_thread(base, _forward)})
 
 
 def _forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}):  # noqa: B006  # as ComfyUI's block has it

@@ -44,7 +44,7 @@ class _Wrappers:
         check_place(self.applied, noise.shape)
         run = ConcatIDRun(self.applied, len(sigmas) - 1)
         run.passes.check(guider)
-        with opened(run, guider.model_options.setdefault("transformer_options", {}), KEY):
+        with opened(run, guider, KEY):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):

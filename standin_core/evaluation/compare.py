@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 
+import comfy.model_management
 import numpy as np
 import torch
 
@@ -144,6 +145,7 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     pictures = [_picture(photo) for photo in photos]
     references = []
     for index, picture in enumerate(pictures):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         seen = embedder.see(picture, index)
         if seen is None:
             raise UserError(f"no face was found in photo {index + 1} of {len(pictures)} ({embedder.name}): "
@@ -151,6 +153,7 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
         references.append(seen)
     frames, vectors = [], []
     for index, frame in enumerate(images):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         picture = _picture(frame)
         frames.append(embedder.see(picture, index))
         if whole is not None:

@@ -49,7 +49,7 @@ def _continue(partial: Path, model_file: ModelFile) -> None:
         if response.status != 206:  # the server sends the whole file again
             have = 0
         with partial.open("ab" if have else "wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
+            while chunk := response.read1(CHUNK_BYTES):  # what is there already, so that a slow server is left at once
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 file.write(chunk)
                 have += len(chunk)

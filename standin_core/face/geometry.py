@@ -11,7 +11,7 @@ from ..contracts import UserError
 
 Box = tuple[int, int, int, int]
 
-# A face whose box comes this near to the photo's borders, in pixels, fills the photo: there is nothing to crop.
+# A face whose box comes this near to the photo's borders, in pixels, or nearer, fills the photo: nothing is cropped.
 BORDER_PX = 10
 # The inference code of Stand-In's authors asks for all four borders, their ComfyUI preprocessor for any one of them.
 BORDER_RULES = {"all sides": all, "any side": any}
@@ -84,7 +84,7 @@ def square_around(box: Box | None, height: int, width: int, scale: float, border
 
     Integer halves and clipping before padding are those of Stand-In's authors, bit for bit.
 
-    box: the face, left, top, right, bottom in pixels; None takes the whole photo.
+    box: the face, left, top, right, bottom in pixels, which may reach out of the photo; None takes the whole photo.
     height, width: of the photo.
     scale: side of the square over the longer side of the box.
     border_rule: one of BORDER_RULES; it says when the face fills the photo, which is then taken whole.
@@ -94,14 +94,15 @@ def square_around(box: Box | None, height: int, width: int, scale: float, border
     left, top, right, bottom = box
     centre_x, centre_y = (left + right) // 2, (top + bottom) // 2
     half = max(int(max(right - left, bottom - top) * scale) // 2, 1)
-    return Square(max(centre_x - half, 0), max(centre_y - half, 0),
-                  min(centre_x + half, width), min(centre_y + half, height))
+    # of a box with its centre outside, at least a pixel of the photo; the authors' code fails there
+    left, top = min(max(centre_x - half, 0), width - 1), min(max(centre_y - half, 0), height - 1)
+    return Square(left, top, max(min(centre_x + half, width), left + 1), max(min(centre_y + half, height), top + 1))
 
 
 def _fills(box: Box, height: int, width: int, border_rule: str) -> bool:
     left, top, right, bottom = box
-    return BORDER_RULES[border_rule]((left < BORDER_PX, top < BORDER_PX,
-                                      right > width - BORDER_PX, bottom > height - BORDER_PX))
+    return BORDER_RULES[border_rule]((left <= BORDER_PX, top <= BORDER_PX,
+                                      right >= width - BORDER_PX, bottom >= height - BORDER_PX))
 
 
 def levelling(centre: tuple[float, float], roll: float) -> np.ndarray:

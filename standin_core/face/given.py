@@ -15,6 +15,7 @@ from .models import RETINAFACE, YUNET
 # MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
 LAST_MESH_POINT = max(max(corners) for corners in MESH_POINTS)
+FARTHEST_PX = 10**6  # beyond it OpenCV cannot draw a box, and no picture reaches
 # which file download_missing fetches for a detector; the others need none, or one that the user installs
 FETCHED = {"auto": RETINAFACE, "retinaface": RETINAFACE, "yunet": YUNET}
 
@@ -148,7 +149,9 @@ def _of_photo(for_each, index: int, name: str):
 
 
 def _boxed(left: float, top: float, right: float, bottom: float, photo: np.ndarray, score: float) -> Face | None:
-    """The part of a box that lies in the photo, or None if no pixel of it does."""
+    """The box, truncated to whole pixels as a detector's is, or None if no pixel of it lies in the photo."""
     height, width = photo.shape[:2]
-    box = max(int(left), 0), max(int(top), 0), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
-    return Face(box, score) if box[0] < box[2] and box[1] < box[3] else None
+    left, top, right, bottom = (min(max(edge, -FARTHEST_PX), FARTHEST_PX) for edge in (left, top, right, bottom))
+    box = int(left), int(top), int(right), int(bottom)
+    inside = max(box[0], 0) < min(box[2], width) and max(box[1], 0) < min(box[3], height)
+    return Face(box, score) if inside else None

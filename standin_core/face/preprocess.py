@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import comfy.model_management
 import cv2
 import numpy as np
 import PIL.ImageColor
@@ -116,6 +117,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
             cut_out = _both(cut_out, _cut_out_by_masks(alpha, "alpha"))
     images, cut, found, previews, lines = [], [], [], [], []
     for index, photo in enumerate(photos):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         seen = detector.find(photo, index)
         preview = Preview(photo, choose(seen, "all", 0))
         faces = choose(seen, settings.which_face, settings.face_index)
@@ -125,6 +127,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
                             "another photo or detector, lower min_score, connect a box or mask, or set no_face to "
                             "whole image.")
         for face in faces or (None,):
+            comfy.model_management.throw_exception_if_processing_interrupted()
             place, done = _place(photo, face, rules, settings, alone=len(photos) == 1)
             crop = _crop(photo, index, place, settings, fill, cut_out)
             images.append(crop.image)
@@ -151,12 +154,15 @@ class _CutOut:
     words: what it does, for the verdict.
     notes: what "auto" passed over, and why.
     least_kept: see Preset.
+    parses: whether it judges the padding beside the photo too, as the authors have their parser do; otherwise the
+        padding is transparent.
     """
 
     mask: Callable[[np.ndarray, AnyPlace, int], np.ndarray]
     words: str
     notes: tuple[str, ...] = ()
     least_kept: float = 0.0
+    parses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,16 +210,16 @@ def _crop(photo: np.ndarray, index: int, place: AnyPlace, settings: FaceSettings
           cut_out: _CutOut) -> _Crop:
     crop, words = place.cut(balanced(photo) if settings.balance_colors else photo, fill), cut_out.words
     inside = place.inside(*photo.shape[:2])
-    subject = cut_out.mask(crop, place, index)
+    subject, parses = cut_out.mask(crop, place, index), cut_out.parses
     if subject.mean() < cut_out.least_kept:
         words = f"background kept, since {words} would leave {subject.mean():.0%} of the crop"
-        subject = _everything(crop, place, index)
-    mask = np.where(inside, subject, 0)
+        subject, parses = _everything(crop, place, index), False
+    mask = subject if parses else np.where(inside, subject, 0)
     removed = float((inside & (mask < 0.5)).sum() / max(inside.sum(), 1))
     if settings.feather:
-        mask = _feathered(mask, settings.feather)
-    rgba = np.dstack((crop, np.rint(255 * mask).astype(np.uint8)))
-    return _Crop(_flattened(rgba, fill), rgba, removed, words)
+        subject, mask = (_feathered(each, settings.feather) for each in (subject, mask))
+    shown, alpha = (np.rint(255 * each).astype(np.uint8) for each in (subject, mask))
+    return _Crop(_flattened(crop, shown, fill), np.dstack((crop, alpha)), removed, words)
 
 
 def _cut_out_by_masks(masks: torch.Tensor, name: str) -> _CutOut:
@@ -227,7 +233,7 @@ def _cut_out_by_masks(masks: torch.Tensor, name: str) -> _CutOut:
 def _both(parser: _CutOut, alpha: _CutOut) -> _CutOut:
     """Keep a pixel if both keep it."""
     words = alpha.words if parser.mask is _everything else f"{parser.words}, {alpha.words}"
-    return _CutOut(lambda *where: parser.mask(*where) * alpha.mask(*where), words, parser.notes)
+    return _CutOut(lambda *where: parser.mask(*where) * alpha.mask(*where), words, parser.notes, parses=parser.parses)
 
 
 def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
@@ -248,7 +254,7 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
     def mask(crop, place, index):
         return np.isin(parse(crop), kept).astype(np.float32)
 
-    return _CutOut(mask, f"{rules.keep} kept by bisenet", least_kept=rules.least_kept)
+    return _CutOut(mask, f"{rules.keep} kept by bisenet", least_kept=rules.least_kept, parses=True)
 
 
 def _everything(crop, place, index) -> np.ndarray:
@@ -260,14 +266,15 @@ def _feathered(mask: np.ndarray, width: int) -> np.ndarray:
     return np.clip(2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), width / 2) - 1, 0, None) * mask
 
 
-def _flattened(rgba: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+def _flattened(crop: np.ndarray, shown: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
     """The picture over a plain colour, [S, S, 3] uint8.
 
-    rgba: [S, S, 4] uint8
+    crop: [S, S, 3] uint8
+    shown: [S, S] uint8, 255 where the crop covers the colour.
     fill: the colour.
     """
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.rint(rgba[..., :3] * alpha + np.array(fill, np.float32) * (1 - alpha)).astype(np.uint8)
+    share = shown[..., None].astype(np.float32) / 255
+    return np.rint(crop * share + np.array(fill, np.float32) * (1 - share)).astype(np.uint8)
 
 
 def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[str]) -> list[str]:

@@ -29,8 +29,7 @@ class _OuterSample:
         self.identity = identity
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        options = executor.class_obj.model_options.setdefault("transformer_options", {})
-        with opened(IDAnimatorRun(self.identity, len(sigmas) - 1), options, KEY):
+        with opened(IDAnimatorRun(self.identity, len(sigmas) - 1), executor.class_obj, KEY):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 

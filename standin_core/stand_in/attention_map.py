@@ -9,6 +9,7 @@ import math
 import threading
 from dataclasses import dataclass
 
+import comfy.model_management
 import cv2
 import numpy as np
 import torch
@@ -165,6 +166,7 @@ def heat(images: torch.Tensor, mask: torch.Tensor, opacity: float) -> torch.Tens
     """
     shown = torch.empty_like(images[..., :3])
     for frame, values in enumerate(np.rint(255 * mask.numpy()).astype(np.uint8)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         colours = cv2.cvtColor(cv2.applyColorMap(values, COLOURS), cv2.COLOR_BGR2RGB)
         shown[frame] = torch.lerp(images[frame, ..., :3], torch.from_numpy(colours).float() / 255, opacity)
     return shown

@@ -71,7 +71,7 @@ class _Wrappers:
             recorder = AttentionRecorder(len(self.applied.identities), len(wan.blocks))
         run = StandInRun(self.applied, len(sigmas) - 1, _hook_groups(guider.conds), wan.grid(noise.shape), recorder)
         run.passes.check(guider)
-        with opened(run, options, KEY):
+        with opened(run, guider, KEY):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, model_options=None, **kwargs):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,24 +15,34 @@ import safetensors
 import torch
 
 from ..contracts import UserError
-from ..files import append_line, read_lines, replacing, write_lines
+from ..files import append_line, drop_damaged_lines, read_lines, replacing, write_lines
 from .loop import Trainer
 from .pictures import LOSS_PICTURE, LOSSES, SAMPLES, loss_picture
 from .settings import TrainSettings
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 FREE = ("steps", "learning_rate", "checkpointing", "together")  # what may differ when a run goes on
 
 
 def save_checkpoint(trainer: Trainer, file: Path) -> None:
-    """Write all that ``resume`` needs."""
+    """Write all that ``resume`` needs; the checkpoint that was there is kept as the one before."""
     with replacing(file) as part:
         torch.save({**trainer.state(), "settings": _told(trainer)}, part)
+        if file.exists():
+            file.replace(_before(file))
 
 
 def resume(trainer: Trainer, file: Path) -> None:
-    """Go on from a checkpoint; raises UserError for one of another training."""
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    """Go on from a checkpoint, from the one before it where it is damaged or was lost, and from the beginning where
+    there is none.
+
+    Raises UserError for one of another training, and where all that are there are damaged.
+    """
+    saved = _last_whole(file)
+    if saved is None:
+        return
     # an earlier version trained with the defaults of the settings that came later
     told = {**dataclasses.asdict(TrainSettings()), **saved["settings"]}
     differing = [name for name, value in _told(trainer).items() if name not in FREE and told.get(name) != value]
@@ -39,6 +50,28 @@ def resume(trainer: Trainer, file: Path) -> None:
         raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
                         "another name to begin anew.")
     trainer.restore(saved)
+
+
+def _last_whole(file: Path) -> dict | None:
+    damaged = []
+    for each in filter(Path.exists, (file, _before(file))):
+        try:
+            saved = torch.load(each, map_location="cpu", weights_only=True)
+            step, _ = saved["step"], saved["settings"]
+        except Exception as error:  # torch's readers raise whatever the damage leads them to
+            damaged.append(f"{each.name} is damaged ({type(error).__name__})")
+            continue
+        if damaged:
+            log.warning("%s: the training goes on from %s, after step %d", damaged[0], each.name, step)
+        return saved
+    if damaged:
+        raise UserError(f"{' and '.join(damaged)} in {file.parent}: take another name, or delete that folder to begin "
+                        "anew.")
+    return None
+
+
+def _before(file: Path) -> Path:
+    return file.with_stem(f"{file.stem}_before")
 
 
 def _told(trainer: Trainer) -> dict:
@@ -50,9 +83,11 @@ def check_replaceable(file: Path, origin: dict[str, str]) -> None:
     """Raise UserError where the file is there already and was not made by a training of this origin."""
     if not file.exists():
         return
-    with safetensors.safe_open(file, "pt") as weights:
+    said: dict[str, str] | None = None
+    with (contextlib.suppress(OSError, safetensors.SafetensorError),  # of a folder, and of a file of another kind
+          safetensors.safe_open(file, "pt") as weights):
         said = weights.metadata() or {}
-    if any(said.get(key, "") != value for key, value in origin.items()):
+    if said is None or any(said.get(key, "") != value for key, value in origin.items()):
         raise UserError(f"{file} is there already, and not of this training: take another name.")
 
 
@@ -79,9 +114,9 @@ class TrainingRun:
         """
         trainer = self.trainer
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / CHECKPOINT).exists():
-            resume(trainer, self.folder / CHECKPOINT)
+        resume(trainer, self.folder / CHECKPOINT)
         if self.is_main:  # a killed run has losses of steps that it has to take again
+            drop_damaged_lines(self.folder / LOSSES, "step", "loss")
             write_lines(self.folder / LOSSES, [line for line in read_lines(self.folder / LOSSES)
                                                if line["step"] <= trainer.step])
         saved = trainer.step
@@ -124,10 +159,11 @@ class TrainingRun:
             save_checkpoint(trainer, self.folder / CHECKPOINT)
             trainer.learner.save(trainer.trained, self.folder / f"{self.name}_{step:06d}.safetensors",
                                  self._metadata())
-            loss_picture([line["loss"] for line in read_lines(self.folder / LOSSES)]).save(self.folder / LOSS_PICTURE)
+            _save_picture(loss_picture([line["loss"] for line in read_lines(self.folder / LOSSES)]),
+                          self.folder / LOSS_PICTURE)
             if drawn is not None:
                 (self.folder / SAMPLES).mkdir(exist_ok=True)
-                PIL.Image.fromarray(drawn).save(self.folder / SAMPLES / f"step_{step:06d}.png")
+                _save_picture(PIL.Image.fromarray(drawn), self.folder / SAMPLES / f"step_{step:06d}.png")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -136,3 +172,8 @@ class TrainingRun:
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # in turn Python's, torch's, safetensors'
             raise UserError(f"step {self.trainer.step} could not be written to {self.folder} ({error}): make room "
                             "there and start again; it goes on from the last checkpoint.") from error
+
+
+def _save_picture(picture: PIL.Image.Image, file: Path) -> None:
+    with replacing(file) as part:
+        picture.save(part, "PNG")

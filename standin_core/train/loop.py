@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
+import comfy.model_management
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -110,6 +111,7 @@ class Trainer:
         """Add up the gradients of the mean loss of all batches of all devices; returns that loss."""
         value = 0.0
         for batch in batches:
+            comfy.model_management.throw_exception_if_processing_interrupted()
             weight = len(batch.video) / self.settings.batch_size
 
             def backward(loss: torch.Tensor, weight: float = weight) -> None:

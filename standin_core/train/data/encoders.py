@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import comfy.latent_formats
-import comfy.model_management
 import comfy.sd
 import numpy as np
 import torch
@@ -85,7 +84,6 @@ def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: D
             read = read_clips(videos[video], settings.fps, (settings.width, settings.height),
                               [clip.start for clip in waiting], settings.frames)
             for _, frames in read:
-                comfy.model_management.throw_exception_if_processing_interrupted()
                 clip = waiting.pop(0)
                 yield clip.name, _example(clip, frames, data, settings, photos, encoders)
             drop = Drop(Cause.NOW_SHORTER)

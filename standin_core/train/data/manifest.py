@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...files import append_line, read_lines
+from ...files import append_line, drop_damaged_lines, read_lines
 from .dropped import Drop
 
 FILE = "manifest.jsonl"
@@ -34,6 +34,11 @@ class Clip:
     @property
     def name(self) -> str:
         return f"{self.video}#{self.start}"
+
+
+def drop_damaged(folder: Path) -> int:
+    """Take out of the manifest what a kill or a full disk left unfinished; returns how many lines that were."""
+    return drop_damaged_lines(folder / FILE, "video", "clips", "dropped")
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:

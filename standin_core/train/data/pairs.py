@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.model_management
 import numpy as np
 import safetensors.numpy
 
@@ -19,6 +21,8 @@ from ...evaluation.measures import cosine
 from ...files import replacing
 from .manifest import Clip
 from .photos import read_photo
+
+log = logging.getLogger(__name__)
 
 REFERENCES_FROM = ("same video", "other videos")
 
@@ -59,6 +63,7 @@ def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettin
     table = np.stack([vectors[file] for file in files]) if files else np.empty((0, 1))
     paired, alone = [], []
     for clip in clips:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         own = [vectors[file] / np.linalg.norm(vectors[file]) for file in clip.references if file in vectors]
         alike = cosine(table, np.mean(own, axis=0)[None])[:, 0] if own else np.empty(0)
         partners = [files[i] for i in np.argsort(alike, kind="stable")
@@ -77,13 +82,22 @@ def embed(clips: list[Clip], folder: Path, embedder: Embedder) -> dict[str, np.n
     """
     name = hashlib.sha256(embedder.name.encode()).hexdigest()[:8]
     kept = folder / f"vectors_{name}.safetensors"
-    vectors = safetensors.numpy.load_file(kept) if kept.exists() else {}
+    vectors = _kept_vectors(kept)
     missing = [file for file in dict.fromkeys(file for clip in clips for file in clip.references)
                if file not in vectors]
     for file in missing:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         seen = embedder.see(read_photo(folder / file), 0)
         vectors[file] = np.empty(0, np.float32) if seen is None else np.asarray(seen.vector, np.float32)
     if missing:
         with replacing(kept) as part:
             safetensors.numpy.save_file(vectors, part)
     return {file: vector for file, vector in vectors.items() if vector.size}
+
+
+def _kept_vectors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(file) if file.exists() else {}
+    except safetensors.SafetensorError as error:
+        log.warning("%s is damaged (%s), and the photos are looked at again", file, error)
+        return {}

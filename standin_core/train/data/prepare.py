@@ -17,7 +17,7 @@ import numpy as np
 from ...face import load_detector
 from . import photos
 from .dropped import Cause, Drop, Unusable
-from .manifest import Clip, add_to_manifest, read_manifest
+from .manifest import Clip, add_to_manifest, drop_damaged, read_manifest
 from .recipe import OUTSIDE, DataSettings, keep_settings
 from .sources import Source
 from .video import decoded, pixels
@@ -43,8 +43,12 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
     """
     (folder / photos.FOLDER).mkdir(parents=True, exist_ok=True)
     keep_settings(folder, settings)
+    damaged = drop_damaged(folder)
+    if damaged:
+        yield f"damaged lines of the manifest that were dropped: {damaged}; their videos are looked at again"
     known, can_crop = read_manifest(folder), False
     for source in sources:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         origin = _origin(source, captioner)
         before = known.get(source.name)
         if before is not None and all(before.get(key) == value for key, value in origin.items()):
@@ -149,7 +153,6 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
         waiting.clear()
 
     for number, frame in enumerate(decoded(path, settings.fps)):
-        comfy.model_management.throw_exception_if_processing_interrupted()
         if number not in wanted and number not in checked and number not in told:
             continue
         picture = pixels(frame)

@@ -101,9 +101,7 @@ def keep_settings(folder: Path, settings: DataSettings) -> None:
         with replacing(file) as part:
             part.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
-    kept = kept_settings(folder)  # an earlier version's say nothing of settings that came later, whose defaults it had
-    before = DataSettings(**{**kept, "face": FaceSettings(**kept["face"])})
-    now, then = _made_with(settings), _made_with(before)
+    now, then = _made_with(settings), _made_with(_as_settings(kept_settings(folder)))
     differing = sorted(name for name in now if then[name] != now[name])
     if differing:
         raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
@@ -118,5 +116,19 @@ def _made_with(settings: DataSettings) -> dict:
 
 
 def kept_settings(folder: Path) -> dict:
-    """The ``DataSettings`` that the data of a folder was made with, as a dictionary."""
-    return json.loads((folder / FILE).read_text(encoding="utf-8"))
+    """The ``DataSettings`` that the data of a folder was made with, as a dictionary.
+
+    Raises UserError where their file is damaged.
+    """
+    try:
+        kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        _as_settings(kept)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / FILE} is damaged ({error}), and it says what the data there was made with: take "
+                        "another folder, or delete the file if the settings are still the same.") from error
+    return kept
+
+
+def _as_settings(kept: dict) -> DataSettings:
+    """An earlier version's say nothing of settings that came later, whose defaults it had."""
+    return DataSettings(**{**kept, "face": FaceSettings(**kept["face"])})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import comfy.model_management
 import safetensors
 import safetensors.torch
 import torch
@@ -75,14 +76,20 @@ def write_shards(folder: Path, names: list[str],
 class CachedExamples:
     """The examples of a folder of shards, read from the disk as they are asked for.
 
-    Raises UserError where there are none.
+    Raises UserError where there are none, and for a shard that is damaged.
     """
 
     def __init__(self, folder: Path):
         self._files: dict[str, Path] = {}
         for file in sorted(folder.glob("shard_*.safetensors")):
-            with safetensors.safe_open(file, "pt") as shard:
-                self._files |= {key.removeprefix(VIDEO): file for key in shard.offset_keys() if key.startswith(VIDEO)}
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            try:
+                with safetensors.safe_open(file, "pt") as shard:
+                    keys = shard.offset_keys()
+            except safetensors.SafetensorError as error:
+                raise UserError(f"{file} is damaged ({error}): prepare the data again, which makes what is missing."
+                                ) from error
+            self._files |= {key.removeprefix(VIDEO): file for key in keys if key.startswith(VIDEO)}
         self.names = list(self._files)
         if not self.names:
             raise UserError(f"there is nothing to train on in {folder}: see what was dropped while it was made.")
@@ -101,10 +108,14 @@ class CachedExamples:
 
 def _is_complete(file: Path) -> bool:
     """Whether a shard is there and holds all it should: what failed is tried again the next time."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
     if not file.exists():
         return False
-    with safetensors.safe_open(file, "pt") as shard:
-        return not json.loads(shard.metadata()["dropped"])
+    try:
+        with safetensors.safe_open(file, "pt") as shard:
+            return not json.loads(shard.metadata()["dropped"])
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError):  # damaged, in the data or in what it says
+        return False
 
 
 def _stored(example: Example) -> dict[str, torch.Tensor]:

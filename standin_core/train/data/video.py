@@ -2,12 +2,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import comfy.model_management
 import numpy as np
 
 from .dropped import Cause, Unusable
+
+# What a file claims is believed up to here. A longer pause between two frames is no film of a person but a damaged time
+# stamp, and would be filled with copies of one frame without end; a larger frame takes gigabytes.
+LONGEST_PAUSE_SECONDS = 5.0
+MOST_PIXELS = 8192 * 8192
 
 # quarters counter-clockwise -> FFmpeg's filters that turn a frame by them
 TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
@@ -20,7 +27,7 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
     size: (width, height) that a frame is scaled up or down to fill and then cropped to, about its middle; None for the
         video's own size.
 
-    Raises Unusable where the file is no video or is damaged.
+    Raises Unusable where the file is no video or is damaged, or claims what cannot be.
     """
     number = 0
     try:
@@ -28,9 +35,15 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
             if not container.streams.video:
                 raise Unusable(Cause.NOT_VIDEO, "only sound or pictures")
             stream = container.streams.video[0]
+            _check_size(stream.width, stream.height, stream.sample_aspect_ratio)
             stream.thread_type = "AUTO"
-            graph = None
-            for frame in container.decode(stream):
+            graph, before = None, None
+            for frame in _frames(container, stream):
+                _check_size(frame.width, frame.height, stream.sample_aspect_ratio)
+                if before is not None and frame.time is not None and frame.time - before > LONGEST_PAUSE_SECONDS:
+                    raise Unusable(Cause.UNREADABLE, f"after {before:.1f} s, the next frame is stamped "
+                                   f"{frame.time:.1f} s, and a pause is at most {LONGEST_PAUSE_SECONDS:g} s")
+                before = frame.time
                 graph = graph or _graph(stream, frame, fps, size)
                 graph.vpush(frame)
                 for out in _ready(graph):
@@ -70,6 +83,20 @@ def clips(path: Path, fps: float, size: tuple[int, int], starts: list[int],
             frames = []
 
 
+def _frames(container, stream) -> Iterator[av.VideoFrame]:
+    """The frames as they are stored; a file without end may have none."""
+    for packet in container.demux(stream):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield from packet.decode()
+
+
+def _check_size(width: int, height: int, pixel_aspect: Fraction | None) -> None:
+    wide = width * (pixel_aspect or 1)
+    if wide * height > MOST_PIXELS:
+        raise Unusable(Cause.UNREADABLE, f"it claims frames of {round(wide)}x{height} pixels, at most {MOST_PIXELS} "
+                       "are read")
+
+
 def _graph(stream, frame: av.VideoFrame, fps: float, size: tuple[int, int] | None) -> av.filter.Graph:
     steps = [("fps", f"{fps:g}"), ("scale", "iw*sar:ih"), ("setsar", "1"), *TURNS[round(frame.rotation / 90) % 4]]
     if size is not None:
@@ -84,6 +111,7 @@ def _graph(stream, frame: av.VideoFrame, fps: float, size: tuple[int, int] | Non
 
 def _ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
     while True:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             yield graph.vpull()
         except (av.BlockingIOError, av.EOFError):

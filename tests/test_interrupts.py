@@ -1,0 +1,122 @@
+"""The user's Cancel ends every loop over photos, frames, packets and files at its next turn, and not at its end."""
+import struct
+
+import av
+import comfy.clip_vision
+import comfy.model_management
+import numpy as np
+import pytest
+import torch
+
+import faces
+from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
+from small_world.tiny_models import clip_vision_weights
+from standin_core.evaluation import CompareSettings, compare
+from standin_core.face import FaceSettings, crop_faces
+from standin_core.files import sha256_of
+from standin_core.train.data.dropped import Unusable
+from standin_core.train.data.manifest import Clip
+from standin_core.train.data.pairs import PairSettings, pair
+from standin_core.train.data.video import decoded
+from support import moving_photo
+
+pytestmark = pytest.mark.usefixtures("models_dir")
+Interrupted = comfy.model_management.InterruptProcessingException
+
+
+@pytest.fixture(autouse=True)
+def not_cancelled():
+    comfy.model_management.interrupt_current_processing(False)
+    yield
+    comfy.model_management.interrupt_current_processing(False)
+
+
+def cancel():
+    comfy.model_management.interrupt_current_processing(True)
+
+
+class CancelsWhenRead(dict):
+    """A face box; reading it is when the user cancels."""
+
+    read = 0
+
+    def __getitem__(self, key):
+        type(self).read += key == "width"
+        cancel()
+        return super().__getitem__(key)
+
+
+def test_many_photos():
+    box = CancelsWhenRead(x=180, y=80, width=90, height=100)
+    photos = faces.as_image(*[faces.astronaut()] * 3)
+    with pytest.raises(Interrupted):
+        crop_faces(photos, FaceSettings(size=64, parser="none"), [[box], [box], [box]])
+    assert CancelsWhenRead.read == 1
+
+
+def test_a_long_video_beside_a_photo():
+    clip = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())
+    turns = []
+
+    def progress():
+        turns.append(1)
+        cancel()
+
+    with pytest.raises(Interrupted):
+        compare(torch.rand(4, 64, 64, 3), torch.rand(1, 64, 64, 3), CompareSettings("clip vision", "whole frame"), clip,
+                progress)
+    assert len(turns) == 1
+
+
+def test_a_video_that_is_read(tmp_path):
+    moving_photo.write_video(tmp_path / "a.mp4", moving_photo.video(24, 160, 120))
+    frames = decoded(tmp_path / "a.mp4", 16.0)
+    next(frames)
+    cancel()
+    with pytest.raises(Interrupted):
+        next(frames)
+
+
+def test_pairs_and_hashes(tmp_path):
+    clip = Clip("a.mp4", 0, "a person", ("a.png",))
+    cancel()
+    with pytest.raises(Interrupted):
+        pair([clip], {"a.png": np.ones(3, np.float32)}, PairSettings(), 1)
+    (tmp_path / "a").write_bytes(b"weights")
+    cancel()
+    with pytest.raises(Interrupted):
+        sha256_of(tmp_path / "a")
+
+
+def written(path, stamps, codec):
+    """A video of 160x120 pixels whose frames have these time stamps, in sixteenths of a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=16)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for picture, stamp in zip(moving_photo.video(len(stamps), 160, 120), stamps, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = stamp
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_a_video_with_a_pause_of_a_day(tmp_path):
+    """As many frames would be made up as fit into it."""
+    written(tmp_path / "gap.mkv", [*range(23), 16 * 86400], "libx264")
+    frames = decoded(tmp_path / "gap.mkv", 16.0)
+    with pytest.raises(Unusable, match=r"cannot be read: after 1\.4 s, the next frame is stamped 86400\.0 s"):
+        assert sum(1 for _ in frames) < 30
+    written(tmp_path / "short.mkv", [*range(12), *range(12 + 48, 24 + 48)], "libx264")  # three seconds
+    assert sum(1 for _ in decoded(tmp_path / "short.mkv", 16.0)) == 72
+
+
+def test_a_video_that_claims_huge_frames(tmp_path):
+    """Its header says so; no memory is taken for them."""
+    file = tmp_path / "huge.avi"
+    written(file, range(3), "rawvideo")
+    whole = file.read_bytes()
+    sizes = whole.index(b"strf") + 12  # behind the length of the chunk and of the header, as AVI has it
+    assert struct.unpack("<II", whole[sizes:sizes + 8]) == (160, 120)
+    file.write_bytes(whole[:sizes] + struct.pack("<II", 16384, 8192) + whole[sizes + 8:])
+    with pytest.raises(Unusable, match="it claims frames of 16384x8192 pixels, at most 67108864 are read"):
+        next(decoded(file, 16.0))
