@@ -291,6 +291,39 @@ def test_context_windows_of_pictures(case, model):
     check(sd15.predictions(patched, case), case, 0.7)
 
 
+def test_tiles(case, model):
+    """As ComfyUI-TiledDiffusion cuts them: every tile of every condition in one batch, tile after tile."""
+    def tiled(apply_model, args):
+        tiles = torch.cat(args["input"].chunk(2, dim=-1))
+        found = apply_model(tiles, args["timestep"].repeat(2), **args["c"] | {
+            "c_crossattn": args["c"]["c_crossattn"].repeat(2, 1, 1)})
+        return torch.cat(found.chunk(2), dim=-1)
+
+    patched = sd15.with_face(model, case, strength=0.7)
+    halves = [sd15.predictions(patched, case, latent=half) for half in case.io["latent"].chunk(2, dim=-1)]
+    patched.set_model_unet_function_wrapper(tiled)
+    for found, *expected in zip(sd15.predictions(patched, case), *halves, strict=True):
+        for which, prediction in enumerate(found):
+            assert largest_difference(prediction, torch.cat([half[which] for half in expected], dim=-1)) < ONE_CALL
+    _, (report,) = sd15.whole_loop(patched, case)
+    assert report.video_grid == (4, 16, 8)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda options: {key: value for key, value in options.items() if key != "uuids"},
+     "the model is called past ComfyUI's sampler"),
+    (lambda options: options | {"uuids": 3 * options["uuids"]},
+     r"a batch of 8, and ComfyUI's sampler made one of 24 \(6 prompts with 4 latents each\)"),
+], ids=["no prompts", "a part of the batch"])
+def test_a_call_that_does_not_say_which_prompt_is_which(case, model, change, words):
+    patched = sd15.with_face(model, case)
+    patched.set_model_unet_function_wrapper(lambda apply_model, args: apply_model(
+        args["input"], args["timestep"],
+        **args["c"] | {"transformer_options": change(args["c"]["transformer_options"])}))
+    with pytest.raises(UserError, match=words):
+        sd15.predictions(patched, case)
+
+
 @pytest.mark.parametrize("start, end, calls", [(0.0, 0.5, 2), (0.5, 1.0, 2), (0.9, 0.95, 0)])
 def test_start_and_end_percent(case, model, start, end, calls):
     """Only the face has a window: outside of it are the low-rank weights alone."""
