@@ -390,10 +390,12 @@ def test_the_report(case, model):
     assert text.splitlines()[0] == (
         f"SD15: identity read in {report.identity_calls} of {report.model_calls} model calls")
     assert "16 face tokens of the mean of 2 photos, read by 16 cross-attentions in 4 frames or pictures" in text
+    assert "identity of animator.safetensors (rank 4)" in text.splitlines()
     assert "strength 0.7 from 0 to 0.5, low-rank weights 1 in every step" in text
     (identity,) = record["identities"]
     assert (identity["adapter_file"], identity["photos"], identity["adapter_rank"]) == ("animator.safetensors", 2, 4)
-    assert record["video_grid"] == [4, 16, 16]
+    assert len(identity["adapter_sha256"]) == 64  # in the record, and not in the words
+    assert "sha256" not in text and record["video_grid"] == [4, 16, 16]
 
 
 def test_a_run_is_logged_where_nobody_listens(case, model, caplog):

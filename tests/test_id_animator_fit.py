@@ -45,6 +45,17 @@ def test_sd15(adapter):
         assert (len(up), down.shape[1]) == tuple(patched.model.state_dict()[key].shape)
 
 
+def test_weights_that_are_named_otherwise(adapter):
+    """As a node names them that wraps the layers of a model."""
+    wrapped = model(SD15)
+    attention = wrapped.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2
+    attention.to_q = torch.nn.Sequential(attention.to_q)
+    with pytest.raises(UserError, match=r"the model took 63 of the 64 low-rank weights of animator\.ckpt: its weights "
+                                        "are named otherwise than ComfyUI's, connect a model from Load Checkpoint"):
+        apply_face_tokens(wrapped, adapter, torch.zeros(2, 16, 768))
+    assert not wrapped.patches
+
+
 REFUSED = {
     "SD2": (SD2, "16 cross-attentions of widths 320, 640, 1280 that read text of width 1024"),
     "SDXL": (SDXL, "70 cross-attentions of widths 640, 1280 that read text of width 2048"),
