@@ -1,23 +1,12 @@
-"""Files that are whole or not there, files of weights, and files of JSON lines, of which a kill spoils the last line at
-most.
-"""
+"""Files that are whole or not there, and files of JSON lines, of which a kill spoils the last line at most."""
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import safetensors.torch
-import torch
-
-from .contracts import UserError
-
-# in the names of its tensors
-ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
 
 @contextlib.contextmanager
@@ -32,34 +21,6 @@ def replacing(file: Path) -> Iterator[Path]:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def reading_weights(path: Path, what: str) -> Iterator[None]:
-    """Within the context a file of weights is read; raises UserError where that fails, whatever the damage leads to.
-
-    what: the kind of file that is needed, as the subject of a sentence.
-    """
-    try:
-        yield
-    except Exception as error:  # torch's reader of old pickles raises whatever the damage leads it to
-        raise UserError(f"{path.name} cannot be read as weights ({type(error).__name__}); {what} is a .safetensors or "
-                        "a weights-only .ckpt or .pt file: download it again from its source page.") from error
-
-
-def read_tensors(path: Path, what: str) -> tuple[dict, dict[str, str]]:
-    """What a file of weights holds, on the CPU, and its metadata; nothing in it is run.
-
-    what: as in ``reading_weights``.
-
-    The first is key -> tensor where the file is in order. The second is empty for all but safetensors.
-    """
-    with reading_weights(path, what):
-        if path.suffix not in (".safetensors", ".sft"):
-            return torch.load(path, map_location="cpu", weights_only=True), {}
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        return safetensors.torch.load_file(path), metadata
 
 
 def sha256_of(path: Path) -> str:

@@ -14,10 +14,12 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ..checks import shown
 from ..contracts import UserError
-from ..files import ORDINARY_LORA, reading_weights, sha256_of
+from ..files import sha256_of
 from ..latents import CHANNELS
 from ..wan import Wan
+from ..weights import ORDINARY_LORA, check_claim, check_tensors, download_again, refusing_damage
 from .forward import ReferenceModulation
 
 WIDEST = 1536  # of Wan 1.3B; Concat-ID was never trained on a larger one
@@ -67,7 +69,7 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     """
     path, model_options = Path(path), model_options or {}
     weights, metadata = _read(path)
-    native, concat_id = parse_concat_id(weights, path.name, sha256_of(path), metadata)
+    native, concat_id = parse_concat_id(weights, shown(path.name), sha256_of(path), metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
     model.cached_patcher_init = (load_native, (path, model_options))
@@ -77,7 +79,7 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
 def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
     """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
     weights, metadata = _read(path)
-    native, _ = parse_concat_id(weights, path.name)
+    native, _ = parse_concat_id(weights, shown(path.name))
     return _model(native, metadata, path, model_options, disable_dynamic)
 
 
@@ -112,8 +114,12 @@ def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
 
 
 def _read(path: Path) -> tuple[dict, dict | None]:
-    with reading_weights(path, "a Concat-ID model"):
-        return comfy.utils.load_torch_file(str(path), return_metadata=True)
+    with refusing_damage(path, download_again("a Concat-ID model")):
+        size = path.stat().st_size
+        check_claim(path, size)
+        weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+        check_tensors(weights, size)
+    return weights, metadata
 
 
 def parse_concat_id(weights: dict, name: str, sha256: str = "",
@@ -163,7 +169,7 @@ def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> Refe
 
 
 def _count_blocks(native: dict) -> int:
-    return 1 + max((int(match[1]) for key in native if (match := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    return 1 + max((int(match[1]) for key in native if (match := re.match(r"blocks\.(0|[1-9][0-9]{0,2})\.", key))), default=-1)
 
 
 def _without_prefix(weights: dict, name: str) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ import folder_paths
 import numpy as np
 import torch
 
+from ..checks import shown
 from ..contracts import UserError
 from ..folders import Fingerprint, fingerprint_of
+from ..weights import read_weights
 
 # models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the preprocessor of
 # Stand-In's authors put the same files
@@ -127,11 +128,11 @@ class ManagedNetwork:
         """Raises UserError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
         assert path is not None  # or file_refusal would say so
+        weights = read_weights(path, _remedy(model_file)).content
         try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
-        except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
-            raise _broken(path, model_file) from error
+        except (AttributeError, TypeError, RuntimeError) as error:  # no dict of names, or another network's
+            raise _other_network(path, model_file) from error
         self.network = network.eval().requires_grad_(False)
         self.device = comfy.model_management.get_torch_device()
         self._patcher = comfy.model_patcher.ModelPatcher(
@@ -157,10 +158,13 @@ def opencv_network(model_file: ModelFile, create: Callable, try_out: Callable):
         network = create("onnx", np.fromfile(path, np.uint8), np.empty(0, np.uint8))
         try_out(network)
     except cv2.error as error:
-        raise _broken(path, model_file) from error
+        raise _other_network(path, model_file) from error
     return network
 
 
-def _broken(path: Path, model_file: ModelFile) -> UserError:
-    return UserError(f"{path} ({path.stat().st_size} bytes) is broken or another model: delete it, and get "
-                     f"{model_file}.")
+def _other_network(path: Path, model_file: ModelFile) -> UserError:
+    return UserError(f"{shown(path)} is broken or another model: {_remedy(model_file)}.")
+
+
+def _remedy(model_file: ModelFile) -> str:
+    return f"delete it, and get {model_file}"

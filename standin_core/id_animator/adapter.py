@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from ..checks import shown
 from ..contracts import UserError
-from ..files import ORDINARY_LORA, read_tensors, sha256_of
+from ..weights import ORDINARY_LORA, download_again, read_weights
 from .resampler import HEAD_DIM
 
 ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files
@@ -24,8 +25,8 @@ ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RESAMPLER, ATTENTION = "image_proj_model.", "adapter_modules."
 OTHER_CONTAINER = {"image_proj.": RESAMPLER, "face_adapter.": ATTENTION}
-LAYER = re.compile(r"image_proj_model\.layers\.(\d+)\.")
-PLACE = re.compile(r"adapter_modules\.(\d+)\.")
+LAYER = re.compile(r"image_proj_model\.layers\.(0|[1-9][0-9]{0,2})\.")
+PLACE = re.compile(r"adapter_modules\.(0|[1-9][0-9]{0,2})\.")
 IP_ADAPTER = re.compile(r"(^|\.)(ip_adapter\.|to_[kv]_ip\b)")
 
 # The shapes by letters: n face tokens, d and w widths of the resampler and of CLIP vision, a all heads of the resampler
@@ -79,8 +80,8 @@ class Adapter:
 def load_adapter(path: str | Path) -> Adapter:
     """Raises UserError where the file cannot be read or is not an ID-Animator adapter."""
     path = Path(path)
-    weights, _ = read_tensors(path, "an ID-Animator adapter")
-    return parse_adapter(weights, path.name, sha256_of(path))
+    weights = read_weights(path, download_again("an ID-Animator adapter"))
+    return parse_adapter(weights.content, shown(path.name), weights.sha256)
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 
+from ..checks import shown
 from ..contracts import UserError
-from ..files import ORDINARY_LORA, read_tensors, sha256_of
+from ..weights import ORDINARY_LORA, download_again, read_weights
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "dit.", "base_model.model.", "transformer.")
 
 TENSOR_KEY = re.compile(
-    r"blocks\.(?P<block>\d+)\."
+    r"blocks\.(?P<block>0|[1-9][0-9]{0,2})\."
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
 )
@@ -75,8 +76,8 @@ def load_adapter(path: str | Path) -> Adapter:
     Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
     path = Path(path)
-    weights, metadata = read_tensors(path, "a Stand-In adapter")
-    return parse_adapter(weights, path.name, sha256_of(path), Variant.of(metadata))
+    weights = read_weights(path, download_again("a Stand-In adapter"))
+    return parse_adapter(weights.content, shown(path.name), weights.sha256, Variant.of(weights.metadata))
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant = PAPER) -> Adapter:
@@ -117,6 +118,9 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
             raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
                             "the file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
+    if 0 in (rank, dim):
+        raise UserError(f"{name}: {official_key(0, 'q', 'down')} is {list(found[0, 'q', 'down'].shape)}, needed is a "
+                        "matrix of at least one row and column: download it again.")
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:

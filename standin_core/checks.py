@@ -1,0 +1,180 @@
+"""Rules for what comes in from a user or another node, each with its sentence.
+
+Whoever takes an input checks it by one of these, once, where it enters; what stands behind relies on it. Every rule
+raises UserError with the name of the input, what came and what is needed.
+"""
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+
+import torch
+
+from .contracts import UserError
+
+LONGEST = 256  # characters of a foreign text in a sentence
+MOST_CHOICES = 30  # listed in a sentence
+# of pixel values beyond 0 and 1: filters and upscalers overshoot by less, bytes from 0 to 255 by more
+OVERSHOOT = 1.0
+MOST_IN_LATENT = torch.finfo(torch.float16).max  # a model may compute in fp16, which holds no more
+
+
+def shown(text: object) -> str:
+    """A foreign text as a part of a sentence: one line of at most LONGEST printable characters."""
+    words = str(text)
+    short = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
+
+
+def check_number(value, name: str, least: float = -math.inf, most: float = math.inf, *, whole: bool = False,
+                 hint: str = "") -> None:
+    """A finite number from least to most, both included.
+
+    whole: refuse fractions.
+    hint: what to do, as the end of the sentence.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        came = f"of type {type(value).__name__}"
+    elif least <= value <= most and value not in (math.inf, -math.inf):
+        return
+    else:
+        came = _in_words(value)
+    needed = f"a {'whole' if whole else 'finite'} number{_limits(least, most)}"
+    raise UserError(f"{name} is {came}, needed is {needed}{f': {hint}' if hint else ''}.")
+
+
+def check_choice(value, name: str, known: Iterable[str]) -> None:
+    """One of the known words."""
+    known = list(known)
+    if isinstance(value, str) and value in known:
+        return
+    came = shown(value) if isinstance(value, str) else f"of type {type(value).__name__}"
+    more = f" and {len(known) - MOST_CHOICES} more" if len(known) > MOST_CHOICES else ""
+    raise UserError(f"{name} is {came}, needed is one of {', '.join(map(shown, known[:MOST_CHOICES]))}{more}.")
+
+
+def check_text(value, name: str) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{name} is of type {type(value).__name__}, needed is a text.")
+
+
+def check_finite(values: torch.Tensor, name: str, most: float = math.inf) -> None:
+    """Numbers none of which is NaN, infinite or beyond most on either side.
+
+    values: [...] of any real dtype, not empty.
+    """
+    low, high = _finite_extent(values, name)
+    if max(-low, high) > most:
+        raise UserError(f"{name} has values from {low:g} to {high:g}, needed are values of at most {most:g} on either "
+                        "side of 0: check the node it comes from.")
+
+
+def extent(values: torch.Tensor) -> tuple[float, float]:
+    """The least and the largest value, both NaN where any is.
+
+    values: [...] of any real dtype, not empty.
+    """
+    # aminmax takes one pass and no copy; dtypes of 8 bits have none
+    low, high = (values.float() if values.dtype.itemsize == 1 else values).aminmax()
+    return float(low), float(high)
+
+
+def oddity(tensor: torch.Tensor) -> str | None:
+    """Why the tensor is no dense one of real numbers, as a word after "is", or None if it is."""
+    odd = {"nested": tensor.is_nested, "without data": tensor.is_meta, "quantized": tensor.is_quantized,
+           "complex": tensor.is_complex(), "sparse": tensor.layout != torch.strided}
+    return next((word for word, is_so in odd.items() if is_so), None)
+
+
+def checked_pictures(value, name: str) -> torch.Tensor:
+    """ComfyUI's IMAGE as [B, H, W, 3 or 4] float32 in 0..1, none of B, H and W zero; the fourth channel is alpha.
+
+    A picture of one channel is grey. What overshoots 0..1 by less than OVERSHOOT is clamped.
+    """
+    images = _real(value, name, "a batch of pictures")
+    if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (1, 3, 4):
+        raise UserError(f"{name} has shape {_shape(images)}, needed is [number, height, width, channels] with 1, 3 or "
+                        "4 channels and none of them 0: connect pictures.")
+    images = _in_unit_range(images, name)
+    return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images
+
+
+def checked_masks(value, name: str, of: tuple[int, int, int] | None = None) -> torch.Tensor:
+    """ComfyUI's MASK as [B, H, W] float32 in 0..1, none of B, H and W zero.
+
+    value: [H, W], [B, H, W] or [B, 1, H, W].
+    of: number, height and width of the pictures that it belongs to. B is then that number or 1.
+    """
+    masks = _real(value, name, "a mask")
+    if masks.ndim == 4 and masks.shape[1] == 1:
+        masks = masks[:, 0]
+    elif masks.ndim == 2:
+        masks = masks[None]
+    if masks.ndim != 3 or 0 in masks.shape:
+        raise UserError(f"{name} has shape {_shape(value)}, needed is [number, height, width] with none of them 0: "
+                        "connect a mask.")
+    if of is not None and (masks.shape[0] not in (1, of[0]) or tuple(masks.shape[1:]) != of[1:]):
+        raise UserError(f"{name} is {list(masks.shape)} (number, height, width) and the picture {list(of)}, the same "
+                        "size is needed: make the mask from this picture.")
+    return _in_unit_range(masks, name)
+
+
+def checked_latent(value, name: str) -> torch.Tensor:
+    """The samples of ComfyUI's LATENT, finite and not empty, in the dtype that they came in."""
+    if not isinstance(value, dict) or "samples" not in value:
+        raise UserError(f"{name} is of type {type(value).__name__}, needed is a latent: connect an empty latent or an "
+                        "encoded picture or video.")
+    samples = _real(value["samples"], name, "a latent")
+    if 0 in samples.shape or not samples.is_floating_point():
+        raise UserError(f"{name} has shape {_shape(samples)} and dtype {_dtype(samples)}, needed are floating point "
+                        "numbers and no side of 0: make it with EmptyHunyuanLatentVideo, or encode a picture or video.")
+    check_finite(samples, name, MOST_IN_LATENT)
+    return samples
+
+
+def _real(value, name: str, needed: str) -> torch.Tensor:
+    """A plain tensor of real numbers, without gradients."""
+    if not isinstance(value, torch.Tensor):
+        raise UserError(f"{name} is of type {type(value).__name__}, needed is {needed}.")
+    odd = oddity(value)
+    if odd is not None:
+        raise UserError(f"{name} is a tensor that is {odd}, needed is {needed} of plain numbers.")
+    return value.detach()
+
+
+def _finite_extent(values: torch.Tensor, name: str) -> tuple[float, float]:
+    low, high = extent(values)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{name} holds values that are not finite (NaN or infinite): check the node it comes from; a "
+                        "VAE in half precision makes them.")
+    return low, high
+
+
+def _in_unit_range(values: torch.Tensor, name: str) -> torch.Tensor:
+    low, high = _finite_extent(values, name)
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise UserError(f"{name} has values from {low:g} to {high:g}, needed are values from 0 to 1: divide them by "
+                        "their largest, or check the node it comes from.")
+    values = values.float()
+    return values.clamp(0, 1) if low < 0 or high > 1 else values
+
+
+def _limits(least: float, most: float) -> str:
+    if most == math.inf:
+        return "" if least == -math.inf else f" of at least {_in_words(least)}"
+    return f" of at most {_in_words(most)}" if least == -math.inf else f" from {_in_words(least)} to {_in_words(most)}"
+
+
+def _in_words(number: float) -> str:
+    if isinstance(number, numbers.Integral):
+        return str(number) if abs(number) < 10**20 else "a number of more than 20 digits"
+    return f"{number:g}"
+
+
+def _shape(values: torch.Tensor) -> list[int]:
+    return list(values.shape)
+
+
+def _dtype(values: torch.Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
