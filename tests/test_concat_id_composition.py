@@ -269,8 +269,8 @@ def test_compiled_before_the_reference(of_two_blocks, keys):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_torch_compile_to_machine_code(of_two_blocks):
-    """With inductor, TorchCompileModel's default backend. One block in one call: that it is compiled once is seen above,
-    and here that what inductor makes of a block is right.
+    """With inductor, TorchCompileModel's default backend: what it makes of a block is right. That nothing is compiled
+    twice is seen above, where it takes less long.
     """
     torch.compiler.reset()
     patched = concat_id.with_reference(of_two_blocks)

@@ -432,14 +432,44 @@ def test_another_encoder(case, model):
         apply_photos(model, wide, sd15.clip_vision(), sd15.face("a"))
 
 
-@pytest.mark.parametrize("image", [torch.zeros(0, 224, 224, 3), torch.zeros(224, 224, 3)], ids=["no photo", "no batch"])
-def test_images_that_are_none(model, adapter, image):
-    with pytest.raises(UserError, match="the face image is empty or no batch of pictures"):
+IMAGES = {
+    "no photo": (torch.zeros(0, 224, 224, 3), r"reference_image has shape \[0, 224, 224, 3\]"),
+    "no batch": (torch.zeros(224, 224, 3), r"reference_image has shape \[224, 224, 3\]"),
+    "two channels": (torch.zeros(1, 224, 224, 2), r"reference_image has shape \[1, 224, 224, 2\]"),
+    "of bytes": (torch.full((1, 224, 224, 3), 255.0), "reference_image has values from 255 to 255, needed are values "
+                                                      "from 0 to 1"),
+    "not finite": (torch.full((1, 224, 224, 3), torch.nan), "reference_image holds values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_that_are_none(model, adapter, name):
+    image, words = IMAGES[name]
+    with pytest.raises(UserError, match=words):
         apply_photos(model, adapter, sd15.clip_vision(), image)
 
 
-@pytest.mark.parametrize("controls, words", [({"strength": -1.0}, "strength is -1, at least 0"),
-                                             ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read")])
+def test_grey_and_transparent_photos(model, adapter):
+    """One channel is grey, and a fourth is left out."""
+    grey = sd15.face("a")[..., :1]
+    three = grey.expand(-1, -1, -1, 3)
+    tokens = []
+    for image in (grey, three, torch.cat((three, torch.zeros_like(grey)), dim=-1)):
+        patched = apply_photos(model, adapter, sd15.clip_vision(), image)
+        (wrapper,) = patched.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "id_animator")
+        tokens.append(wrapper.identity.faces[0][0])
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[1], tokens[2])
+
+
+@pytest.mark.parametrize("controls, words", [
+    ({"strength": -1.0}, "strength is -1, needed is a finite number of at least 0"),
+    ({"strength": torch.nan}, "strength is nan, needed is a finite number"),
+    ({"lora_strength": -1.0}, "lora_strength is -1, needed is a finite number of at least 0: 0 leaves"),
+    ({"lora_strength": torch.nan}, "lora_strength is nan, needed is a finite number"),
+    ({"lora_strength": torch.inf}, "lora_strength is inf, needed is a finite number"),
+    ({"start_percent": torch.nan}, "start_percent is nan, needed is a finite number"),
+    ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read"),
+])
 def test_controls_that_cannot_be(case, model, controls, words):
     with pytest.raises(UserError, match=words):
         sd15.with_face(model, case, **controls)

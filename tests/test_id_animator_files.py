@@ -132,6 +132,19 @@ REFUSED = {
         lambda w: {key: value[:0] if ".down." in key else value[:, :0] if ".up." in key else value
                    for key, value in w.items()},
         r"lora\.(down|up)\.weight is \[.*0.*\], needed is \[.*1 or more.*\]"),
+    "not finite": (
+        lambda w: w | {UP: w[UP] * torch.nan}, rf"has values that are not finite \(NaN or infinite, in {UP}\)"),
+    "without data": (
+        lambda w: w | {UP: torch.empty(w[UP].shape, device="meta")}, rf"has a tensor that is without data \({UP}\)"),
+    "more than the file has": (
+        lambda w: w | {f"{RESAMPLER}latents": w[f"{RESAMPLER}latents"][:, :1].expand(1, 10**7, -1)},
+        r"has [\d,]+ bytes and claims tensors of [\d,]+ \(image_proj_model\.latents\)"),
+    "an index of 4,400 digits": (
+        lambda w: w | {f"{ATTENTION}{'1' * 4400}.to_k_face.weight": w[UP]},
+        r"has the name adapter_modules\.1+\.\.\., which is none of a tensor"),
+    "an index of 200 digits": (
+        lambda w: w | {f"{ATTENTION}{'1' * 200}.to_k_face.weight": w[UP]},
+        "has 1 entries that no ID-Animator adapter has"),
     "heads of another size": (
         lambda w: {key: _narrower(key, value) for key, value in w.items()},
         "the resampler's queries are 96 wide, needed is a multiple of 64"),
