@@ -1,13 +1,12 @@
 """The Concat-ID method: load a model of it, and give it the reference of a person."""
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..standin_core.concat_id.apply import apply_concat_id
 from ..standin_core.concat_id.weights import load_concat_id
-from ..standin_core.folders import fingerprint
+from ..standin_core.folders import fingerprint, listed_file
 from ..standin_core.guidance import GUIDANCES
-from .shared import ADVANCED, CATEGORY, ConcatIDType, found_by
+from .shared import ADVANCED, CATEGORY, ConcatIDType, FileInput, checked, found_by
 
 FOLDER = "diffusion_models"
 # as core's Load Diffusion Model has them
@@ -30,7 +29,7 @@ class LoadConcatID(io.ComfyNode):
             description="Loads a Concat-ID model: a Wan 2.1 of 1.3B that was fine-tuned as a whole to keep the person "
                         "of a reference image.",
             inputs=[
-                io.Combo.Input("file", options=folder_paths.get_filename_list(FOLDER), tooltip=(
+                FileInput("file", FOLDER, tooltip=(
                     "first_stage.pt or second_stage_adaln.pt of the Concat-ID authors, or a conversion to safetensors, "
                     "from models/diffusion_models. A plain Wan loads too and keeps nobody, because nothing in its file "
                     "tells it from a first stage.")),
@@ -50,9 +49,9 @@ class LoadConcatID(io.ComfyNode):
         return fingerprint(FOLDER, file), weight_dtype
 
     @classmethod
+    @checked
     def execute(cls, file, weight_dtype):
-        return io.NodeOutput(*load_concat_id(folder_paths.get_full_path_or_raise(FOLDER, file),
-                                             WEIGHT_DTYPES[weight_dtype]))
+        return io.NodeOutput(*load_concat_id(listed_file(FOLDER, file), WEIGHT_DTYPES[weight_dtype]))
 
 
 class ApplyConcatID(io.ComfyNode):
@@ -99,6 +98,7 @@ class ApplyConcatID(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, concat_id, latent, vae=None, reference_image=None, reference_latent=None, **settings):
         return io.NodeOutput(apply_concat_id(model, concat_id, latent, vae, reference_image, reference_latent,
                                              **settings))

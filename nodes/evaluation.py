@@ -12,7 +12,7 @@ from ..standin_core.evaluation import (
     plot,
 )
 from ..standin_core.face import installed_models
-from .shared import ADVANCED, CATEGORY, found_by, show_text, shown
+from .shared import ADVANCED, CATEGORY, checked, found_by, show_text, shown
 
 
 class IdentityReport(io.ComfyNode):
@@ -61,6 +61,7 @@ class IdentityReport(io.ComfyNode):
         return installed_models(), face_embedder_refusals() if embedder == "auto" else None
 
     @classmethod
+    @checked
     def execute(cls, images, reference_image, clip_vision=None, **settings):
         progress = ProgressBar(len(images))
         result = compare(images, reference_image, CompareSettings(**settings), clip_vision,

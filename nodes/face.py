@@ -18,6 +18,7 @@ from .shared import (
     ADVANCED,
     CATEGORY,
     FaceCropType,
+    checked,
     detector_input,
     download_input,
     found_by,
@@ -122,6 +123,7 @@ class FacePreprocess(io.ComfyNode):
         return installed_models() if "auto" in (detector, parser) else ()
 
     @classmethod
+    @checked
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask)
         show_text(cls, face.verdict)

@@ -15,6 +15,7 @@ from .shared import (
     ADVANCED,
     CATEGORY,
     FaceCropType,
+    checked,
     detector_input,
     download_input,
     found_by,
@@ -74,6 +75,7 @@ class FaceSwapPrepare(io.ComfyNode):
         return installed_models() if detector == "auto" else ()
 
     @classmethod
+    @checked
     def execute(cls, images, face, face_box=None, face_mask=None, face_landmarks=None, **settings):
         swap = prepare_swap(images, face, SwapSettings(**settings), face_box, face_mask, face_landmarks)
         show_text(cls, swap.report)
@@ -109,6 +111,7 @@ class FaceSwapEncode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images, mask, vae, background, mask_edge):
         return io.NodeOutput(encode_swap(vae, images, mask, background, mask_edge))
 
@@ -141,5 +144,6 @@ class FaceSwapComposite(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, source, images, mask, feather, color_match, color_region):
         return io.NodeOutput(composite_swap(source, images, mask, feather, color_match, color_region))

@@ -1,11 +1,10 @@
 """The method ID-Animator: load an adapter, apply it to an SD1.5 model."""
-import folder_paths
 from comfy_api.latest import io
 
-from ..standin_core.folders import fingerprint
+from ..standin_core.folders import fingerprint, listed_file
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
 from ..standin_core.id_animator.apply import apply_photos
-from .shared import ADVANCED, CATEGORY, IDAnimatorType, found_by
+from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by
 
 
 class LoadIDAnimator(io.ComfyNode):
@@ -19,7 +18,7 @@ class LoadIDAnimator(io.ComfyNode):
             description="Loads an ID-Animator adapter: face tokens and low-rank weights for the cross-attentions of "
                         "an SD1.5 model.",
             inputs=[
-                io.Combo.Input("adapter", options=folder_paths.get_filename_list(ADAPTERS), tooltip=(
+                FileInput("adapter", ADAPTERS, tooltip=(
                     "The file animator.ckpt of ID-Animator, or the same as safetensors, from models/id_animator or "
                     "models/loras. IP-Adapters and ordinary LoRAs do not work here.")),
             ],
@@ -31,8 +30,9 @@ class LoadIDAnimator(io.ComfyNode):
         return fingerprint(ADAPTERS, adapter)
 
     @classmethod
+    @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(folder_paths.get_full_path_or_raise(ADAPTERS, adapter)))
+        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter)))
 
 
 class ApplyIDAnimator(io.ComfyNode):
@@ -77,5 +77,6 @@ class ApplyIDAnimator(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, id_animator, clip_vision, reference_image, **settings):
         return io.NodeOutput(apply_photos(model, id_animator, clip_vision, reference_image, **settings))

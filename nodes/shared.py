@@ -1,9 +1,13 @@
 """What several nodes share: types, inputs, and how a node shows text and pictures."""
 import dataclasses
+import functools
 
+import folder_paths
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..standin_core.checks import check_choice, check_number, check_switch, check_text
+from ..standin_core.contracts import UserError
 from ..standin_core.face import DETECTORS
 
 CATEGORY = "Stand-In"
@@ -33,6 +37,49 @@ def _known(**fields) -> dict:
     """Without the fields that this ComfyUI does not know."""
     return {name: value for name, value in fields.items()
             if name in {field.name for field in dataclasses.fields(io.Schema)}}
+
+
+class FileInput(io.Combo.Input):
+    """A file of one of ComfyUI's model folders, which ``folders.listed_file`` finds."""
+
+    def __init__(self, name: str, folder: str, tooltip: str):
+        super().__init__(name, options=folder_paths.get_filename_list(folder), tooltip=tooltip)
+
+
+def checked(execute):
+    """A node's ``execute`` that first holds the value of every widget against the node's own schema.
+
+    ComfyUI does so for what is typed, and not for what comes through a link.
+    """
+    @functools.wraps(execute)
+    def checked_execute(cls, **inputs):
+        schema = cls.GET_SCHEMA()
+        for widget in schema.inputs:
+            came = inputs.get(widget.id)
+            if came is not None:
+                for value in came if schema.is_input_list else [came]:
+                    _check(widget, value)
+        return execute(cls, **inputs)
+
+    return checked_execute
+
+
+def _check(widget, value) -> None:
+    if isinstance(widget, io.Int.Input | io.Float.Input):
+        check_number(value, widget.id, widget.min, widget.max, whole=isinstance(widget, io.Int.Input))
+    elif isinstance(widget, io.String.Input):
+        check_text(value, widget.id)
+    elif isinstance(widget, io.Boolean.Input):
+        check_switch(value, widget.id)
+    elif isinstance(widget, io.Combo.Input) and not isinstance(widget, FileInput):
+        check_choice(value, widget.id, widget.options)
+
+
+def only(values: list, name: str):
+    """The one value of an input of a node that takes lists."""
+    if len(values) != 1:
+        raise UserError(f"{name} came {len(values)} times, needed is one value: connect a single one, not a list.")
+    return values[0]
 
 
 def detector_input():

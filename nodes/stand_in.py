@@ -1,10 +1,9 @@
 """The Stand-In method: load an adapter, apply it to a model, sample, and show where the identity was read."""
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import fingerprint
+from ..standin_core.folders import fingerprint, listed_file
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -13,7 +12,17 @@ from ..standin_core.stand_in.apply import apply_reference
 from ..standin_core.stand_in.attention_map import show_map
 from ..standin_core.stand_in.experts import refuse_swapped_adapters
 from ..standin_core.stand_in.kv_cache import CACHE_MODES
-from .shared import ADVANCED, CATEGORY, AttentionMapType, StandIn, found_by, keeps_what_it_shows, show_text
+from .shared import (
+    ADVANCED,
+    CATEGORY,
+    AttentionMapType,
+    FileInput,
+    StandIn,
+    checked,
+    found_by,
+    keeps_what_it_shows,
+    show_text,
+)
 
 
 class LoadStandIn(io.ComfyNode):
@@ -26,7 +35,7 @@ class LoadStandIn(io.ComfyNode):
             **found_by("adapter", "identity lora", "load identity"),
             description="Loads a Stand-In adapter: low-rank weights that add the identity branch to a Wan model.",
             inputs=[
-                io.Combo.Input("adapter", options=folder_paths.get_filename_list(ADAPTERS), tooltip=(
+                FileInput("adapter", ADAPTERS, tooltip=(
                     "A Stand-In adapter file from models/stand_in or models/loras. Wan 2.2 needs one adapter for the "
                     "high-noise expert and another for the low-noise expert. Ordinary LoRAs do not work here.")),
             ],
@@ -38,8 +47,9 @@ class LoadStandIn(io.ComfyNode):
         return fingerprint(ADAPTERS, adapter)
 
     @classmethod
+    @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(folder_paths.get_full_path_or_raise(ADAPTERS, adapter)))
+        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter)))
 
 
 class ApplyIdentityBranch(io.ComfyNode):
@@ -122,6 +132,7 @@ class ApplyIdentityBranch(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, stand_in, vae=None, reference_image=None, reference_latent=None, reference_mask=None,
                 strength_schedule="", **controls):
         return io.NodeOutput(apply_reference(model, stand_in, vae, reference_image, reference_latent, reference_mask,
@@ -190,6 +201,7 @@ class StandInSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, shift, denoise,
                 boundary, low_noise_model=None, attention_map=False):
         refuse_swapped_adapters(model, low_noise_model)
@@ -241,6 +253,7 @@ class IdentityAttentionMap(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images, attention_map, opacity, **choice):
         frames, mask, text = show_map(images, attention_map, opacity, **choice)
         show_text(cls, text)

@@ -26,9 +26,11 @@ from .shared import (
     CATEGORY,
     StandIn,
     TrainingDataType,
+    checked,
     detector_input,
     download_input,
     found_by,
+    only,
     show_text,
     shown,
 )
@@ -107,9 +109,10 @@ class PrepareTrainingData(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, videos, captions, clip_vision=None, **single):
-        (clip_vision,) = clip_vision or (None,)
-        given = {name: value for name, (value,) in single.items()}
+        clip_vision = only(clip_vision, "clip_vision") if clip_vision else None
+        given = {name: only(values, name) for name, values in single.items()}
         face = FaceSettings(preset=given["preset"], detector=given["detector"], size=given["photo_size"],
                             download_missing=given["download_missing"])
         settings = DataSettings(face=face, **{name: given[name] for name in (
@@ -186,6 +189,7 @@ class TrainStandIn(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, training_data, name, rank, expert, sample_every, start_from=None, vae=None, **settings):
         progress = ProgressBar(settings["steps"])
 

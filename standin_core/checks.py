@@ -59,6 +59,11 @@ def check_text(value, name: str) -> None:
         raise UserError(f"{name} is of type {type(value).__name__}, needed is a text.")
 
 
+def check_switch(value, name: str) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is of type {type(value).__name__}, needed is on or off.")
+
+
 def check_finite(values: torch.Tensor, name: str, most: float = math.inf) -> None:
     """Numbers none of which is NaN, infinite or beyond most on either side.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import check_number, checked_masks, shown
 from .contracts import UserError
 from .latents import frames_of, largest_in_each
 
@@ -22,13 +23,15 @@ class Span:
 
     start_percent, end_percent: 0 to 1.
 
-    Raises UserError where the end is not above the start.
+    Raises UserError for other numbers, and where the end is not above the start.
     """
 
     start_percent: float = 0.0
     end_percent: float = 1.0
 
     def __post_init__(self):
+        check_number(self.start_percent, "start_percent", 0, 1)
+        check_number(self.end_percent, "end_percent", 0, 1)
         if self.start_percent >= self.end_percent:
             raise UserError(f"start_percent is {self.start_percent:g} and end_percent {self.end_percent:g}, so the "
                             "identity would never be read: set end above start.")
@@ -61,15 +64,13 @@ class Controls(Span):
     region: torch.Tensor | None = None
 
     def __post_init__(self):
-        if self.strength < 0:
-            raise UserError(f"strength is {self.strength:g}, at least 0 is needed: 0 is the base model, 1 what "
-                            "the adapter was trained with.")
+        check_number(self.strength, "strength", 0, hint="0 is the base model, 1 what the adapter was trained with")
         Span.__post_init__(self)
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
-            raise UserError(f"the strength schedule is {list(self.schedule)}, needed are rising percents from 0 to "
-                            "1 with factors of at least 0, like 0:0, 0.2:1.")
+            raise UserError(f"the strength schedule is {shown(list(self.schedule))}, needed are rising percents "
+                            "from 0 to 1 with factors of at least 0, like 0:0, 0.2:1.")
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
@@ -80,7 +81,7 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
         try:
             points.append((float(percent), float(factor)))
         except ValueError as error:
-            raise UserError(f"the strength schedule has {part!r}, needed is percent:factor, like 0:0, 0.2:1."
+            raise UserError(f"the strength schedule has {shown(part)!r}, needed is percent:factor, like 0:0, 0.2:1."
                             ) from error
     return tuple(points)
 
@@ -136,13 +137,13 @@ def query_bias(strength: float, shared_by: int, region: torch.Tensor | None, rea
 def kept_tokens(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """The indices of the tokens that any of the masks touches, [n].
 
-    mask: [R or 1, H, W] or [H, W], of the reference images.
+    mask: ComfyUI's MASK, [R or 1, H, W] or [H, W], of the reference images.
     grid: (h, w) of their tokens.
 
-    Raises UserError if no mask touches any.
+    Raises UserError for what is no mask, and if no mask touches any token.
     """
-    masks = mask if mask.ndim == 3 else mask[None]
-    touched = torch.nn.functional.adaptive_max_pool2d(masks.float().cpu(), grid).amax(dim=0).flatten() > 0
+    masks = checked_masks(mask, "reference_mask").cpu()
+    touched = torch.nn.functional.adaptive_max_pool2d(masks, grid).amax(dim=0).flatten() > 0
     if not bool(touched.any()):
         raise UserError("the reference mask is empty, so no identity token would be left: connect the mask of Face "
                         "Preprocess, or nothing.")

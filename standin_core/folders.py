@@ -2,12 +2,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import folder_paths
 
+from .checks import shown
 from .contracts import UserError
 
+LONGEST_NAME = 200  # bytes; file systems take 255, of which endings such as .safetensors.part need some
+# what Windows keeps for devices, with any ending, and the characters that it has in no name
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+NEVER_IN_NAMES = re.compile(r'[<>:"/\\|?*]')
 Fingerprint = tuple[str, int, int]  # of a file: its path, the time of its last change in nanoseconds, its bytes
 
 
@@ -38,10 +44,15 @@ def find_file(folder: str, name: str) -> Path:
     """A file by its path, or by its name in one of ComfyUI's model folders. Raises UserError where it is in none."""
     if Path(name).is_file():
         return Path(name)
+    return listed_file(folder, name)
+
+
+def listed_file(folder: str, name: str) -> Path:
+    """A file by its name in one of ComfyUI's model folders. Raises UserError where it is in none."""
     found = folder_paths.get_full_path(folder, name)
     if found is None:
-        raise UserError(f"there is no {name} among ComfyUI's {folder}: give a path, or one of "
-                        f"{', '.join(folder_paths.get_filename_list(folder)) or 'none that are there yet'}.")
+        raise UserError(f"there is no {shown(name)} among ComfyUI's {folder}: take one of "
+                        f"{shown(', '.join(folder_paths.get_filename_list(folder)) or 'none, the folder is empty')}.")
     return Path(found)
 
 
@@ -58,7 +69,15 @@ def fingerprint_of(path: str | Path) -> Fingerprint:
 
 
 def plain_name(name: str) -> str:
-    """The name; raises UserError where it would lead into another folder."""
-    if not name or Path(name).name != name or name in (".", "..") or "\\" in name:
-        raise UserError(f"the name is {name!r}, needed is one for a file, without folders.")
+    """The name; raises UserError unless every platform takes it as that of one file or folder, without a path."""
+    faults = {
+        "is empty": not name, "has characters that cannot be printed": not name.isprintable(),
+        "has a character that file names cannot have": NEVER_IN_NAMES.search(name) is not None,
+        "begins or ends with a space or ends with a dot": name != name.strip().rstrip("."),
+        "is a name that Windows keeps for a device": RESERVED.fullmatch(name) is not None,
+        f"is longer than {LONGEST_NAME} bytes": len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME}
+    fault = next((words for words, is_so in faults.items() if is_so), None)
+    if fault is not None:
+        raise UserError(f"the name is {shown(name)!r}, needed is one for a file, without folders, and this one "
+                        f"{fault}: take letters, digits, - and _.")
     return name

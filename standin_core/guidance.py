@@ -6,6 +6,7 @@ import uuid
 import comfy.samplers
 import torch
 
+from .checks import check_choice, check_number
 from .contracts import UserError
 
 # which pass reads the identity
@@ -13,10 +14,10 @@ GUIDANCES = ("both passes", "positive pass", "own scale")
 OWN_SCALE = "own scale"
 
 
-def check_guidance(guidance: str) -> None:
-    """Raises UserError unless it is one of GUIDANCES."""
-    if guidance not in GUIDANCES:
-        raise UserError(f"guidance is {guidance}, needed is one of {', '.join(GUIDANCES)}.")
+def check_guidance(guidance: str, scale: float) -> None:
+    """Raises UserError unless guidance is one of GUIDANCES and the scale is at least 0."""
+    check_choice(guidance, "guidance", GUIDANCES)
+    check_number(scale, "guidance_scale", 0)
 
 
 def latents_sampled(options: dict) -> int:

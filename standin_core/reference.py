@@ -4,6 +4,7 @@ from __future__ import annotations
 import comfy.ldm.wan.vae
 import torch
 
+from .checks import check_finite, checked_latent, checked_pictures
 from .contracts import UserError
 from .latents import PIXELS_PER_TOKEN
 
@@ -11,7 +12,8 @@ from .latents import PIXELS_PER_TOKEN
 def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torch.Tensor:
     """The reference latent [R, 16, 1, h, w], VAE space, from images and a VAE or from a ComfyUI LATENT.
 
-    Raises UserError unless exactly one of image and latent came, and an image came with a VAE.
+    Raises UserError unless exactly one of image and latent came, and an image came with a VAE; for what is no picture
+    or no latent of pictures, and for a VAE that makes NaN of a picture.
     """
     if image is not None and latent is not None:
         raise UserError("a reference image and a reference latent came, one of them is needed: disconnect one.")
@@ -22,7 +24,9 @@ def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torc
                         "reference_latent.")
     if vae is None:
         raise UserError("a reference image came without a VAE: connect Wan 2.1's VAE.")
-    return encode_reference(vae, image)
+    encoded = encode_reference(vae, checked_pictures(image, "reference_image"))
+    check_finite(encoded, "the encoded reference_image")
+    return encoded
 
 
 def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
@@ -30,11 +34,9 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
 
     A photo of 512x512 gives 1,024 tokens.
 
-    Raises UserError for an empty image or a VAE that is not Wan's.
+    Raises UserError for an image smaller than a token or a VAE that is not Wan's.
     """
     check_wan_vae(vae)
-    if image.shape[0] == 0:
-        raise UserError("the reference image is an empty batch: connect the face crop of Face Preprocess.")
     if min(image.shape[1:3]) < PIXELS_PER_TOKEN:
         raise UserError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least "
                         f"{PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} is needed: check what feeds it, or put "
@@ -68,10 +70,10 @@ def check_wan_vae(vae) -> None:
 
 
 def _pictures(latent: dict) -> torch.Tensor:
-    samples = latent["samples"]
+    samples = checked_latent(latent, "reference_latent")
     if samples.ndim == 4:
         samples = samples.unsqueeze(2)
-    if samples.ndim != 5 or samples.shape[2] != 1 or 0 in samples.shape:
+    if samples.ndim != 5 or samples.shape[2] != 1:
         raise UserError(f"the reference latent has shape {list(latent['samples'].shape)}, needed are single "
                         "pictures, [R, 16, 1, h, w]: encode them one by one with VAE Encode, and batch the latents.")
     return samples

@@ -15,11 +15,13 @@ import comfy.utils
 import latent_preview
 import torch
 
+from .checks import check_choice, check_finite, check_number, checked_latent
 from .contracts import UserError
 from .report import ReportSink
 from .wan import Wan
 
 FLOW_MATCHING = "flow_matching"
+LEAST_SHIFT = LEAST_DENOISE = 0.01
 
 
 def scheduler_names() -> list[str]:
@@ -38,6 +40,8 @@ class SamplerSettings:
     shift: of the noise levels.
     boundary: the sigma at which the low-noise expert takes over, 0 to 1.
     attention_map: whether to record where the identity is read.
+
+    Raises UserError for values that cannot be sampled with.
     """
 
     seed: int
@@ -49,6 +53,16 @@ class SamplerSettings:
     denoise: float = 1.0
     boundary: float = 0.875
     attention_map: bool = False
+
+    def __post_init__(self):
+        check_number(self.seed, "seed", 0, 2**64 - 1, whole=True)
+        check_number(self.steps, "steps", 1, whole=True, hint="raise steps")
+        check_number(self.cfg, "cfg")
+        check_choice(self.sampler_name, "sampler_name", sampler_names())
+        check_choice(self.scheduler, "scheduler", scheduler_names())
+        check_number(self.shift, "shift", LEAST_SHIFT, hint="raise shift, 5 is usual")
+        check_number(self.denoise, "denoise", LEAST_DENOISE, 1, hint="to keep the latent as it is, leave sampling out")
+        check_number(self.boundary, "boundary", 0, 1)
 
 
 def flow_matching_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
@@ -76,7 +90,9 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
     each run that had an identity branch. Raises UserError before any work.
     """
     experts = _experts(model, low_noise_model)
-    _check(experts, latent, settings)
+    for expert in experts:
+        Wan(expert.model)
+    _check(latent)
     samples = _fixed_channels(model, latent)
     for expert in experts:
         _check_latent(expert, samples)
@@ -141,20 +157,16 @@ def _experts(model, low_noise_model) -> list:
     return [model] if low_noise_model is None else [model, low_noise_model]
 
 
-def _check(experts: list, latent: dict, settings: SamplerSettings) -> None:
-    for expert in experts:
-        Wan(expert.model)
-    if settings.steps < 1:
-        raise UserError(f"steps is {settings.steps}, at least 1 is needed: raise steps.")
-    if not 0 < settings.denoise <= 1:
-        raise UserError(f"denoise is {settings.denoise:g}, needed is more than 0 and at most 1: raise denoise, or "
-                        "leave this node out to keep the latent as it is.")
-    if settings.shift <= 0:
-        raise UserError(f"shift is {settings.shift:g}, needed is more than 0, such as 5: raise shift.")
-    shape = tuple(latent["samples"].shape)
-    if 0 in shape:
-        raise UserError(f"the latent is empty, its shape is {list(shape)}: make one of at least one frame with "
-                        "EmptyHunyuanLatentVideo or encode a video.")
+def _check(latent: dict) -> None:
+    samples, mask, numbers = (checked_latent(latent, "latent_image"), latent.get("noise_mask"),
+                              latent.get("batch_index"))
+    if mask is not None:
+        if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or 0 in mask.shape:
+            raise UserError("the noise mask of latent_image is empty or no mask: connect one to Set Latent Noise Mask.")
+        check_finite(mask, "the noise mask of latent_image")
+    if numbers is not None and len(numbers) != len(samples):
+        raise UserError(f"latent_image has {len(samples)} videos and numbers for {len(numbers)} (batch_index): take "
+                        "them from one batch.")
 
 
 def _check_latent(model, samples: torch.Tensor) -> None:

@@ -52,7 +52,7 @@ def download_again(what: str) -> str:
 
 
 def read_weights(path: Path, remedy: str) -> Weights:
-    """Read a file of weights, on the CPU. Nothing in it is run, and what becomes of the file afterwards changes nothing.
+    """Read a file of weights, on the CPU. Nothing in it is run, and what becomes of the file later changes nothing.
 
     remedy: what to do where the file cannot serve, as the end of a sentence.
 

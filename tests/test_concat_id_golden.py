@@ -24,7 +24,8 @@ def loaded(name, monkeypatch):
     _, extensions = folder_paths.folder_names_and_paths["diffusion_models"]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(GOLDEN / name)], extensions))
     folder_paths.filename_list_cache.pop("diffusion_models", None)
-    yield load_case(name), *pack.node_classes()["LoadConcatID"].execute("model.safetensors", "default").args
+    yield load_case(name), *pack.node_classes()["LoadConcatID"].execute(
+        file="model.safetensors", weight_dtype="default").args
     folder_paths.filename_list_cache.pop("diffusion_models", None)
 
 

@@ -9,8 +9,8 @@ PACK = Path(__file__).resolve().parent.parent
 CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
-SHARED = ["contracts", "checks", "files", "weights", "folders", "latents", "face", "reference", "controls", "report", "guidance",
-          "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation", "train"]
+SHARED = ["contracts", "checks", "files", "weights", "folders", "latents", "face", "reference", "controls", "report",
+          "guidance", "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation", "train"]
 # side by side: none imports another
 METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
@@ -23,9 +23,10 @@ WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "
                         "training"],
           "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",
                           "apply"]}
-WITHOUT_COMFYUI = ["contracts", "checks", "files", "weights", "latents", "attention", "controls", "report", "rope", "stand_in.adapter",
-                   "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map", "stand_in.applied",
-                   "stand_in.run_report", "id_animator.adapter", "id_animator.resampler", "id_animator.run_report"]
+WITHOUT_COMFYUI = ["contracts", "checks", "files", "weights", "latents", "attention", "controls", "report", "rope",
+                   "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache", "stand_in.attention_map",
+                   "stand_in.applied", "stand_in.run_report", "id_animator.adapter", "id_animator.resampler",
+                   "id_animator.run_report"]
 TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet"]  # one file for each kind of model
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 

@@ -49,7 +49,7 @@ REFUSED = {
     "both": ((None, IMAGE, {"samples": torch.rand(1, 16, 1, 4, 4)}), "a reference image and a reference latent came"),
     "no VAE": ((None, IMAGE, None), "came without a VAE"),
     "another VAE": ((OtherVAE, IMAGE, None), "the VAE is Identity, needed is Wan 2.1's"),
-    "an empty batch": (("vae", IMAGE[:0], None), "the reference image is an empty batch"),
+    "an empty batch": (("vae", IMAGE[:0], None), r"reference_image has shape \[0, 32, 32, 3\]"),
     "too small": (("vae", IMAGE[:, :8], None), "the reference image is 32x8, at least 16x16"),
     "a video": ((None, None, {"samples": torch.rand(1, 16, 3, 4, 4)}), r"has shape \[1, 16, 3, 4, 4\]"),
 }

@@ -186,10 +186,10 @@ def test_progress_and_previews(model, low, monkeypatch):
 
 
 REFUSED = {
-    "no steps": ({"steps": 0}, "steps is 0, at least 1 is needed"),
-    "no denoise": ({"denoise": 0.0}, "denoise is 0, needed is more than 0"),
-    "no shift": ({"shift": 0.0}, "shift is 0, needed is more than 0"),
-    "no frames": ({"latent": {"samples": torch.zeros(1, 16, 0, 8, 12)}}, "the latent is empty"),
+    "no steps": ({"steps": 0}, "steps is 0, needed is a whole number of at least 1"),
+    "no denoise": ({"denoise": 0.0}, "denoise is 0, needed is a finite number from 0.01 to 1"),
+    "no shift": ({"shift": 0.0}, "shift is 0, needed is a finite number of at least 0.01"),
+    "no frames": ({"latent": {"samples": torch.zeros(1, 16, 0, 8, 12)}}, r"latent_image has shape \[1, 16, 0, 8, 12\]"),
     "the latent of an image model": (
         {"latent": {"samples": torch.ones(1, 4, 8, 12)}}, r"has shape \[1, 4, 1, 8, 12\], this model needs \[B, 16"),
     "the latent of another video model": (

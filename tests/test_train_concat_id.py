@@ -242,7 +242,7 @@ def through_the_nodes(file, reference, noisy, context):
     """The velocity of the first step, by Load Concat-ID and Apply Concat-ID."""
     folder_paths.filename_list_cache.pop("diffusion_models", None)
     with torch.inference_mode():
-        model, concat_id = pack.node_classes()["LoadConcatID"].execute(file.name, "default").args
+        model, concat_id = pack.node_classes()["LoadConcatID"].execute(file=file.name, weight_dtype="default").args
         out = model.model.process_latent_out
         applied = pack.node_classes()["ApplyConcatID"].execute(
             model=model, concat_id=concat_id, latent={"samples": noisy}, start_percent=0.0, end_percent=1.0,

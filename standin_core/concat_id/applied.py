@@ -32,7 +32,7 @@ class AppendedReference(Span):
 
     def __post_init__(self):
         Span.__post_init__(self)
-        check_guidance(self.guidance)
+        check_guidance(self.guidance, self.guidance_scale)
         if len(self.latent) > self.concat_id.references:
             raise UserError(f"{len(self.latent)} reference images came and {self.concat_id.name} was trained with "
                             f"{self.concat_id.references}: pick one with ImageFromBatch.")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ..checks import checked_latent, checked_pictures
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
 from ..reference import fitted, reference_from
@@ -28,14 +29,14 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
     if is_installed(model, KEY):
         raise UserError("this model has a reference by Concat-ID already, and it was trained with one: take out one "
                         "of the two Apply Concat-ID.")
-    samples = video["samples"]
-    if samples.ndim != 5 or 0 in samples.shape:
+    samples = checked_latent(video, "latent")
+    if samples.ndim != 5:
         raise UserError(f"the video's latent has shape {list(samples.shape)}, needed is [B, 16, T, h, w]: connect the "
                         "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
     height, width = samples.shape[-2:]
     if image is not None:
         image = torch.stack([fitted(each[..., :3], PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width)
-                             for each in image])
+                             for each in checked_pictures(image, "reference_image")])
     reference = reference_from(vae, image, latent)
     if tuple(reference.shape[1:]) != (model.model.latent_format.latent_channels, 1, height, width):
         raise UserError(f"the reference latent has shape {list(reference.shape)} and the video {height}x{width} latent "

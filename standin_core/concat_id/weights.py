@@ -37,6 +37,7 @@ IN_A_BLOCK = (
     *(f"{name}.{which}" for name in (*(f"{attention}.{each}" for attention in ("self_attn", "cross_attn")
                                        for each in "qkvo"), "ffn.0", "ffn.2") for which in ("weight", "bias")))
 QUANTIZED = re.compile(r"scaled_fp8|.*\.(scale_weight|scale_input|weight_scale|input_scale|comfy_quant)")
+BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,2})\.")
 STAND_IN = re.compile(r"self_attn\.[qkv]_loras\.")
 
 
@@ -169,7 +170,7 @@ def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> Refe
 
 
 def _count_blocks(native: dict) -> int:
-    return 1 + max((int(match[1]) for key in native if (match := re.match(r"blocks\.(0|[1-9][0-9]{0,2})\.", key))), default=-1)
+    return 1 + max((int(match[1]) for key in native if (match := BLOCK.match(key))), default=-1)
 
 
 def _without_prefix(weights: dict, name: str) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..checks import check_choice, check_number, checked_pictures
 from ..contracts import UserError
 from ..face import to_uint8
 from .embedders import (
@@ -39,6 +40,11 @@ class CompareSettings:
     embedder: str = "auto"
     region: str = "face"
     min_score: float = 0.5
+
+    def __post_init__(self):
+        check_choice(self.embedder, "embedder", EMBEDDERS)
+        check_choice(self.region, "region", REGIONS)
+        check_number(self.min_score, "min_score", 0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,10 +133,10 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     clip_vision: from ComfyUI's Load CLIP Vision, or None.
     progress: called after each frame.
 
-    Raises UserError if a photo shows no face, and for an embedder that cannot run here.
+    Raises UserError for what is no video or no photo, if a photo shows no face, and for an embedder that cannot
+    run here.
     """
-    if not len(images) or not len(photos):
-        raise UserError("the video or the photo is empty: connect the decoded frames and the photo.")
+    images, photos = checked_pictures(images, "images"), checked_pictures(photos, "reference_image")
     embedder = load_embedder(settings, clip_vision)
     whole = embedder if settings.region == "whole frame" else None
     if whole is None and clip_vision is not None:
@@ -163,10 +169,9 @@ def _vector(seen: Seen | None) -> np.ndarray:
 def _picture(image: torch.Tensor) -> np.ndarray:
     """[H, W, 3] uint8.
 
-    image: [H, W, 1, 3 or 4] float in 0..1.
+    image: [H, W, 3 or 4] float in 0..1.
     """
-    (pixels,) = to_uint8(image[None, ..., :3])
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    return to_uint8(image[..., :3])
 
 
 def _compared(embedder: Embedder, references: list[Seen], frames: list[Seen | None],

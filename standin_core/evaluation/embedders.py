@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..checks import check_finite
 from ..face import (
     ARCFACE,
     SFACE,
@@ -80,8 +81,9 @@ def clip_embedder(clip_vision, whole: bool, min_score: float) -> Embedder:
                 return None
             place = square_around(face.box, height, width, HEAD_SCALE, "all sides")
         crop = place.cut(picture, CROP_PX, WHITE)
-        encoded = clip_vision.encode_image(torch.from_numpy(crop)[None].float() / 255)
-        return Seen(encoded["image_embeds"][0].float().cpu().numpy(), crop)
+        encoded = clip_vision.encode_image(torch.from_numpy(crop)[None].float() / 255)["image_embeds"]
+        check_finite(encoded, "what clip_vision makes of a picture")
+        return Seen(encoded[0].float().cpu().numpy(), crop)
 
     found = "the whole frame" if detector is None else f"faces found by {detector.name}"
     return Embedder(f"CLIP vision on {found}", see)

@@ -31,13 +31,14 @@ class Summary:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The cosines of the angles between vectors, [N, M].
+    """The cosines of the angles between vectors, [N, M]; 0 where a vector has no direction.
 
     a: [N, D].
     b: [M, D].
     """
-    a, b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True) for x in (a, b))
-    return a @ b.T
+    a, b = (x.astype(np.float64) for x in (a, b))
+    lengths = np.linalg.norm(a, axis=-1, keepdims=True) * np.linalg.norm(b, axis=-1)
+    return np.divide(a @ b.T, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
 def summarize(series: np.ndarray) -> Summary:

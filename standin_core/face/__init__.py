@@ -28,12 +28,12 @@ from .models import (
     opencv_network,
 )
 from .parsing import KEPT_LABELS, NORMALIZATIONS
-from .pixels import check_finite, checked_masks, to_uint8
+from .pixels import to_uint8
 from .preprocess import FROM_PRESET, NO_FACE, PARSERS, FaceSettings, crop_faces
 from .presets import PRESETS
 
 __all__ = ["ARCFACE", "BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS",
            "PRESETS", "SFACE", "WHICH", "YUNET", "Detector", "Face", "FaceSettings", "ManagedNetwork", "aligned",
-           "check_finite", "checked_masks", "choose", "crop_faces", "detector_refusal", "download_if_missing",
-           "file_refusal", "find_insightface", "insightface_refusal", "installed_models", "keypoint_detector",
-           "load_detector", "opencv_network", "ready_detector", "square_around", "to_uint8"]
+           "choose", "crop_faces", "detector_refusal", "download_if_missing", "file_refusal", "find_insightface",
+           "insightface_refusal", "installed_models", "keypoint_detector", "load_detector", "opencv_network",
+           "ready_detector", "square_around", "to_uint8"]

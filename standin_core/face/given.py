@@ -1,17 +1,20 @@
 """The detector of a node: a box, a mask or landmarks that another node found, or the detector that it names."""
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
+from ..checks import check_number, checked_masks
 from ..contracts import UserError
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
 from .models import RETINAFACE, YUNET
-from .pixels import checked_masks
 
 # MediaPipe's face mesh: the two corners of each eye, the tip of the nose, the corners of the mouth
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
+LAST_MESH_POINT = max(max(corners) for corners in MESH_POINTS)
 # which file download_missing fetches for a detector; the others need none, or one that the user installs
 FETCHED = {"auto": RETINAFACE, "retinaface": RETINAFACE, "yunet": YUNET}
 
@@ -41,7 +44,8 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     mask: [B or 1, H, W]; the face is where the mask is above one half.
     landmarks: ComfyUI's FACE_LANDMARKS.
 
-    Raises UserError if more than one is connected, and for what was made from other pictures.
+    Raises UserError if more than one is connected, for what is no box, mask or landmarks, and for what was made from
+    other pictures.
     """
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
@@ -50,9 +54,11 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     if boxes is not None:
         return _from_boxes(boxes)
     if mask is not None:
-        return _from_mask(checked_masks(mask, "face_mask", *pictures).numpy() > 0.5)
+        return _from_mask(checked_masks(mask, "face_mask", pictures).cpu().numpy() > 0.5)
     if landmarks is None:
         return None
+    if not isinstance(landmarks, dict) or not {"frames", "image_size"} <= landmarks.keys():
+        raise _no_landmarks(f"is of type {type(landmarks).__name__}")
     size = tuple(landmarks["image_size"])
     if size != pictures[1:]:
         raise UserError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
@@ -64,7 +70,9 @@ def _from_boxes(boxes) -> Detector:
     """boxes: one box, a list of boxes that holds for every photo, or such a list for each photo."""
     if isinstance(boxes, dict):
         boxes = [boxes]
-    for_each = boxes if boxes and isinstance(boxes[0], list) else [boxes]
+    for_each = boxes if boxes and isinstance(boxes, list) and isinstance(boxes[0], list) else [boxes]
+    for found in for_each:
+        _check_boxes(found)
 
     def find(photo: np.ndarray, index: int) -> list[Face]:
         faces = [_boxed(box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"], photo,
@@ -72,6 +80,16 @@ def _from_boxes(boxes) -> Detector:
         return [face for face in faces if face is not None]
 
     return Detector("the connected box", find, has_keypoints=False)
+
+
+def _check_boxes(boxes) -> None:
+    if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
+        raise UserError("face_box holds something else than boxes, needed are boxes with x, y, width and height in "
+                        "pixels, one list of them for each picture: connect a node that outputs BOUNDING_BOX.")
+    for box in boxes:
+        for side, least in (("x", -math.inf), ("y", -math.inf), ("width", 0), ("height", 0)):
+            check_number(box.get(side), f"{side} of face_box", least)
+        check_number(box.get("score", 1.0), "score of face_box")
 
 
 def _from_mask(masks: np.ndarray) -> Detector:
@@ -87,18 +105,36 @@ def _from_mask(masks: np.ndarray) -> Detector:
 
 
 def _from_landmarks(landmarks: dict) -> Detector:
+    frames = [[_checked_landmarks(found) for found in frame] for frame in landmarks["frames"]]
+
     def find(photo: np.ndarray, index: int) -> list[Face]:
         faces = []
-        for found in _of_photo(landmarks["frames"], index, "face_landmarks"):
-            mesh = np.asarray(found["landmarks_xy"], np.float64)
-            left, top, right, bottom = found["bbox_xyxy"]
-            face = _boxed(left, top, right, bottom, photo, float(found["score"]))
+        for mesh, (left, top, right, bottom), score in _of_photo(frames, index, "face_landmarks"):
+            face = _boxed(left, top, right, bottom, photo, score)
             if face is not None:
                 points = np.stack([mesh[list(corners)].mean(axis=0) for corners in MESH_POINTS])
                 faces.append(Face(face.box, face.score, points))
         return faces
 
     return Detector("the connected landmarks", find, has_keypoints=True)
+
+
+def _checked_landmarks(found: dict) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mesh [V, 2], box [4] and score of a face."""
+    try:
+        mesh, box = (np.asarray(found[name], np.float64) for name in ("landmarks_xy", "bbox_xyxy"))
+        score = float(found["score"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_landmarks("holds a face without points, box or score") from error
+    if mesh.ndim != 2 or mesh.shape[0] <= LAST_MESH_POINT or mesh.shape[1] != 2 or box.shape != (4,):
+        raise _no_landmarks(f"holds a face with points of shape {list(mesh.shape)} and a box of {list(box.shape)}")
+    if not (np.isfinite(mesh).all() and np.isfinite(box).all() and math.isfinite(score)):
+        raise _no_landmarks("holds values that are not finite (NaN or infinite)")
+    return mesh, box, score
+
+
+def _no_landmarks(came: str) -> UserError:
+    return UserError(f"face_landmarks {came}, needed is the output of Detect Face Landmarks (MediaPipe): connect that.")
 
 
 def _of_photo(for_each, index: int, name: str):

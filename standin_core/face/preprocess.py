@@ -10,6 +10,7 @@ import numpy as np
 import PIL.ImageColor
 import torch
 
+from ..checks import check_choice, checked_masks, checked_pictures, shown
 from ..contracts import CroppedFace, FaceCrop, UserError
 from .colour import balanced
 from .detectors import DETECTORS, WHICH, Detector, Face, choose
@@ -18,7 +19,7 @@ from .geometry import BORDER_RULES, AnyPlace, Enlarged, Place, alignment, levell
 from .given import ready_detector
 from .models import BISENET, file_refusal, in_short
 from .parsing import ALL_BUT_BACKGROUND, EVERYTHING, KEPT_LABELS, NORMALIZATIONS, load_parser
-from .pixels import checked_masks, to_uint8
+from .pixels import to_uint8
 from .presets import PRESETS, Preset
 from .preview import Preview
 from .quality import assess, pose
@@ -74,8 +75,7 @@ class FaceSettings:
         for name, known in (("preset", PRESETS), ("detector", DETECTORS), ("which_face", WHICH), ("no_face", NO_FACE),
                             ("parser", PARSERS), ("border_rule", (FROM_PRESET, *BORDER_RULES)),
                             ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+            check_choice(getattr(self, name), name, known)
         scaled = self.crop_scale not in (0, AUTHORS_CROP_SCALE)
         if PRESETS[self.preset].aligned and (scaled or self.border_rule != FROM_PRESET or self.level_eyes):
             raise UserError(f"the preset {self.preset} brings the key points of the face to fixed places, which leaves "
@@ -101,7 +101,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     subject_mask: [B or 1, H, W], 1 where the subject is; takes the place of the parser and of alpha. Without it, a
         pixel is kept if both the parser and alpha keep it.
 
-    Raises UserError for an input that is empty or not finite, for a choice that cannot run here, and for a photo
+    Raises UserError for what is no picture or no mask, for a choice that cannot run here, and for a photo
     without a face where no_face is "error".
     """
     photos, alpha = _checked(image)
@@ -109,7 +109,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
     fill = _rgb(rules.background)
     detector = ready_detector(settings, photos.shape[:3], face_box, face_mask, face_landmarks)
     if subject_mask is not None:
-        cut_out = _cut_out_by_masks(checked_masks(subject_mask, "subject_mask", *photos.shape[:3]), "subject_mask")
+        cut_out = _cut_out_by_masks(checked_masks(subject_mask, "subject_mask", photos.shape[:3]).cpu(), "subject_mask")
     else:
         cut_out = _cut_out_by_parser(settings, rules)
         if alpha is not None:
@@ -282,20 +282,17 @@ def _lines(photo: np.ndarray, face: Face | None, detector: Detector, done: list[
 
 def _checked(image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor | None]:
     """The photos, [B, H, W, 3] uint8, and their alpha, [B, H, W] float32, or None where nothing is transparent."""
-    if image.ndim != 4 or image.numel() == 0:
-        raise UserError(f"the image is empty or no batch of pictures, its shape is {list(image.shape)}: connect a "
-                        "photo.")
-    if image.shape[-1] not in (1, 3, 4):
-        raise UserError(f"the image has {image.shape[-1]} channels, needed are 1, 3 or 4: connect a photo.")
-    photos, alpha = to_uint8(image[..., :3]), None
-    if image.shape[-1] == 4 and bool((image[..., 3] < 1).any()):
-        alpha = checked_masks(image[..., 3], "alpha channel", *image.shape[:3])
-    return np.repeat(photos, 3, axis=-1) if image.shape[-1] == 1 else photos, alpha
+    pictures = checked_pictures(image, "image")
+    alpha = pictures[..., 3].cpu() if pictures.shape[-1] == 4 and bool((pictures[..., 3] < 1).any()) else None
+    return to_uint8(pictures[..., :3]), alpha
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
     try:
-        return PIL.ImageColor.getrgb(colour.strip())[:3]
-    except ValueError as error:
-        raise UserError(f"background is {colour!r}, needed is the name of a colour (white, grey, ...) or #rrggbb."
-                        ) from error
+        red, green, blue, *_ = PIL.ImageColor.getrgb(colour.strip())
+        if max(red, green, blue) > 255:
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"background is {shown(colour)!r}, needed is the name of a colour (white, grey, ...) or "
+                        "#rrggbb.") from error
+    return red, green, blue

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import torch
 
+from ..checks import checked_masks, checked_pictures
 from ..contracts import UserError
-from ..face import check_finite, checked_masks
 
 COLOR_REGIONS = ("surroundings", "face")
 FEWEST_PIXELS = 64  # fewer pixels give no statistics
@@ -32,24 +32,24 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
     color_region: where colours are measured. "surroundings" is outside the mask, which undoes a drift of colour and
         leaves the new skin as it is; "face" is inside it.
 
-    Raises UserError if the video is empty or does not fit into the source, and for values that are not finite.
+    Raises UserError for what is no video or no mask, and if the video does not fit into the source.
     """
+    source, images = checked_pictures(source, "source"), checked_pictures(images, "images")
     _check(source, images)
     count, height, width = images.shape[:3]
-    masks = checked_masks(mask, "mask", count, height, width).numpy()
+    masks = checked_masks(mask, "mask", (count, height, width)).cpu().numpy()
     top, left = (source.shape[1] - height) // 2, (source.shape[2] - width) // 2
     fade = _fade_to_margins(height, width, source.shape[1] > height, source.shape[2] > width, feather)
     result = source[:count, ..., :3].clone()
     progress = comfy.utils.ProgressBar(count)
     for i in range(count):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        check_finite(images[i], "swapped video")
         inside = masks[i if len(masks) > 1 else 0]
         region = result[i, top:top + height, left:left + width]
-        front = images[i, ..., :3].cpu().float().numpy()
+        front = images[i, ..., :3].cpu().numpy()
         if color_match:
             where = inside > 0.5 if color_region == "face" else inside == 0
-            front = _matched(front, region.cpu().float().numpy(), where, color_match)
+            front = _matched(front, region.cpu().numpy(), where, color_match)
         alpha = torch.from_numpy(np.minimum(_feathered(inside, feather), fade))[..., None].to(region)
         region += alpha * (torch.from_numpy(front).to(region) - region)
         progress.update(1)
@@ -92,8 +92,6 @@ def _fade_to_margins(height: int, width: int, above: bool, beside: bool, feather
 
 
 def _check(source: torch.Tensor, images: torch.Tensor) -> None:
-    if images.ndim != 4 or images.numel() == 0:
-        raise UserError(f"the swapped video is empty, its shape is {list(images.shape)}: connect VAE Decode.")
     if any(have < need for have, need in zip(source.shape[:3], images.shape[:3])):
         raise UserError(f"the source is {list(source.shape[:3])} (frames, height, width) and the swapped video "
                         f"{list(images.shape[:3])}, which must fit into it: connect the frames that went into Face "

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import torch
 
+from ..checks import check_choice, checked_masks, checked_pictures
 from ..contracts import UserError
-from ..face import checked_masks
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, largest_in_each
 from ..reference import check_wan_vae
 
@@ -21,10 +21,13 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
         each step, at the noise of that step; "free" lets everything change and reads no mask.
     mask_edge: one of MASK_EDGES, see ``latent_mask``.
 
-    Raises UserError for a VAE other than Wan 2.1's, for another number or size of frames, and for a mask that does
-    not fit or covers nothing.
+    Raises UserError for what is no video or no mask, for a VAE other than Wan 2.1's, for another number or size of
+    frames, and for a mask that does not fit or covers nothing.
     """
     check_wan_vae(vae)
+    check_choice(background, "background", SWAP_BACKGROUNDS)
+    check_choice(mask_edge, "mask_edge", MASK_EDGES)
+    images = checked_pictures(images, "images")
     count = len(images)
     if count % FRAMES_PER_LATENT != 1:
         raise UserError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
@@ -35,7 +38,7 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
                         "Prepare before this node, it crops them.")
     if background == "free":
         return {"samples": vae.encode(images[..., :3])}
-    masks = checked_masks(mask, "mask", count, height, width).expand(count, -1, -1)
+    masks = checked_masks(mask, "mask", (count, height, width)).expand(count, -1, -1)
     noise_mask = latent_mask(masks, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT), mask_edge)
     if not bool(noise_mask.any()):
         raise UserError("the mask covers no latent pixel in any frame, so nothing would be swapped: connect the "

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..checks import checked_pictures
 from ..contracts import CroppedFace, FaceCrop, SwapFrames, UserError
 from ..face import Detector, ready_detector, to_uint8
 from ..latents import PIXELS_PER_TOKEN, frames_of, latent_frames_of
@@ -47,9 +48,10 @@ def prepare_swap(images: torch.Tensor, face: FaceCrop, settings: SwapSettings, f
     face: the reference, one face, cut out.
     face_box, face_mask, face_landmarks: of these frames; they take the place of the detector, see ``given_detector``.
 
-    Raises UserError for a reference without a face or without a cut-out, and for a video that is too small or shows
-    no face in any frame.
+    Raises UserError for what is no video, for a reference without a face or without a cut-out, and for a video that is
+    too small or shows no face in any frame.
     """
+    images = checked_pictures(images, "images")
     reference, person = _checked_reference(face)
     assert person.points is not None  # _checked_reference refuses a face without
     length, top, left, height, width = _trim(images)
@@ -121,9 +123,6 @@ def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
 
 def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
     """The number of frames, and top, left, height and width of the crop around their centre."""
-    if images.ndim != 4 or images.numel() == 0 or images.shape[-1] not in (3, 4):
-        raise UserError(f"the video is empty or has no colours, its shape is {list(images.shape)}: connect the "
-                        "frames of a video.")
     count, full_height, full_width = images.shape[:3]
     # the authors take n // 4 * 4 + 1, which is one frame too many where n is a multiple of 4
     length = frames_of(latent_frames_of(count))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import check_number, checked_pictures
+from ..checks import checked_pictures
 from ..contracts import UserError
 from ..controls import Controls
 from ..runs import is_installed
@@ -40,7 +40,6 @@ def apply_face_tokens(model, adapter: Adapter, tokens: torch.Tensor, photos: int
     together.
     """
     places = _places(model, adapter)
-    check_number(lora_strength, "lora_strength", 0, hint="0 leaves the low-rank weights out, 1 is the authors'")
     controls = Controls(strength=strength, start_percent=start_percent, end_percent=end_percent)
     identity = Identity(adapter, controls, photos, places, keys_values(adapter, tokens), lora_strength)
     patched = model.clone()

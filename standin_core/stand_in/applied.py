@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from ..attention import ATTENTION_PATHS, Need, Reason
+from ..checks import check_choice, check_number
 from ..contracts import UserError
 from ..controls import Controls
-from ..guidance import GUIDANCES, OWN_SCALE
+from ..guidance import OWN_SCALE, check_guidance
 from .adapter import Adapter
 from .kv_cache import CACHE_MODES
 from .variant import ORDINARY
@@ -40,6 +41,9 @@ class Identity(Controls):
 
     def __post_init__(self):
         Controls.__post_init__(self)
+        check_number(self.first_block, "first_block", 0, whole=True)
+        check_number(self.last_block, "last_block", -1, whole=True)
+        check_number(self.time_offset, "time_offset", whole=True)
         if len(self.reference_latent) > MOST_REFERENCES:
             raise UserError(f"{len(self.reference_latent)} reference images came, at most {MOST_REFERENCES} photos "
                             "of a person are read: pick some with ImageFromBatch.")
@@ -85,9 +89,9 @@ class RunSettings:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
-        for name, known in (("attention", ATTENTION_PATHS), ("cache", CACHE_MODES), ("guidance", GUIDANCES)):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+        check_choice(self.attention, "attention", ATTENTION_PATHS)
+        check_choice(self.cache, "cache", CACHE_MODES)
+        check_guidance(self.guidance, self.guidance_scale)
 
     @property
     def needs(self) -> tuple[Reason, ...]:

@@ -5,6 +5,7 @@ import dataclasses
 
 import torch
 
+from ..checks import checked_masks
 from ..contracts import UserError
 from ..controls import kept_tokens
 from ..reference import reference_from
@@ -40,6 +41,8 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     if came != needed:
         raise UserError(f"the reference latent has {came} channels, this model's latents have {needed}: encode the "
                         "reference with the VAE of this model.")
+    if settings.get("region") is not None:
+        settings["region"] = checked_masks(settings["region"], "region")
     common = {field.name: settings.pop(field.name) for field in dataclasses.fields(RunSettings)
               if field.name in settings}
     identity = Identity(adapter, model.model.process_latent_in(reference_latent), **settings)

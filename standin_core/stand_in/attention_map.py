@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..checks import check_number, checked_pictures
 from ..contracts import UserError
 from ..latents import FRAMES_PER_LATENT, frames_of
 
@@ -99,10 +100,12 @@ def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, per
     first_block, last_block: see ``of_blocks``.
     trim_latent: how many latent frames were cut off the beginning.
     """
+    images = checked_pictures(images, "images")
+    check_number(trim_latent, "trim_latent", 0, whole=True)
     by_block = of_person(maps, person)
     mass = on_frames(of_blocks(by_block, first_block, last_block)[trim_latent:], *images.shape[:3])
     mask = mass / mass.max().clamp(min=1e-12)
-    return heat(images.float().cpu(), mask, opacity), mask, as_text(by_block)
+    return heat(images.cpu(), mask, opacity), mask, as_text(by_block)
 
 
 def of_person(maps: list[AttentionMap], person: int) -> torch.Tensor:

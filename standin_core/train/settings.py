@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import comfy.model_sampling
 import torch
 
+from ..checks import check_choice
 from ..contracts import UserError
 from ..folders import plain_name
 from ..sampler import unshifted
@@ -106,8 +107,7 @@ class MethodSettings:
     expert: str = "single"
 
     def __post_init__(self):
-        if self.expert not in EXPERTS:
-            raise UserError(f"expert is {self.expert}, needed is one of {', '.join(EXPERTS)}.")
+        check_choice(self.expert, "expert", EXPERTS)
         plain_name(self.name)
 
 
