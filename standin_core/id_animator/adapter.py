@@ -159,7 +159,7 @@ def _official_name(key: str) -> str:
 
 def _check_indices(indices: list[int], name: str) -> None:
     if not indices or indices != list(range(1, 2 * len(indices), 2)):
-        came = ", ".join(map(str, indices)) or "none"
+        came = shown(", ".join(map(str, indices))) or "none"
         raise UserError(f"{name} has weights for the attentions {came}, needed are 1, 3, 5 and so on without a gap: "
                         "the file is cut off or was converted wrongly, download it again.")
 
