@@ -20,6 +20,20 @@ def check_guidance(guidance: str, scale: float) -> None:
     check_number(scale, "guidance_scale", 0)
 
 
+def latents_sampled(options: dict) -> int:
+    """How many latents each condition of a model call has: ComfyUI gives every one of them its sigma.
+
+    options: ``transformer_options`` of the call.
+
+    Raises UserError where the call does not come from ComfyUI's sampler.
+    """
+    if "sigmas" not in options or "uuids" not in options:
+        raise UserError("the model is called past ComfyUI's sampler, without a word on which prompt each picture "
+                        "belongs to, so the positive prompt cannot be told from the others: sample with ComfyUI's own "
+                        "nodes.")
+    return len(options["sigmas"])
+
+
 class Passes:
     """The passes of one run.
 
@@ -69,13 +83,23 @@ class Passes:
     def positive(self, options: dict, batch: int) -> torch.Tensor:
         """[B] bool, which of the batch of a model call are of a positive condition.
 
-        ComfyUI puts several conditions in one batch, in any order.
+        ComfyUI puts several conditions in one batch, in any order, each with all latents that it samples. A node that
+        cuts pictures into tiles puts several such batches one behind the other (ComfyUI-TiledDiffusion does).
 
         options: ``transformer_options`` of the call.
         batch: B.
+
+        Raises UserError where the batch is not made so.
         """
-        passes = torch.tensor([each in self._positive for each in options["uuids"]])
-        return passes.repeat_interleave(batch // len(passes))
+        latents = latents_sampled(options)
+        conditions = torch.tensor([each in self._positive for each in options["uuids"]])
+        tiles, left_over = divmod(batch, latents * len(conditions))
+        if left_over or not tiles:
+            raise UserError(f"the model is called with a batch of {batch}, and ComfyUI's sampler made one of "
+                            f"{latents * len(conditions)} ({len(conditions)} prompts with {latents} latents each), so "
+                            "the positive prompt cannot be told from the others: take out the node that takes batches "
+                            "apart.")
+        return conditions.repeat_interleave(latents).repeat(tiles)
 
     def readers(self, options: dict, batch: int) -> torch.Tensor | None:
         """[B] bool, which of the batch read the identity, or None for all.

@@ -12,6 +12,14 @@ PIXELS_PER_TOKEN = 16
 CHANNELS = 16
 
 
+def in_pixels(size: tuple[int, ...]) -> str:
+    """Width and height of a picture in words.
+
+    size: (..., h, w) of its latent.
+    """
+    return f"{PIXELS_PER_LATENT * size[-1]}x{PIXELS_PER_LATENT * size[-2]}"
+
+
 def frames_of(latent_frames: int) -> int:
     """How many frames so many latent frames hold."""
     return FRAMES_PER_LATENT * (latent_frames - 1) + 1

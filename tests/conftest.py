@@ -129,6 +129,17 @@ def people(server):
     return folder.name
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Where memory is measured: PyTorch's attention on a CPU holds a buffer for each thread, a twentieth of what a tiny
+    model streams.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def models_dir(tmp_path, monkeypatch):
     """A models folder of our own, empty unless a test puts a file there."""

@@ -3,6 +3,7 @@
 tests/test_id_animator.py has the same numbers without it, with temporal transformers of its own.
 """
 import asyncio
+import json
 import sys
 from unittest import mock
 
@@ -16,6 +17,8 @@ import pack
 import sd15
 from golden_cases import load_case
 from sd15 import ONE_CALL, WHOLE_LOOP, check, largest_difference
+from support.comfyui_server import node_id
+from support.environment import PACK
 
 NAME = "ComfyUI-AnimateDiff-Evolved"
 FOLDER = next((folder for folder in (pack.COMFYUI / "custom_nodes").glob("*") if folder.name.lower() == NAME.lower()),
@@ -76,3 +79,42 @@ def test_context_windows(moving, evolved):
     alone = [sd15.predictions(moves(evolved, faced), moving, latent=part, timesteps=(951,))[0][0]
              for part in moving.io["latent"].chunk(2)]
     assert largest_difference(found, torch.cat(alone)) < ONE_CALL
+
+
+def test_the_template(moving, evolved):
+    """What the template's sampler gets, by its own links and values, is the authors' in the place of its files."""
+    run, motion_model = evolved
+    prompt = json.loads((PACK / "workflows" / "api" / "face_in_a_short_video.json").read_text(encoding="utf-8"))
+    faced, passed = sd15.with_tokens(sd15.unet(moving), moving, "a", strength=0.8), []
+
+    def made(link):
+        node = prompt[link[0]]
+        passed.append(node["class_type"])
+        if node["class_type"] == "ApplyIDAnimator":
+            return faced
+        if node["class_type"] == "ADE_LoadAnimateDiffModel":
+            assert link[1] == 0 and node["inputs"].keys() == {"model_name"}
+            return motion_model
+        return run(node["class_type"], **{
+            name: made(value) if isinstance(value, list) else value for name, value in node["inputs"].items()})
+
+    patched = made(prompt[node_id(prompt, "KSampler")]["inputs"]["model"])
+    assert sorted(passed) == ["ADE_ApplyAnimateDiffModelSimple", "ADE_LoadAnimateDiffModel", "ADE_UseEvolvedSampling",
+                              "ApplyIDAnimator"]
+    check(sd15.predictions(patched, moving), moving, 0.8)
+
+
+def test_the_page_draws_these_nodes(evolved):
+    """The nodes that stand in for the pack where the template is laid out have its inputs and outputs."""
+    from support import animatediff_nodes
+
+    def inputs(kind, part):
+        """Name -> type; a choice is a list, of what is installed."""
+        return {name: "a choice" if isinstance(of[0], list) else of[0]
+                for name, of in kind.INPUT_TYPES().get(part, {}).items()}
+
+    for name, drawn in animatediff_nodes.NODE_CLASS_MAPPINGS.items():
+        real = nodes.NODE_CLASS_MAPPINGS[name]
+        for part in ("required", "optional"):
+            assert inputs(drawn, part) == inputs(real, part), name
+        assert drawn.RETURN_TYPES == real.RETURN_TYPES

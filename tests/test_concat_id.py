@@ -318,7 +318,7 @@ def test_guidance(model, length):
 def test_the_report(model):
     _, (report,) = tiny.sample(concat_id.with_reference(model, end_percent=0.5, guidance="positive pass"))
     assert as_text(report).splitlines()[2:] == [
-        "Concat-ID of tiny_concat_id.safetensors (sha256 000000000000, AdaLN)",
+        "Concat-ID of tiny_concat_id.safetensors (AdaLN)",
         "reference 8x12 latent, 24 tokens behind 72 video tokens (+33.3 %), at frame 3",
         "read from 0 to 0.5 in positive pass",
         f"modulation of the reference: {4 * (6 * 64 * 64 + 6 * 64 + 4 * 6 * 64) / 2**20:.1f} MiB"]

@@ -269,12 +269,14 @@ def test_compiled_before_the_reference(of_two_blocks, keys):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_torch_compile_to_machine_code(of_two_blocks):
-    """With inductor, TorchCompileModel's default backend."""
+    """With inductor, TorchCompileModel's default backend: what it makes of a block is right. That nothing is compiled
+    twice is seen above, where it takes less long.
+    """
     torch.compiler.reset()
     patched = concat_id.with_reference(of_two_blocks)
-    expected = tiny.sample(patched)[0]
-    set_torch_compile_wrapper(patched, backend="inductor", keys=BLOCKS, fullgraph=True,
+    expected = tiny.sample(patched, steps=1, cfg=1.0)[0]
+    set_torch_compile_wrapper(patched, backend="inductor", keys=BLOCKS[:1], fullgraph=True,
                               options={"guard_filter_fn": skip_torch_compile_dict})
-    assert_close(tiny.sample(patched)[0], expected, WHOLE_RUN)
+    assert_close(tiny.sample(patched, steps=1, cfg=1.0)[0], expected, WHOLE_RUN)
     _, compiled = torch.compiler.save_cache_artifacts()
     assert compiled.inductor_artifacts

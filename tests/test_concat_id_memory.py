@@ -15,16 +15,9 @@ from standin_core.concat_id.weights import parse_concat_id
 from standin_core.wan import Wan
 from support.peak_memory import allocated_peak
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LATENT = 1, 16, 3, 32, 24
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """PyTorch's attention on a CPU holds a buffer for each thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torchvision
 
 import faces
 import pack
+from pickles import Opens
 from standin_core.contracts import UserError
 from standin_core.face.detectors import load_detector
 from standin_core.face.download import download_if_missing
@@ -227,15 +228,11 @@ def test_an_onnx_file_that_is_something_else(models_dir, write):
 
 def test_nothing_in_a_file_is_run(models_dir):
     """A pickle that would write a file when loaded is refused."""
-    class Harm:
-        def __reduce__(self):
-            return open, (str(models_dir / "harm"), "w")
-
     (models_dir / "facexlib").mkdir()
-    torch.save({"weight": Harm()}, models_dir / "facexlib" / RETINAFACE.name)
+    torch.save({"weight": Opens(models_dir / "opened")}, models_dir / "facexlib" / RETINAFACE.name)
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_detector("retinaface", 0.5)
-    assert not (models_dir / "harm").exists()
+    assert not (models_dir / "opened").exists()
 
 
 def test_the_memory_manager_has_the_network(models_dir):

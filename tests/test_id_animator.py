@@ -152,6 +152,15 @@ def test_through_the_nodes(case, model, monkeypatch):
     assert largest_difference(sampled, case.io["sampled"]) < WHOLE_LOOP
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -1.0, 2.5])
+def test_a_number_by_a_link(strength):
+    """ComfyUI does not hold it against the widget."""
+    with pytest.raises(pack.module("standin_core.contracts").UserError,
+                       match=rf"lora_strength is {strength:g}, needed is a finite number from 0 to 2"):
+        pack.node_classes()["ApplyIDAnimator"].execute(
+            model=None, id_animator=None, clip_vision=None, reference_image=None, lora_strength=strength)
+
+
 # beside other things
 
 
@@ -291,6 +300,39 @@ def test_context_windows_of_pictures(case, model):
     check(sd15.predictions(patched, case), case, 0.7)
 
 
+def test_tiles(case, model):
+    """As ComfyUI-TiledDiffusion cuts them: every tile of every condition in one batch, tile after tile."""
+    def tiled(apply_model, args):
+        tiles = torch.cat(args["input"].chunk(2, dim=-1))
+        found = apply_model(tiles, args["timestep"].repeat(2), **args["c"] | {
+            "c_crossattn": args["c"]["c_crossattn"].repeat(2, 1, 1)})
+        return torch.cat(found.chunk(2), dim=-1)
+
+    patched = sd15.with_face(model, case, strength=0.7)
+    halves = [sd15.predictions(patched, case, latent=half) for half in case.io["latent"].chunk(2, dim=-1)]
+    patched.set_model_unet_function_wrapper(tiled)
+    for found, *expected in zip(sd15.predictions(patched, case), *halves, strict=True):
+        for which, prediction in enumerate(found):
+            assert largest_difference(prediction, torch.cat([half[which] for half in expected], dim=-1)) < ONE_CALL
+    _, (report,) = sd15.whole_loop(patched, case)
+    assert report.video_grid == (4, 16, 8)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda options: {key: value for key, value in options.items() if key != "uuids"},
+     "the model is called past ComfyUI's sampler"),
+    (lambda options: options | {"uuids": 3 * options["uuids"]},
+     r"a batch of 8, and ComfyUI's sampler made one of 24 \(6 prompts with 4 latents each\)"),
+], ids=["no prompts", "a part of the batch"])
+def test_a_call_that_does_not_say_which_prompt_is_which(case, model, change, words):
+    patched = sd15.with_face(model, case)
+    patched.set_model_unet_function_wrapper(lambda apply_model, args: apply_model(
+        args["input"], args["timestep"],
+        **args["c"] | {"transformer_options": change(args["c"]["transformer_options"])}))
+    with pytest.raises(UserError, match=words):
+        sd15.predictions(patched, case)
+
+
 @pytest.mark.parametrize("start, end, calls", [(0.0, 0.5, 2), (0.5, 1.0, 2), (0.9, 0.95, 0)])
 def test_start_and_end_percent(case, model, start, end, calls):
     """Only the face has a window: outside of it are the low-rank weights alone."""
@@ -357,10 +399,12 @@ def test_the_report(case, model):
     assert text.splitlines()[0] == (
         f"SD15: identity read in {report.identity_calls} of {report.model_calls} model calls")
     assert "16 face tokens of the mean of 2 photos, read by 16 cross-attentions in 4 frames or pictures" in text
+    assert "identity of animator.safetensors (rank 4)" in text.splitlines()
     assert "strength 0.7 from 0 to 0.5, low-rank weights 1 in every step" in text
     (identity,) = record["identities"]
     assert (identity["adapter_file"], identity["photos"], identity["adapter_rank"]) == ("animator.safetensors", 2, 4)
-    assert record["video_grid"] == [4, 16, 16]
+    assert len(identity["adapter_sha256"]) == 64  # in the record, and not in the words
+    assert "sha256" not in text and record["video_grid"] == [4, 16, 16]
 
 
 def test_a_run_is_logged_where_nobody_listens(case, model, caplog):
@@ -397,14 +441,41 @@ def test_another_encoder(case, model):
         apply_photos(model, wide, sd15.clip_vision(), sd15.face("a"))
 
 
-@pytest.mark.parametrize("image", [torch.zeros(0, 224, 224, 3), torch.zeros(224, 224, 3)], ids=["no photo", "no batch"])
-def test_images_that_are_none(model, adapter, image):
-    with pytest.raises(UserError, match="the face image is empty or no batch of pictures"):
+IMAGES = {
+    "no photo": (torch.zeros(0, 224, 224, 3), r"reference_image has shape \[0, 224, 224, 3\]"),
+    "no batch": (torch.zeros(224, 224, 3), r"reference_image has shape \[224, 224, 3\]"),
+    "two channels": (torch.zeros(1, 224, 224, 2), r"reference_image has shape \[1, 224, 224, 2\]"),
+    "of bytes": (torch.full((1, 224, 224, 3), 255.0), "reference_image has values from 255 to 255, needed are values "
+                                                      "from 0 to 1"),
+    "not finite": (torch.full((1, 224, 224, 3), torch.nan), "reference_image holds values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_that_are_none(model, adapter, name):
+    image, words = IMAGES[name]
+    with pytest.raises(UserError, match=words):
         apply_photos(model, adapter, sd15.clip_vision(), image)
 
 
-@pytest.mark.parametrize("controls, words", [({"strength": -1.0}, "strength is -1, needed is"),
-                                             ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read")])
+def test_grey_and_transparent_photos(model, adapter):
+    """One channel is grey, and a fourth is left out."""
+    grey = sd15.face("a")[..., :1]
+    three = grey.expand(-1, -1, -1, 3)
+    tokens = []
+    for image in (grey, three, torch.cat((three, torch.zeros_like(grey)), dim=-1)):
+        patched = apply_photos(model, adapter, sd15.clip_vision(), image)
+        (wrapper,) = patched.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "id_animator")
+        tokens.append(wrapper.identity.faces[0][0])
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[1], tokens[2])
+
+
+@pytest.mark.parametrize("controls, words", [
+    ({"strength": -1.0}, "strength is -1, needed is a finite number of at least 0"),
+    ({"strength": torch.nan}, "strength is nan, needed is a finite number"),
+    ({"start_percent": torch.nan}, "start_percent is nan, needed is a finite number"),
+    ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read"),
+])
 def test_controls_that_cannot_be(case, model, controls, words):
     with pytest.raises(UserError, match=words):
         sd15.with_face(model, case, **controls)

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from golden_cases import GOLDEN
+from pickles import Opens
 from standin_core.contracts import UserError
 from standin_core.id_animator.adapter import load_adapter, parse_adapter
 
@@ -124,6 +125,26 @@ REFUSED = {
     "misshapen": (lambda w: w | {UP: w[UP][:, :3]}, rf"{UP} is \[\d+, 3\], needed is \[\d+, 4\]"),
     "turned": (lambda w: w | {UP: w[UP].T.contiguous()}, rf"{UP} is \[4, \d+\], needed is \[\d+, 4\]"),
     "a vector": (lambda w: w | {UP: w[UP][0]}, rf"{UP} is \[4\], needed is \[\d+, 4\]"),
+    "no face tokens": (
+        lambda w: w | {f"{RESAMPLER}latents": w[f"{RESAMPLER}latents"][:, :0]},
+        r"latents is \[1, 0, \d+\], needed is \[1, 1 or more, \d+\]"),
+    "of rank 0": (
+        lambda w: {key: value[:0] if ".down." in key else value[:, :0] if ".up." in key else value
+                   for key, value in w.items()},
+        r"lora\.(down|up)\.weight is \[.*0.*\], needed is \[.*1 or more.*\]"),
+    "not finite": (
+        lambda w: w | {UP: w[UP] * torch.nan}, rf"has values that are not finite \(NaN or infinite, in {UP}\)"),
+    "without data": (
+        lambda w: w | {UP: torch.empty(w[UP].shape, device="meta")}, rf"has a tensor that is without data \({UP}\)"),
+    "more than the file has": (
+        lambda w: w | {f"{RESAMPLER}latents": w[f"{RESAMPLER}latents"][:, :1].expand(1, 10**7, -1)},
+        r"has [\d,]+ bytes and claims tensors of [\d,]+ \(image_proj_model\.latents\)"),
+    "an index of 4,400 digits": (
+        lambda w: w | {f"{ATTENTION}{'1' * 4400}.to_k_face.weight": w[UP]},
+        r"has the name adapter_modules\.1+\.\.\., which is none of a tensor"),
+    "an index of 200 digits": (
+        lambda w: w | {f"{ATTENTION}{'1' * 200}.to_k_face.weight": w[UP]},
+        "has 1 entries that no ID-Animator adapter has"),
     "heads of another size": (
         lambda w: {key: _narrower(key, value) for key, value in w.items()},
         "the resampler's queries are 96 wide, needed is a multiple of 64"),
@@ -164,16 +185,6 @@ def test_refusals(tmp_path, weights, name):
         load_adapter(tmp_path / "file.ckpt")
     assert "file.ckpt" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-class Opens:
-    """What a pickle must not do."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_nothing_in_a_file_is_run(tmp_path):

@@ -16,14 +16,7 @@ from standin_core.stand_in.kv_cache import CACHE_MODES, IdentityCacheSpec
 from standin_core.stand_in.wrappers import installed
 from support.peak_memory import allocated_peak
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """PyTorch's attention on a CPU holds a buffer for each thread, a twentieth of what a tiny model streams."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_bytes_of_a_mode_are_announced():

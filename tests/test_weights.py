@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from pickles import Opens
 from small_world.tiny_models import adapter_weights
 from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import PREFIXES, check_fit, load_adapter, parse_adapter
@@ -115,16 +116,6 @@ def test_refusals(tmp_path, weights, name):
         load_adapter(tmp_path / "file.ckpt")
     assert "file.ckpt" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-class Opens:
-    """Pickles to a call of open, as a file that runs code would."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path):

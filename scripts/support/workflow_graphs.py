@@ -581,6 +581,9 @@ thousands of people; with a handful, the adapter learns those. The guide is *doc
                         shows="face"),),
     when="From a folder of videos, tried on somebody else.")
 
+LIKENESS = Node("report", "IdentityReport", {
+    "images": ("decoded", 0), "reference_image": ("photo", 0), "clip_vision": ("clip_vision", 0)})
+
 CONCATENATED_FACE = (face(preset="Concat-ID"),
                      Node("identity", "ApplyConcatID", {
                          "model": ("model", 0), "concat_id": ("model", 1), "latent": ("latent", 0), "vae": ("vae", 0),
@@ -591,8 +594,7 @@ CONCATENATED = Workflow(
                  Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
      ("Who", (photo(),)), ("What happens", (EMPTY, *prompts(CAFE, "..."))), ("Identity", CONCATENATED_FACE),
      ("Sample", (sampler(steps=50),)), ("Video", video()),
-     ("Is it the person?", (Node("report", "IdentityReport", {
-         "images": ("decoded", 0), "reference_image": ("photo", 0), "clip_vision": ("clip_vision", 0)}),))),
+     ("Is it the person?", (LIKENESS,))),
     f"""## One photo in, a video of that person out, with a model of 1.3B
 
 Concat-ID is a Wan 2.1 of 1.3B that was fine-tuned to keep a person: the photo runs through it as one more frame. It is
@@ -651,12 +653,13 @@ PICTURES = Workflow(
      ("What is seen", prompts("a woman in a red coat before a bookshelf, 8k uhd, high quality, medium shot",
                               SD15_NEGATIVE, ("checkpoint", 1))),
      ("Identity", ANIMATOR_FACE), ("Sample", ksampler("identity", 4, "Four pictures")),
-     ("Pictures", (DECODED, Node("save", "SaveImage", {"images": ("decoded", 0), "filename_prefix": "id-animator"})))),
+     ("Pictures", (DECODED, Node("save", "SaveImage", {"images": ("decoded", 0), "filename_prefix": "id-animator"}))),
+     ("Is it the person?", (LIKENESS,))),
     f"""## One photo in, pictures of that person out, on a small card
 
 1. **Photo**: one clear, frontal photo of the person.
 2. **Prompt**: what is seen, close enough for a face: *medium shot*.
-3. Run: four pictures of the same person.
+3. Run: four pictures of the same person. **Identity Report** measures how similar each is to the photo.
 
 {SD15_NOTE}""",
     subgraphs=(ANIMATOR_NODE,), when="Still pictures on SD1.5, for the smallest card.")
@@ -671,9 +674,10 @@ ANIMATED = Workflow(
      ("What happens", prompts("a woman turns her head and smiles, an evening garden behind her, 8k uhd, high quality, "
                               "medium shot", SD15_NEGATIVE, ("checkpoint", 1))),
      ("Identity", ANIMATOR_FACE), ("Motion", MOVING), ("Sample", ksampler("moving", 16, "16 frames")),
-     ("Video", (DECODED, Node("video", "CreateVideo", {"images": ("decoded", 0), "fps": 8}),
-                Node("save", "SaveVideo", {"video": ("video", 0), "filename_prefix": "video/id-animator",
-                                           "format": "mp4", "codec": "h264"})))),
+     ("Video, and is it the person?", (
+         DECODED, Node("video", "CreateVideo", {"images": ("decoded", 0), "fps": 8}),
+         Node("save", "SaveVideo", {"video": ("video", 0), "filename_prefix": "video/id-animator", "format": "mp4",
+                                    "codec": "h264"}), LIKENESS))),
     f"""## Two seconds of this person, on a small card
 
 The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that pack where it is missing.
@@ -681,6 +685,7 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
 1. **Photo**: one clear, frontal photo of the person.
 2. **Prompt**: a small movement, close enough for a face.
 3. Run: 16 frames of 512x512, which is what ID-Animator was trained with. For more, connect *context_options*.
+   **Identity Report** measures how similar the person is to the photo.
 
 {SD15_NOTE}""",
     subgraphs=(ANIMATOR_NODE,), when="Two seconds on SD1.5, moved by ComfyUI-AnimateDiff-Evolved.")

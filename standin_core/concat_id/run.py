@@ -5,7 +5,7 @@ import torch
 
 from ..contracts import UserError
 from ..guidance import Passes
-from ..latents import PIXELS_PER_LATENT
+from ..latents import in_pixels
 from ..runs import Run
 from ..wan import Wan
 from .applied import AppendedReference
@@ -77,9 +77,9 @@ def check_place(applied: AppendedReference, shape: tuple[int, ...], window=None)
                         f"height or width show it a part: set their dim to {TIME}.")
     size, video = tuple(applied.latent.shape[-2:]), tuple(shape[-2:])
     if size != video:
-        raise UserError(f"the reference is for a video of {_pixels(size)} and the model is given one of "
-                        f"{_pixels(video)}: connect the same latent to Apply Concat-ID and to the sampler, and give no "
-                        "prompt an area.")
+        raise UserError(f"the reference is for a video of {in_pixels(size)} and the model is given one of "
+                        f"{in_pixels(video)}: connect the same latent to Apply Concat-ID and to the sampler, and give "
+                        "no prompt an area.")
 
 
 def extra_bytes(applied: AppendedReference, wan: Wan, noise_shape: tuple[int, ...]) -> int:
@@ -97,7 +97,3 @@ def extra_bytes(applied: AppendedReference, wan: Wan, noise_shape: tuple[int, ..
 
 def own_bytes(own: ReferenceModulation, dtype: torch.dtype) -> int:
     return sum(each.numel() for each in (own.weight, own.bias, own.blocks)) * dtype.itemsize
-
-
-def _pixels(size: tuple[int, ...]) -> str:
-    return f"{PIXELS_PER_LATENT * size[1]}x{PIXELS_PER_LATENT * size[0]}"

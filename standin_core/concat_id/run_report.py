@@ -36,7 +36,7 @@ class ConcatIDReference:
         frames, video = video_grid[0], math.prod(video_grid)
         height, width = self.reference_size
         return [
-            f"Concat-ID of {self.file} (sha256 {self.sha256[:12]}, {self.variant})",
+            f"Concat-ID of {self.file} ({self.variant})",
             f"reference {height}x{width} latent, {self.tokens} tokens behind {video} video tokens "
             f"(+{100 * self.tokens / video:.1f} %), at frame {frames}",
             f"read from {self.when} in {self.guidance}",

@@ -22,6 +22,7 @@ import torch
 from ..contracts import UserError
 from ..files import replacing
 from ..folders import plain_name
+from ..latents import in_pixels
 from ..train.low_rank import DOWN, UP, low_rank_modules, low_rank_optimizer, low_rank_weights
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
@@ -136,9 +137,9 @@ class ConcatIDMethod:
             raise UserError(f"variant is {FIRST_STAGE}, and the model's file has the modulation of an AdaLN: set "
                             f"variant to {ADALN}, or begin with another file.")
         if photo[2:] != video[2:]:
-            raise UserError(f"the photos are encoded at {8 * photo[3]}x{8 * photo[2]} and the clips at "
-                            f"{8 * video[3]}x{8 * video[2]}, and Concat-ID appends the photo to the clip: prepare the "
-                            'data with fit = "to the clip" in [photos].')
+            raise UserError(f"the photos are encoded at {in_pixels(photo)} and the clips at {in_pixels(video)}, and "
+                            'Concat-ID appends the photo to the clip: prepare the data with fit = "to the clip" in '
+                            "[photos].")
         if photo[1] != self.settings.references:
             raise UserError(f"references is {self.settings.references}, and the data have photos of {photo[1]} "
                             "persons in each clip: set references to that, or take other data.")

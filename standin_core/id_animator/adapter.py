@@ -8,6 +8,7 @@ U-Net, of which the odd ones are cross-attentions.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{name} is not an ID-Animator adapter: {came}; needed are tensors named {RESAMPLER}* and "
                         f"{ATTENTION}*, choose an ID-Animator file.")
     if len(found) < len(flat):
-        twice = next(key for key in found if [_official_name(each) for each in flat].count(key) > 1)
+        twice, _ = Counter(map(_official_name, flat)).most_common(1)[0]
         raise UserError(f"{name} has {twice} twice, under two names: take the file as the authors publish it.")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
@@ -158,7 +159,7 @@ def _official_name(key: str) -> str:
 
 def _check_indices(indices: list[int], name: str) -> None:
     if not indices or indices != list(range(1, 2 * len(indices), 2)):
-        came = ", ".join(map(str, indices)) or "none"
+        came = shown(", ".join(map(str, indices))) or "none"
         raise UserError(f"{name} has weights for the attentions {came}, needed are 1, 3, 5 and so on without a gap: "
                         "the file is cut off or was converted wrongly, download it again.")
 
@@ -180,11 +181,12 @@ def _sizes(found: dict[str, torch.Tensor], shapes: dict[str, list[str]], name: s
     for key, letters in shapes.items():
         came = tuple(found[key].shape)
         for letter, size in zip(letters, came):
-            sizes.setdefault(letter, size)
+            if size:  # none has a side of 0
+                sizes.setdefault(letter, size)
         if "a" in sizes:
             sizes["2a"] = 2 * sizes["a"]
         if came != tuple(sizes.get(letter) for letter in letters):
-            needed = ", ".join(str(sizes.get(letter, "any")) for letter in letters)
+            needed = ", ".join(str(sizes.get(letter, "1 or more")) for letter in letters)
             raise UserError(f"{name}: {key} is {list(came)}, needed is [{needed}] beside the tensors before it: "
                             "download the file again.")
     return sizes

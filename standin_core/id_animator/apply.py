@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ..checks import checked_pictures
 from ..contracts import UserError
 from ..controls import Controls
 from ..runs import is_installed
@@ -17,12 +18,13 @@ def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor, **se
     """As ``apply_face_tokens``, from face crops.
 
     clip_vision: ComfyUI's CLIP vision model, ViT-H.
-    image: [R, H, W, 3] in 0..1, whose tokens are averaged.
+    image: ComfyUI's IMAGE, whose tokens are averaged.
 
-    A model that the adapter does not fit is refused before the encoder works.
+    A model that the adapter does not fit, and what is no picture, is refused before the encoder works.
     """
     _places(model, adapter)
-    return apply_face_tokens(model, adapter, tokens_of_photos(adapter, clip_vision, image), len(image), **settings)
+    photos = checked_pictures(image, "reference_image")
+    return apply_face_tokens(model, adapter, tokens_of_photos(adapter, clip_vision, photos), len(photos), **settings)
 
 
 def apply_face_tokens(model, adapter: Adapter, tokens: torch.Tensor, photos: int = 1, strength: float = 1.0,

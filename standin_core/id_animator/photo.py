@@ -17,13 +17,10 @@ def tokens_of_photos(adapter: Adapter, clip_vision, image: torch.Tensor) -> torc
     mean colour rather than black (ID-Animator, ``face_adapter.py`` at 0170eed).
 
     clip_vision: ComfyUI's CLIP vision model, ViT-H.
-    image: [R, H, W, 3] in 0..1, face crops.
+    image: [R, H, W, 3 or 4] in 0..1, face crops.
 
-    Raises UserError for an empty image and for another encoder.
+    Raises UserError for another encoder.
     """
-    if image.ndim != 4 or 0 in image.shape:
-        raise UserError(f"the face image is empty or no batch of pictures, its shape is {list(image.shape)}: connect "
-                        "the face crop of Face Preprocess.")
     photos = clip_vision.encode_image(image[..., :3])["penultimate_hidden_states"]
     if photos.shape[-1] != adapter.clip_width:
         raise UserError(f"the CLIP vision model gives features of width {photos.shape[-1]}, {adapter.name} takes "

@@ -32,7 +32,7 @@ class IDAnimatorIdentity:
         photos = "a photo" if self.photos == 1 else f"the mean of {self.photos} photos"
         pictures = "one picture" if video_grid[0] == 1 else f"{video_grid[0]} frames or pictures"
         return [
-            f"identity of {self.adapter_file} (sha256 {self.adapter_sha256[:12]}, rank {self.adapter_rank})",
+            f"identity of {self.adapter_file} (rank {self.adapter_rank})",
             f"{self.tokens} face tokens of {photos}, read by {self.places} cross-attentions in {pictures}",
             f"strength {self.strength:g} from {self.start_percent:g} to {self.end_percent:g}, low-rank weights "
             f"{self.lora_strength:g} in every step",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from comfy.patcher_extension import WrappersMP
 
 from ..controls import strength_at
+from ..guidance import latents_sampled
 from ..runs import install_wrappers, opened
 from .applied import Identity
 from .run import IDAnimatorRun
@@ -45,7 +46,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if run is None:
         return executor(*arguments, options, **kwargs)
     base = executor.class_obj
-    grid = len(x) // len(options["uuids"]), *x.shape[2:]
+    grid = latents_sampled(options), *x.shape[2:]
     run.model_called(type(base.model_config).__name__, grid, run.reported)
     strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
     if strength == 0:
