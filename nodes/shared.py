@@ -12,6 +12,8 @@ StandIn = io.Custom("STAND_IN")
 ConcatIDType = io.Custom("CONCAT_ID")
 IDAnimatorType = io.Custom("ID_ANIMATOR")
 FaceCropType = io.Custom("FACE_CROP")
+PersonType = io.Custom("PERSON")
+FaceTrackType = io.Custom("FACE_TRACK")
 AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
 
@@ -53,6 +55,10 @@ def download_input(others: str = ""):
     return io.Boolean.Input("download_missing", default=False, tooltip=(
         f'On: downloads missing face models (RetinaFace 110 MB, or YuNet 0.2 MB if detector is "yunet"{others}) from '
         'their publishers on GitHub into models/facexlib and checks their hashes. Off: downloads nothing.'))
+
+
+def person_input(what_it_spares: str):
+    return PersonType.Input("person", optional=True, tooltip=f"A person from Load Person. {what_it_spares}")
 
 
 def given_face_inputs(where: str):

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import fingerprint
+from ..standin_core.folders import filenames, fingerprint
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -13,7 +13,16 @@ from ..standin_core.stand_in.apply import apply_reference
 from ..standin_core.stand_in.attention_map import show_map
 from ..standin_core.stand_in.experts import refuse_swapped_adapters
 from ..standin_core.stand_in.kv_cache import CACHE_MODES
-from .shared import ADVANCED, CATEGORY, AttentionMapType, StandIn, found_by, keeps_what_it_shows, show_text
+from .shared import (
+    ADVANCED,
+    CATEGORY,
+    AttentionMapType,
+    StandIn,
+    found_by,
+    keeps_what_it_shows,
+    person_input,
+    show_text,
+)
 
 
 class LoadStandIn(io.ComfyNode):
@@ -26,7 +35,7 @@ class LoadStandIn(io.ComfyNode):
             **found_by("adapter", "identity lora", "load identity"),
             description="Loads a Stand-In adapter: low-rank weights that add the identity branch to a Wan model.",
             inputs=[
-                io.Combo.Input("adapter", options=folder_paths.get_filename_list(ADAPTERS), tooltip=(
+                io.Combo.Input("adapter", options=filenames(ADAPTERS), tooltip=(
                     "A Stand-In adapter file from models/stand_in or models/loras. Wan 2.2 needs one adapter for the "
                     "high-noise expert and another for the low-noise expert. Ordinary LoRAs do not work here.")),
             ],
@@ -117,15 +126,17 @@ class ApplyIdentityBranch(io.ComfyNode):
                     'model); "fp8": half of that, with rounding that changes the result; "offloaded": system memory; '
                     '"streaming": no cache, recomputed in every model call (1.3 % of the FLOPs of one pass over a '
                     'video of 832x480 and 81 frames). "auto": resident if it fits, else offloaded.')),
+                person_input("It takes the place of reference_image and reference_latent, and needs no VAE if it was "
+                             "saved with one."),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
 
     @classmethod
     def execute(cls, model, stand_in, vae=None, reference_image=None, reference_latent=None, reference_mask=None,
-                strength_schedule="", **controls):
+                strength_schedule="", person=None, **controls):
         return io.NodeOutput(apply_reference(model, stand_in, vae, reference_image, reference_latent, reference_mask,
-                                             schedule=parse_schedule(strength_schedule), **controls))
+                                             person, schedule=parse_schedule(strength_schedule), **controls))
 
 
 class StandInSampler(io.ComfyNode):

@@ -49,14 +49,14 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
         front = images[i, ..., :3].cpu().float().numpy()
         if color_match:
             where = inside > 0.5 if color_region == "face" else inside == 0
-            front = _matched(front, region.cpu().float().numpy(), where, color_match)
-        alpha = torch.from_numpy(np.minimum(_feathered(inside, feather), fade))[..., None].to(region)
+            front = match_colors(front, region.cpu().float().numpy(), where, color_match)
+        alpha = torch.from_numpy(np.minimum(feathered(inside, feather), fade))[..., None].to(region)
         region += alpha * (torch.from_numpy(front).to(region) - region)
         progress.update(1)
     return result
 
 
-def _matched(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: float) -> np.ndarray:
+def match_colors(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: float) -> np.ndarray:
     """The image with the colours of the target.
 
     image, target: [H, W, 3] float32 in 0..1.
@@ -73,7 +73,7 @@ def _matched(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: f
     return cv2.cvtColor((lab + amount * (matched - lab)).astype(np.float32), cv2.COLOR_LAB2RGB).clip(0, 1)
 
 
-def _feathered(mask: np.ndarray, feather: int) -> np.ndarray:
+def feathered(mask: np.ndarray, feather: int) -> np.ndarray:
     if not feather:
         return mask
     return cv2.GaussianBlur(mask, (2 * feather + 1, 2 * feather + 1), feather / 2)
