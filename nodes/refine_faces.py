@@ -9,6 +9,7 @@ from .shared import (
     FaceTrackType,
     detector_input,
     download_input,
+    followed_face_inputs,
     found_by,
     given_face_inputs,
     keeps_what_it_shows,
@@ -31,11 +32,7 @@ class RefineFacesPrepare(io.ComfyNode):
                         "puts it back. Refine several people one after the other.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the finished video."),
-                io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
-                    "Which face to follow: the largest in the first frame that has one, or the one that face_index "
-                    "counts from the left.")),
-                io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
+                *followed_face_inputs(),
                 io.Int.Input("largest_face", default=128, min=8, max=4096, tooltip=(
                     "Longer side of the face box in pixels, from hairline to chin. Frames with a larger face stay as "
                     "they are. Higher refines more frames.")),

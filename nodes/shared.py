@@ -61,6 +61,16 @@ def person_input(what_it_spares: str):
     return PersonType.Input("person", optional=True, tooltip=f"A person from Load Person. {what_it_spares}")
 
 
+def followed_face_inputs():
+    return (
+        io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
+            "Which face to follow: the largest in the first frame that has one, or the one that face_index counts from "
+            "the left.")),
+        io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
+            'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
+    )
+
+
 def given_face_inputs(where: str):
     return (
         # forced to be an input, or it is a widget with a box of its own

@@ -18,6 +18,7 @@ from ..face import Face, ready_detector, to_uint8
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN
 from .composite import COLOR_REGIONS, feathered, match_colors
 from .follow import Follower
+from .paste import SwapSettings
 
 # Frames over which the square's way is averaged at smoothing 1: the standard deviation of the Gaussian. It looks both
 # ways in time, so the square never lags behind.
@@ -27,27 +28,19 @@ ELLIPSE = 0.62, 0.68
 
 
 @dataclass(frozen=True, slots=True)
-class RefineSettings:
+class RefineSettings(SwapSettings):
     """Which face, in which frames, and the square around it.
 
-    detector, min_score, download_missing, which_face, face_index: as in SwapSettings.
+    smoothing: 0 to 1, how steady the square is.
+    hold_frames: through how many frames without the face it is refined all the same.
     largest_face: longer side of the face box in pixels; frames with a larger one stay as they are.
     crop_scale: side of the square over the longer side of the largest face in it.
     size: side of the enlarged square in pixels.
-    smoothing: 0 to 1, how steady the square is.
-    hold_frames: through how many frames without the face it is refined all the same.
     """
 
-    detector: str = "auto"
-    which_face: str = "largest"
-    face_index: int = 0
     largest_face: int = 128
     crop_scale: float = 2.5
     size: int = 512
-    smoothing: float = 0.5
-    hold_frames: int = 8
-    min_score: float = 0.5
-    download_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
