@@ -25,14 +25,9 @@ class ClipVision:
         return {"image_embeds": image.mean(dim=(1, 2)) + 0.01}
 
 
-def softened(amount):
-    """The photo with noise: the colours stay, its pixels are copied less the more there is of it."""
-    noise = torch.rand(PHOTO.shape, generator=torch.Generator().manual_seed(0))
-    return PHOTO + amount * (noise - PHOTO)
-
-
 def tinted(red):
-    return softened(0.3) * torch.tensor([red, 1.0, 1.0])
+    """The photo in the mirror, so that its pixels are not copied, with less red the lower the number."""
+    return PHOTO.flip(2) * torch.tensor([red, 1.0, 1.0])
 
 
 def videos():
