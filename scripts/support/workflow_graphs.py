@@ -571,7 +571,8 @@ Image to video, to go on from the last frame, is experimental with this pack.
 {FACE_FILES}""",
     subgraphs=(PERSON_NODE,), when="161 frames in ComfyUI's context windows, one identity.")
 
-REFINED = (Node("prepared", "RefineFacesPrepare", {"images": ("frames", 0), "download_missing": True}),
+REFINED = (adapter(), face(), identity(),
+           Node("prepared", "RefineFacesPrepare", {"images": ("frames", 0), "download_missing": True}),
            Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
                                              "background": "locked", "mask_edge": "soft"}))
 
@@ -584,10 +585,10 @@ def likeness(key: str, images: tuple, title: str) -> Node:
 REFINE = Workflow(
     "refine_faces", "Small faces\nmade anew", 1,
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
-     ("What is seen", prompts("The face of a woman.")),
      ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
                 Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
-     ("Identity", PERSON), ("Enlarge the face", REFINED), ("Sample", (sampler(denoise=0.4),)),
+     ("Enlarge the face", REFINED), ("What is seen", prompts("The face of a woman.")),
+     ("Sample", (sampler(denoise=0.4),)),
      ("Back into the video", video(
          frames=("composite", 0), fps=("frames", 2), audio=("frames", 1), between=(
              Node("composite", "RefineFacesComposite", {
@@ -605,11 +606,13 @@ A higher *denoise* changes more of the face. For a second person, do it again wi
 another *face index*, and that person's photo.
 
 {FACE_FILES}""",
-    subgraphs=(PERSON_NODE, Subgraph(
-        "Small face, enlarged", "Follows a small face through a video and enlarges it for the sampler.",
+    subgraphs=(Subgraph(
+        "Small face of a person", "Enlarges a small face of a video, and gives the model the identity of a photo.",
         tuple(node.key for node in REFINED),
-        (("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
-         ("prepared", "largest_face", "largest face"), ("prepared", "download_missing", "download face models")))),
+        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+         ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
+         ("prepared", "largest_face", "largest face"), ("face", "download_missing", "download face models"),
+         ("prepared", "download_missing", "download detector")), shows="face"),),
     when="The face of a distant person, made anew with the identity.")
 
 PASTED = (adapter(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
