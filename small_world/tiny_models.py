@@ -272,6 +272,10 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["steps"] = steps
             case "PrepareTrainingData":
                 inputs["frames"] = length
+            case "RefineFacesPrepare":
+                inputs["size"] = min(width, height)
+            case "RefineFacesComposite":
+                inputs["feather"] = 2  # in pixels of that size
         # the whole video, or half of it as a mask of a region
         for name, value in (("width", width), ("height", height), ("length", length), ("context_length", length),
                             ("context_overlap", length)):

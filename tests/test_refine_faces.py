@@ -143,6 +143,15 @@ def test_two_people_one_after_the_other():
         result = after
 
 
+def test_the_edge_of_the_square_is_not_seen():
+    """A feather wider than the room around the face fades to nothing at the square's border."""
+    source = torch.zeros(1, 64, 80, 3)
+    found = enlarge_small_face(source, PLAIN, face_box=boxes((30, 22, 20, 20)))
+    row = put_back(source, torch.ones(1, 64, 64, 3), found.mask, found.track, 40, 0.0, "face")[0, 32, :, 0]
+    assert row.max() > 0.3 and row[:22].max() == 0
+    assert row.diff().abs().max() < 0.1
+
+
 def test_before_and_after(video):
     small = enlarge_small_face(video, WHOLE)
     assert torch.equal(enlarged(video, small.track, 128), small.frames)
@@ -178,11 +187,9 @@ def test_in_a_server(server, photo, tmp_path):
     """The bundled template: the face is refined with the identity, and the rest of the video stays."""
     path = tmp_path / "video.mp4"
     moving_photo.write_video(path, moving_photo.video(9, 160, 128))
-    prompt = on_tiny_models(PACK / "workflows" / "api" / "refine_faces.json", photo, steps=2,
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "refine_faces.json", photo, 64, 64, steps=2,
                             video=server.upload(path))
-    prepared, composite, source = (node_id(prompt, name) for name in (
-        "RefineFacesPrepare", "RefineFacesComposite", "GetVideoComponents"))
-    prompt[prepared]["inputs"] |= {"size": 64, "largest_face": 128}
+    composite, source = (node_id(prompt, name) for name in ("RefineFacesComposite", "GetVideoComponents"))
     for name, images in (("before", source), ("after", composite)):
         prompt[name] = {"class_type": "SaveImage", "inputs": {"images": [images, 0], "filename_prefix": name}}
     prompt["record"] = {"class_type": "PreviewAny", "inputs": {"source": [node_id(prompt, "StandInSampler"), 3]}}

@@ -38,7 +38,7 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
     count, height, width = images.shape[:3]
     masks = checked_masks(mask, "mask", count, height, width).numpy()
     top, left = (source.shape[1] - height) // 2, (source.shape[2] - width) // 2
-    fade = _fade_to_margins(height, width, source.shape[1] > height, source.shape[2] > width, feather)
+    fade = fade_to_margins(height, width, source.shape[1] > height, source.shape[2] > width, feather)
     result = source[:count, ..., :3].clone()
     progress = comfy.utils.ProgressBar(count)
     for i in range(count):
@@ -79,7 +79,7 @@ def feathered(mask: np.ndarray, feather: int) -> np.ndarray:
     return cv2.GaussianBlur(mask, (2 * feather + 1, 2 * feather + 1), feather / 2)
 
 
-def _fade_to_margins(height: int, width: int, above: bool, beside: bool, feather: int) -> np.ndarray:
+def fade_to_margins(height: int, width: int, above: bool, beside: bool, feather: int) -> np.ndarray:
     """[height, width] float32: 1, falling to 0 at those borders beyond which the source goes on."""
     fade = np.ones((height, width), np.float32)
     if feather:

@@ -16,7 +16,7 @@ import torch
 from ..contracts import UserError
 from ..face import Face, ready_detector, to_uint8
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN
-from .composite import COLOR_REGIONS, feathered, match_colors
+from .composite import COLOR_REGIONS, fade_to_margins, feathered, match_colors
 from .follow import Follower
 from .paste import SwapSettings
 
@@ -151,7 +151,7 @@ def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, tra
     """
     _check(source, images, mask, track)
     pixels = images.shape[1]
-    scale = pixels / track.side
+    scale, fade = pixels / track.side, fade_to_margins(pixels, pixels, True, True, feather)
     result = source[..., :3].clone()
     progress = comfy.utils.ProgressBar(len(track.refined))
     for i in np.flatnonzero(track.refined):
@@ -161,7 +161,7 @@ def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, tra
         if color_match:
             where = inside > 0.5 if color_region == COLOR_REGIONS[1] else inside == 0
             front = match_colors(front, _square(frame, track, i, pixels), where, color_match)
-        alpha = feathered(inside, feather)[..., None]
+        alpha = np.minimum(feathered(inside, feather), fade)[..., None]
         layer = np.dstack((front * alpha, alpha)).astype(np.float32)
         if scale > 1:  # what the source's pixels cannot hold is taken out first, or it would flicker
             layer = cv2.GaussianBlur(layer, (0, 0), scale / 2)
