@@ -154,7 +154,7 @@ def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, tra
     scale, fade = pixels / track.side, fade_to_margins(pixels, pixels, True, True, feather)
     result = source[..., :3].clone()
     progress = comfy.utils.ProgressBar(len(track.refined))
-    for i in np.flatnonzero(track.refined):
+    for i in np.flatnonzero(track.refined).tolist():
         comfy.model_management.throw_exception_if_processing_interrupted()
         frame = result[track.first + i]
         front, inside = images[i, ..., :3].cpu().float().numpy(), mask[i].cpu().float().numpy()
@@ -162,7 +162,7 @@ def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, tra
             where = inside > 0.5 if color_region == COLOR_REGIONS[1] else inside == 0
             front = match_colors(front, _square(frame, track, i, pixels), where, color_match)
         alpha = np.minimum(feathered(inside, feather), fade)[..., None]
-        layer = np.dstack((front * alpha, alpha)).astype(np.float32)
+        layer: np.ndarray = np.dstack((front * alpha, alpha)).astype(np.float32)
         if scale > 1:  # what the source's pixels cannot hold is taken out first, or it would flicker
             layer = cv2.GaussianBlur(layer, (0, 0), scale / 2)
         layer = cv2.warpAffine(layer, track.to_crop(i, pixels), track.size[::-1],

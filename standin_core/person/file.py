@@ -39,7 +39,7 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
     for use, crop in person.crops.items():
         tensors[f"crops.{use}.image"] = torch.from_numpy(to_uint8(crop.image))
         tensors[f"crops.{use}.rgba"] = torch.from_numpy(to_uint8(crop.rgba))
-        tensors[f"crops.{use}.points"] = torch.from_numpy(np.stack([face.points for face in crop.faces]))
+        tensors[f"crops.{use}.points"] = torch.from_numpy(np.stack([_points(face) for face in crop.faces]))
         measured[use] = [{"measured": face.measured, "cut_out": face.cut_out} for face in crop.faces]
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     metadata = {"format": FORMAT, "version": VERSION, "name": person.name, "made_by": "Stand-In for ComfyUI",
@@ -89,6 +89,11 @@ def _metadata(file: Path) -> dict[str, str]:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file.name} cannot be read as a person ({error}): choose a file that Save Person wrote, or "
                         f"{MAKE_ANEW}.") from error
+
+
+def _points(face: CroppedFace) -> np.ndarray:
+    assert face.points is not None  # make_person refuses a face without
+    return face.points
 
 
 def _picture(pixels: torch.Tensor) -> torch.Tensor:
