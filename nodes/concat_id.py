@@ -6,7 +6,7 @@ from ..standin_core.concat_id.apply import apply_concat_id
 from ..standin_core.concat_id.weights import load_concat_id
 from ..standin_core.folders import fingerprint, listed_file
 from ..standin_core.guidance import GUIDANCES
-from .shared import ADVANCED, CATEGORY, ConcatIDType, FileInput, checked, found_by
+from .shared import ADVANCED, CATEGORY, ConcatIDType, FileInput, checked, found_by, person_input
 
 FOLDER = "diffusion_models"
 # as core's Load Diffusion Model has them
@@ -93,12 +93,15 @@ class ApplyConcatID(io.ComfyNode):
                 io.Float.Input("guidance_scale", default=1.0, min=0.0, max=30.0, step=0.1, **ADVANCED, tooltip=(
                     'Guidance scale of the identity, used by "own scale" only. Higher keeps the likeness more strictly '
                     'and may oversaturate the video, as a high cfg does.')),
+                person_input("It takes the place of reference_image and reference_latent, and needs no VAE if it was "
+                             "saved with one and with a latent of this size."),
             ],
             outputs=[io.Model.Output(tooltip="The model with the reference, for any sampler.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, model, concat_id, latent, vae=None, reference_image=None, reference_latent=None, **settings):
-        return io.NodeOutput(apply_concat_id(model, concat_id, latent, vae, reference_image, reference_latent,
+    def execute(cls, model, concat_id, latent, vae=None, reference_image=None, reference_latent=None, person=None,
+                **settings):
+        return io.NodeOutput(apply_concat_id(model, concat_id, latent, vae, reference_image, reference_latent, person,
                                              **settings))

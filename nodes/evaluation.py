@@ -1,4 +1,4 @@
-"""Measure a finished video against the photo."""
+"""Measure finished videos against the photo, and pick the best."""
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
@@ -6,13 +6,31 @@ from ..standin_core.evaluation import (
     EMBEDDERS,
     REGIONS,
     CompareSettings,
+    as_json,
+    as_text,
     compare,
     contact_sheet,
     face_embedder_refusals,
     plot,
+    rank,
+    ranking_sheet,
+    split_videos,
 )
 from ..standin_core.face import installed_models
-from .shared import ADVANCED, CATEGORY, checked, found_by, show_text, shown
+from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, show_text, shown
+
+
+def compare_inputs():
+    return (
+        io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
+            'The network that compares the pictures. "auto" uses insightface if you installed it with a model pack, '
+            'else "arcface" (the ArcFace of facexlib) or "sface" if its file is installed, else CLIP vision. Figures '
+            'of different embedders cannot be compared.')),
+        io.Combo.Input("region", options=list(REGIONS), tooltip=(
+            '"face" compares the largest face of each frame. "whole frame" compares the entire frame, for subjects '
+            'without a face, and needs CLIP vision.')),
+        min_score_input(),
+    )
 
 
 class IdentityReport(io.ComfyNode):
@@ -35,16 +53,7 @@ class IdentityReport(io.ComfyNode):
                     "Any model from Load CLIP Vision. It tells faces apart less finely than a face recognition "
                     "network, but also compares subjects without a face. If it is connected, the report adds the CLIP "
                     "distance of whole pictures.")),
-                io.Combo.Input("embedder", options=list(EMBEDDERS), tooltip=(
-                    'The network that compares the pictures. "auto" uses insightface if you installed it with a model '
-                    'pack, else "arcface" (the ArcFace of facexlib) or "sface" if its file is installed, else CLIP '
-                    'vision. Figures of different embedders cannot be compared.')),
-                io.Combo.Input("region", options=list(REGIONS), tooltip=(
-                    '"face" compares the largest face of each frame. "whole frame" compares the entire frame, for '
-                    'subjects without a face, and needs CLIP vision.')),
-                io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
-                    "Lowest score at which a detection counts as a face; the cascade has no score. Higher drops "
-                    "doubtful faces; lower finds more faces and more false ones.")),
+                *compare_inputs(),
             ],
             outputs=[
                 io.Image.Output("plot", tooltip="A plot of similarity and copied pixels over the frames."),
@@ -70,3 +79,62 @@ class IdentityReport(io.ComfyNode):
         show_text(cls, text)
         return io.NodeOutput(*pictures, text, result.as_json(),
                              ui={"images": shown(cls, *pictures), "text": (text,)})
+
+
+class BestOfN(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="BestOfN",
+            display_name="Best of N",
+            category=CATEGORY,
+            is_input_list=True,  # the videos of several seeds are a list
+            is_output_node=True,
+            **found_by("best of", "choose a seed", "rank", "pick", "select", "likeness", "face similarity"),
+            description="Orders several videos or pictures by how similar the person is to the photo, puts those that "
+                        "merely copy the photo last, and hands on the best.",
+            inputs=[
+                io.Image.Input("images", tooltip=(
+                    "The videos: a list with one batch of frames for each, or one batch that frames_per_video cuts.")),
+                io.Image.Input("reference_image", tooltip=(
+                    "The photo that was given to the model. Further pictures in the batch are other photos of the "
+                    "same person; copying is then measured against them.")),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip=(
+                    "Any model from Load CLIP Vision, for want of a face recognition network.")),
+                io.Int.Input("seeds", optional=True, force_input=True, tooltip=(
+                    "The list of seeds that the videos were sampled with, in their order.")),
+                io.Int.Input("frames_per_video", default=0, min=0, max=10000, tooltip=(
+                    "Number of frames of one video in a batch; 1 compares single pictures. 0 takes each batch of the "
+                    "list for one video.")),
+                *compare_inputs(),
+                io.Float.Input("most_copied", default=0.8, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
+                    "A video that copies more of the photo than this goes to the end. Higher lets more copies pass; 1 "
+                    "orders by likeness alone.")),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="The frames of the best video."),
+                io.Int.Output("seed", tooltip="The seed of the best video; without seeds, its place in the list."),
+                io.Image.Output("contact_sheet", tooltip="Frames of all videos, the best first."),
+                io.String.Output("report", tooltip="Likeness and copying of every video, the best first."),
+                io.String.Output("json", tooltip="The same as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return installed_models(), face_embedder_refusals()
+
+    @classmethod
+    @checked
+    def execute(cls, images, reference_image, seeds=None, clip_vision=None, **single):
+        (clip_vision,) = clip_vision or (None,)
+        given = {name: value for name, (value, *_) in single.items()}
+        videos = split_videos(images, given.pop("frames_per_video"))
+        progress = ProgressBar(sum(map(len, videos)))
+        ranking = rank(videos, reference_image[0], most_copied=given.pop("most_copied"), seeds=seeds,
+                       settings=CompareSettings(**given), clip_vision=clip_vision, progress=lambda: progress.update(1))
+        best, text, sheet = ranking[0], as_text(ranking), ranking_sheet(ranking, videos)
+        show_text(cls, text)
+        return io.NodeOutput(videos[best.index], best.index if best.seed is None else best.seed, sheet, text,
+                             as_json(ranking), ui={"images": shown(cls, sheet), "text": (text,)})

@@ -18,6 +18,7 @@ from .shared import (
     checked,
     detector_input,
     download_input,
+    followed_face_inputs,
     found_by,
     given_face_inputs,
     keeps_what_it_shows,
@@ -43,11 +44,7 @@ class FaceSwapPrepare(io.ComfyNode):
                 FaceCropType.Input("face", tooltip=(
                     "The reference face with its background removed, from the output face of Face Preprocess.")),
                 detector_input(),
-                io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
-                    "Which face to follow: the largest in the first frame that has one, or the one that face_index "
-                    "counts from the left.")),
-                io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
+                *followed_face_inputs(),
                 io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
                     "Smooths the key points over time. Higher removes more jitter of a still face and may lag behind "
                     "a fast one. 0 treats each frame on its own, as the Stand-In authors do.")),

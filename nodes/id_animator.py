@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ..standin_core.folders import fingerprint, listed_file
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
 from ..standin_core.id_animator.apply import apply_photos
-from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by
+from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by, person_input
 
 
 class LoadIDAnimator(io.ComfyNode):
@@ -51,10 +51,10 @@ class ApplyIDAnimator(io.ComfyNode):
                     "An SD1.5 model, with or without AnimateDiff, LoRAs or IP-Adapters. SD2, SDXL and Wan do not work "
                     "here.")),
                 IDAnimatorType.Input("id_animator", tooltip="The adapter from Load ID-Animator."),
-                io.ClipVision.Input("clip_vision", tooltip=(
+                io.ClipVision.Input("clip_vision", optional=True, tooltip=(
                     "The CLIP vision model that sees the face: ViT-H (CLIP-ViT-H-14-laion2B-s32B-b79K), from Load CLIP "
-                    "Vision.")),
-                io.Image.Input("reference_image", tooltip=(
+                    "Vision. A person that was saved with it does not need it.")),
+                io.Image.Input("reference_image", optional=True, tooltip=(
                     'The face crop from Face Preprocess with the preset "ID-Animator". A batch holds several photos, '
                     "whose face tokens are averaged: photos of one person steady the likeness, photos of several "
                     "people mix them.")),
@@ -72,11 +72,13 @@ class ApplyIDAnimator(io.ComfyNode):
                     "Weight of the low-rank weights that were trained with the face tokens. They act in every step and "
                     "for every prompt. The ID-Animator authors always use 1. 0 together with strength 0 is exactly the "
                     "base model.")),
+                person_input("It takes the place of reference_image, and needs no CLIP vision model if it was saved "
+                             "with one."),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, model, id_animator, clip_vision, reference_image, **settings):
-        return io.NodeOutput(apply_photos(model, id_animator, clip_vision, reference_image, **settings))
+    def execute(cls, model, id_animator, clip_vision=None, reference_image=None, person=None, **settings):
+        return io.NodeOutput(apply_photos(model, id_animator, clip_vision, reference_image, person, **settings))

@@ -2,13 +2,13 @@
 import dataclasses
 import functools
 
-import folder_paths
 from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..standin_core.checks import check_choice, check_number, check_switch, check_text
 from ..standin_core.contracts import UserError
 from ..standin_core.face import DETECTORS
+from ..standin_core.folders import filenames
 
 CATEGORY = "Stand-In"
 
@@ -16,6 +16,8 @@ StandIn = io.Custom("STAND_IN")
 ConcatIDType = io.Custom("CONCAT_ID")
 IDAnimatorType = io.Custom("ID_ANIMATOR")
 FaceCropType = io.Custom("FACE_CROP")
+PersonType = io.Custom("PERSON")
+FaceTrackType = io.Custom("FACE_TRACK")
 AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
 
@@ -43,7 +45,7 @@ class FileInput(io.Combo.Input):
     """A file of one of ComfyUI's model folders, which ``folders.listed_file`` finds."""
 
     def __init__(self, name: str, folder: str, tooltip: str):
-        super().__init__(name, options=folder_paths.get_filename_list(folder), tooltip=tooltip)
+        super().__init__(name, options=filenames(folder), tooltip=tooltip)
 
 
 def checked(execute):
@@ -100,6 +102,20 @@ def download_input(others: str = ""):
     return io.Boolean.Input("download_missing", default=False, tooltip=(
         f'On: downloads missing face models (RetinaFace 110 MB, or YuNet 0.2 MB if detector is "yunet"{others}) from '
         'their publishers on GitHub into models/facexlib and checks their hashes. Off: downloads nothing.'))
+
+
+def person_input(what_it_spares: str):
+    return PersonType.Input("person", optional=True, tooltip=f"A person from Load Person. {what_it_spares}")
+
+
+def followed_face_inputs():
+    return (
+        io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
+            "Which face to follow: the largest in the first frame that has one, or the one that face_index counts from "
+            "the left.")),
+        io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
+            'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
+    )
 
 
 def given_face_inputs(where: str):

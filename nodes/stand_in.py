@@ -21,6 +21,7 @@ from .shared import (
     checked,
     found_by,
     keeps_what_it_shows,
+    person_input,
     show_text,
 )
 
@@ -127,6 +128,8 @@ class ApplyIdentityBranch(io.ComfyNode):
                     'model); "fp8": half of that, with rounding that changes the result; "offloaded": system memory; '
                     '"streaming": no cache, recomputed in every model call (1.3 % of the FLOPs of one pass over a '
                     'video of 832x480 and 81 frames). "auto": resident if it fits, else offloaded.')),
+                person_input("It takes the place of reference_image and reference_latent, and needs no VAE if it was "
+                             "saved with one."),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
@@ -134,9 +137,9 @@ class ApplyIdentityBranch(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model, stand_in, vae=None, reference_image=None, reference_latent=None, reference_mask=None,
-                strength_schedule="", **controls):
+                strength_schedule="", person=None, **controls):
         return io.NodeOutput(apply_reference(model, stand_in, vae, reference_image, reference_latent, reference_mask,
-                                             schedule=parse_schedule(strength_schedule), **controls))
+                                             person, schedule=parse_schedule(strength_schedule), **controls))
 
 
 class StandInSampler(io.ComfyNode):

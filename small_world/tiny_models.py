@@ -45,7 +45,8 @@ LORA = "tiny_lora.safetensors"
 SD15_CHECKPOINT = "tiny_sd15.safetensors"
 ID_ANIMATOR = "tiny_animator.safetensors"
 
-FULL_SIZE = {"width": 832, "height": 480, "length": 81}  # of the bundled workflows
+# of the bundled workflows
+FULL_SIZE = {"width": 832, "height": 480, "length": 81, "context_length": 81, "context_overlap": 81}
 
 ENCODER_SIZES = json.loads((Path(__file__).resolve().parent / "tiny_encoders" / "sizes.json").read_text())
 VAE_FILE = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny_wan_vae.safetensors"
@@ -271,8 +272,13 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["steps"] = steps
             case "PrepareTrainingData":
                 inputs["frames"] = length
+            case "RefineFacesPrepare":
+                inputs["size"] = min(width, height)
+            case "RefineFacesComposite":
+                inputs["feather"] = 2  # in pixels of that size
         # the whole video, or half of it as a mask of a region
-        for name, value in (("width", width), ("height", height), ("length", length)):
+        for name, value in (("width", width), ("height", height), ("length", length), ("context_length", length),
+                            ("context_overlap", length)):
             if isinstance(inputs.get(name), int):
                 inputs[name] = value * inputs[name] // FULL_SIZE[name]
     return prompt

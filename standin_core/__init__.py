@@ -2,8 +2,9 @@
 
     photo -> face -> reference -> [a method's folder] -> sampler -> report
 
-``contracts`` and ``folders`` are for all. ``latents``, ``controls``, ``guidance``, ``attention``, ``rope``, ``joint``
-and ``runs`` are what methods are made of, ``wan`` is the one file that knows the parts of ComfyUI's Wan. ``stand_in``
-and ``concat_id`` are methods; ``face_swap``, ``evaluation`` and ``train`` are ways beside the main one.
+``contracts`` and ``folders`` are for all. ``person`` keeps what is made of photos, for every method. ``latents``,
+``controls``, ``guidance``, ``attention``, ``rope``, ``joint`` and ``runs`` are what methods are made of, ``wan`` is the
+one file that knows the parts of ComfyUI's Wan. ``stand_in`` and ``concat_id`` are methods; ``face_swap``,
+``evaluation`` and ``train`` are ways beside the main one.
 docs/architecture.md has the whole.
 """

@@ -35,6 +35,13 @@ def new_file(folder: str, name: str) -> Path:
     return Path(folder_paths.get_folder_paths(folder)[0]) / f"{plain_name(name)}.safetensors"
 
 
+def filenames(folder: str) -> list[str]:
+    """The files that ComfyUI lists in a model folder, without those of a registered folder inside it."""
+    inner = tuple(name.removeprefix(f"{folder}/") + os.sep for name in folder_paths.folder_names_and_paths
+                  if name.startswith(f"{folder}/"))
+    return [name for name in folder_paths.get_filename_list(folder) if not name.startswith(inner)]
+
+
 def output_folder(folder: str, name: str) -> Path:
     """The folder of this name inside a folder of ComfyUI's output."""
     return Path(folder_paths.get_output_directory()) / folder / plain_name(name)

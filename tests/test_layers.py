@@ -9,8 +9,9 @@ PACK = Path(__file__).resolve().parent.parent
 CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
-SHARED = ["contracts", "checks", "files", "weights", "folders", "latents", "face", "reference", "controls", "report",
-          "guidance", "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation", "train"]
+SHARED = ["contracts", "checks", "files", "weights", "folders", "latents", "face", "reference", "clip_vision", "person",
+          "controls", "report", "guidance", "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation",
+          "train"]
 # side by side: none imports another
 METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them

@@ -26,7 +26,7 @@ INTERFACE = {
     "ApplyIdentityBranch": (
         ["model", "stand_in", "vae", "reference_image", "reference_latent", "strength", "start_percent", "end_percent",
          "time_offset", "attention", "reference_mask", "region", "strength_schedule", "first_block", "last_block",
-         "guidance", "guidance_scale", "normalize_references", "cache"], ["MODEL"]),
+         "guidance", "guidance_scale", "normalize_references", "cache", "person"], ["MODEL"]),
     "StandInSampler": (
         ["model", "low_noise_model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name",
          "scheduler", "shift", "denoise", "boundary", "attention_map"],
@@ -44,14 +44,27 @@ INTERFACE = {
     "LoadIDAnimator": (["adapter"], ["ID_ANIMATOR"]),
     "ApplyIDAnimator": (
         ["model", "id_animator", "clip_vision", "reference_image", "strength", "start_percent", "end_percent",
-         "lora_strength"], ["MODEL"]),
+         "lora_strength", "person"], ["MODEL"]),
     "TrainStandIn": (
         ["model", "training_data", "name", "steps", "batch_size", "learning_rate", "rank", "expert", "shift", "ema",
          "checkpointing", "sample_every", "seed", "start_from", "vae"], ["STAND_IN", "IMAGE", "IMAGE"]),
     "LoadConcatID": (["file", "weight_dtype"], ["MODEL", "CONCAT_ID"]),
     "ApplyConcatID": (
         ["model", "concat_id", "latent", "vae", "reference_image", "reference_latent", "start_percent", "end_percent",
-         "guidance", "guidance_scale"], ["MODEL"]),
+         "guidance", "guidance_scale", "person"], ["MODEL"]),
+    "SavePerson": (
+        ["photos", "name", "vae", "latent", "clip_vision", "preset", "which_face", "face_index", "replace",
+         "download_missing", "detector", "min_score"], ["PERSON"]),
+    "BestOfN": (
+        ["images", "reference_image", "clip_vision", "seeds", "frames_per_video", "embedder", "region", "min_score",
+         "most_copied"], ["IMAGE", "INT", "IMAGE", "STRING", "STRING"]),
+    "RefineFacesPrepare": (
+        ["images", "which_face", "face_index", "largest_face", "crop_scale", "size", "smoothing", "hold_frames",
+         "download_missing", "detector", "min_score", "face_box", "face_mask", "face_landmarks"],
+        ["IMAGE", "MASK", "FACE_TRACK", "STRING"]),
+    "RefineFacesComposite": (
+        ["source", "images", "mask", "face_track", "feather", "color_match", "color_region"], ["IMAGE", "IMAGE"]),
+    "LoadPerson": (["person"], ["PERSON", "IMAGE", "IMAGE", "MASK", "FACE_CROP"]),
 }
 DEFAULTS = {
     "FacePreprocess": {"face_index": 0, "crop_scale": 1.5, "size": 512, "background": "preset",
@@ -72,6 +85,11 @@ DEFAULTS = {
                             "lowest_similarity": 0.7, "highest_similarity": 0.9, "photo_size": 512, "detector": "auto",
                             "download_missing": False, "seed": 0},
     "ApplyConcatID": {"start_percent": 0.0, "end_percent": 1.0, "guidance_scale": 1.0},
+    "BestOfN": {"frames_per_video": 0, "min_score": 0.5, "most_copied": 0.8},
+    "RefineFacesPrepare": {"face_index": 0, "largest_face": 128, "crop_scale": 2.5, "size": 512, "smoothing": 0.5,
+                           "hold_frames": 8, "download_missing": False, "detector": "auto", "min_score": 0.5},
+    "RefineFacesComposite": {"feather": 24, "color_match": 1.0},
+    "SavePerson": {"face_index": 0, "download_missing": False, "detector": "auto", "min_score": 0.5},
     "TrainStandIn": {"steps": 3000, "batch_size": 1, "learning_rate": 1e-4, "rank": 128, "shift": 1.0, "ema": 0.0,
                      "checkpointing": True, "sample_every": 500, "seed": 0},
 }
@@ -113,13 +131,17 @@ def test_defaults_are_the_engines():
     face, swap = pack.module("standin_core.face"), pack.module("standin_core.face_swap")
     for node_id, settings in (("StandInSampler", sampler.SamplerSettings), ("FacePreprocess", face.FaceSettings),
                               ("FaceSwapPrepare", swap.SwapSettings),
+                              ("RefineFacesPrepare", swap.RefineSettings),
+                              ("SavePerson", pack.module("standin_core.person").PersonSettings),
                               ("ApplyConcatID", pack.module("standin_core.concat_id.applied").AppendedReference)):
         fields = settings.__dataclass_fields__
         assert {name: fields[name].default for name in DEFAULTS[node_id]} == DEFAULTS[node_id]
 
 
 @pytest.mark.parametrize("node_id, settings", [("FacePreprocess", "standin_core.face.FaceSettings"),
-                                               ("FaceSwapPrepare", "standin_core.face_swap.SwapSettings")])
+                                               ("FaceSwapPrepare", "standin_core.face_swap.SwapSettings"),
+                                               ("RefineFacesPrepare", "standin_core.face_swap.RefineSettings"),
+                                               ("SavePerson", "standin_core.person.PersonSettings")])
 def test_first_choices_are_the_engines(node_id, settings):
     """A combo box without a default shows its first option."""
     module, _, name = settings.rpartition(".")

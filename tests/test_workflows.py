@@ -30,7 +30,7 @@ def all_nodes(graph):
 
 def test_every_workflow_is_there_in_all_forms():
     names = {workflow.name for workflow in WORKFLOWS}
-    assert len(names) == len(WORKFLOWS) == 14
+    assert len(names) == len(WORKFLOWS) == 17
     assert names == {path.stem for path in FILES} == {path.stem for path in (PACK / "workflows" / "api").glob("*.json")}
     assert names == {path.stem for path in (PACK / "workflows").glob("*.jpg")}
 
@@ -133,9 +133,10 @@ def test_every_workflow_runs(server, photo, video, people, path):
     (item,) = result.outputs[node_id(prompt, "SaveVideo")]["images"]
     with av.open(str(server.path_of(item))) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    size = (VIDEO_HEIGHT, VIDEO_WIDTH) if path.stem == "face_swap" else (HEIGHT, WIDTH)
-    assert frames.shape == (LENGTH, *size, 3)
-    assert "identity read in" in result.outputs[node_id(prompt, "StandInSampler")]["text"][0]
+    size = (VIDEO_HEIGHT, VIDEO_WIDTH) if path.stem in ("face_swap", "refine_faces") else (HEIGHT, WIDTH)
+    assert frames.shape == (2 * LENGTH - 1 if path.stem == "long_video" else LENGTH, *size, 3)
+    samplers = [key for key, node in prompt.items() if node["class_type"] == "StandInSampler"]
+    assert all("identity read in" in result.outputs[key]["text"][0] for key in samplers)
     reports = json.loads(result.outputs["record"]["text"][0])
     assert len(reports) == (2 if path.stem == "identity_wan_2_2" else 1)
     assert all(report["identity_calls"] > 0 for report in reports)

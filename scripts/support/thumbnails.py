@@ -14,12 +14,15 @@ import skimage.data
 from .environment import PACK
 from .workflow_graphs import (
     ANIMATED,
+    CHOOSE,
     CONCATENATED,
     CONTROLLED,
     DISTILLED_STEPS,
     FACE_SWAP,
+    LONG,
     LOW_MEMORY,
     PICTURES,
+    REFINE,
     STYLED,
     SUBJECT,
     TRAIN,
@@ -36,7 +39,8 @@ JOINTS = ((.50, .14), (.50, .27), (.40, .29), (.60, .29), (.28, .40), (.74, .22)
 BONES = ((0, 1), (1, 2), (1, 3), (2, 4), (4, 6), (3, 5), (5, 7), (1, 8), (1, 9), (8, 10), (10, 12), (9, 11), (11, 13))
 BONE_COLOURS = ((230, 80, 80), (240, 170, 60), (120, 200, 90), (70, 160, 240), (190, 110, 230))
 TAGS = {STYLED.name: "+ style LoRA", CONCATENATED.name: "Wan 2.1 1.3B", PICTURES.name: "SD1.5, pictures",
-        ANIMATED.name: "SD1.5, 16 frames"}
+        ANIMATED.name: "SD1.5, 16 frames", CHOOSE.name: "best of 4 seeds", REFINE.name: "small faces",
+        LONG.name: "161 frames"}
 
 
 def thumbnail(workflow: Workflow) -> PIL.Image.Image:

@@ -249,11 +249,12 @@ EMPTY = Node("latent", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, 
 
 
 def sampler(source: str = "identity", latent: tuple = ("latent", 0),
-            conditioning: tuple = (("positive", 0), ("negative", 0)), **settings) -> Node:
-    return Node("sampler", "StandInSampler", {
+            conditioning: tuple = (("positive", 0), ("negative", 0)), key: str = "sampler", title: str = "",
+            **settings) -> Node:
+    return Node(key, "StandInSampler", {
         "model": (source, 0), "positive": conditioning[0], "negative": conditioning[1], "latent_image": latent,
         "seed": 0, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "flow_matching", "shift": 5.0,
-        "denoise": 1.0, "boundary": 0.875, **settings})
+        "denoise": 1.0, "boundary": 0.875, **settings}, title)
 
 
 def video(samples: tuple = ("sampler", 0), frames: tuple = ("decoded", 0), decode: Node | None = None,
@@ -518,6 +519,102 @@ in *models/facexlib* tells faces apart better.
                          ("identity", "normalize_references", "normalize references")), shows="face"),),
     when="More views of one face, and a report on the likeness.")
 
+SEEDS = (*(Node(f"seed_{number}", "PrimitiveInt", {"value": number}) for number in (1, 2, 3, 4)),
+         Node("seeds", "CreateList", {f"inputs.input{number - 1}": (f"seed_{number}", 0) for number in (1, 2, 3, 4)}))
+CHOOSE = Workflow(
+    "choose_a_seed", "Four seeds,\nthe best one", 1,
+    (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
+     ("What happens", prompts(CAFE)), ("Identity", PERSON), ("Four seeds", SEEDS),
+     ("Tries", (EMPTY, sampler(key="tries", title="Few steps", seed=("seeds", 0), steps=6),
+                Node("tried", "VAEDecode", {"samples": ("tries", 0), "vae": ("vae", 0)}),
+                Node("best", "BestOfN", {"images": ("tried", 0), "reference_image": ("photo", 0),
+                                         "clip_vision": ("clip_vision", 0), "seeds": ("seeds", 0)}))),
+     ("Sample", (sampler(title="All steps", seed=("best", 1)),)), ("Video", video())),
+    f"""## Four tries, and the best of them
+
+1. **Seeds**: four of them. **Few steps** makes a rough video of each, 6 steps instead of 20.
+2. **Best of N** orders them by likeness to the photo, copies last, and shows them on one sheet.
+3. **All steps** makes the best one again, in full.
+
+One picture first: *length* 1 in **Empty video** makes tries and result single pictures. Tries have the size and the
+length of the result, because a seed is other noise at another size or length.
+
+{PROMPT_TIP} Likeness is by CLIP vision; a face recognition network in *models/facexlib* tells faces apart better.
+
+{FACE_FILES}""",
+    subgraphs=(PERSON_NODE, Subgraph(
+        "Seeds", "A list of four seeds.", tuple(node.key for node in SEEDS),
+        tuple((f"seed_{number}", "value", f"seed {number}") for number in (1, 2, 3, 4)), outputs=("seeds",))),
+    when="Rough tries first, ordered by likeness; the best one in full.")
+
+WINDOWS = Node("windows", "WanContextWindowsManual", {
+    "model": ("identity", 0), "context_length": 81, "context_overlap": 30, "context_schedule": "standard_uniform",
+    "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "freenoise": True})
+LONG = Workflow(
+    "long_video", "Ten seconds\nof one person", 1,
+    (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", (*PERSON, WINDOWS)),
+     ("Sample", (Node("latent", "EmptyHunyuanLatentVideo", {
+         "width": 832, "height": 480, "length": 161, "batch_size": 1}, "Empty video"), sampler("windows"))),
+     ("Video", video())),
+    f"""## A longer video, one identity
+
+**Wan Context Windows** samples 161 frames in windows of 81 that overlap by 30. Every window reads the same keys and
+values of the photo, which are computed once for all of the video.
+
+The model sees one window at a time: a story longer than that does not hold together by itself. A higher *context
+overlap* makes smoother joints and takes longer.
+
+Image to video, to go on from the last frame, is experimental with this pack.
+
+{PROMPT_TIP}
+
+{FACE_FILES}""",
+    subgraphs=(PERSON_NODE,), when="161 frames in ComfyUI's context windows, one identity.")
+
+REFINED = (adapter(), face(), identity(),
+           Node("prepared", "RefineFacesPrepare", {"images": ("frames", 0), "download_missing": True}),
+           Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
+                                             "background": "locked", "mask_edge": "soft"}))
+
+
+def likeness(key: str, images: tuple, title: str) -> Node:
+    return Node(key, "IdentityReport", {"images": images, "reference_image": ("photo", 0),
+                                        "clip_vision": ("clip_vision", 0)}, title)
+
+
+REFINE = Workflow(
+    "refine_faces", "Small faces\nmade anew", 1,
+    (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
+     ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
+                Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
+     ("Enlarge the face", REFINED), ("What is seen", prompts("The face of a woman.")),
+     ("Sample", (sampler(denoise=0.4),)),
+     ("Back into the video", video(
+         frames=("composite", 0), fps=("frames", 2), audio=("frames", 1), between=(
+             Node("composite", "RefineFacesComposite", {
+                 "source": ("frames", 0), "images": ("decoded", 0), "mask": ("prepared", 1),
+                 "face_track": ("prepared", 2)}),))),
+     ("Is it the person?", (likeness("before", ("prepared", 0), "Before"),
+                            likeness("after", ("composite", 1), "After")))),
+    f"""## Small faces of a finished video, drawn anew
+
+1. **The video**: one shot, 81 frames at most, with a small face in it.
+2. **Photo**: the person. **Prompt**: *the face of a man* or *of a woman*.
+3. **Before** and **After** measure how similar the enlarged face is to the photo.
+
+A higher *denoise* changes more of the face. For a second person, do it again with the result: *which face* from left,
+another *face index*, and that person's photo.
+
+{FACE_FILES}""",
+    subgraphs=(Subgraph(
+        "Small face of a person", "Enlarges a small face of a video, and gives the model the identity of a photo.",
+        tuple(node.key for node in REFINED),
+        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+         ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
+         ("prepared", "largest_face", "largest face"), ("face", "download_missing", "download face models"),
+         ("prepared", "download_missing", "download detector")), shows="face"),),
+    when="The face of a distant person, made anew with the identity.")
+
 PASTED = (adapter(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
           face("face", "rgba"), Node("prepared", "FaceSwapPrepare", {"images": ("frames", 0), "face": ("face", 5)}),
           Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
@@ -691,7 +788,7 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
     subgraphs=(ANIMATOR_NODE,), when="Two seconds on SD1.5, moved by ComfyUI-AnimateDiff-Evolved.")
 
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
-             SEVERAL_PHOTOS, TRAIN, CONCATENATED, PICTURES, ANIMATED)
+             SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, TRAIN, CONCATENATED, PICTURES, ANIMATED)
 
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
 BLUEPRINT = Workflow("Identity from a photo", "", 1, (

@@ -6,6 +6,7 @@ import torch
 from ..checks import checked_latent, checked_pictures
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
+from ..person import Person, Use
 from ..reference import fitted, reference_from
 from ..runs import is_installed
 from .applied import AppendedReference
@@ -14,13 +15,14 @@ from .wrappers import KEY, install
 
 
 def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: torch.Tensor | None = None,
-                    latent: dict | None = None, **settings):
+                    latent: dict | None = None, person: Person | None = None, **settings):
     """A clone of the ModelPatcher that appends a reference to its video.
 
     concat_id: of the file that the model came from.
     video: the ComfyUI LATENT that will be sampled, whose size the reference takes.
     vae, image: Wan's VAE and pictures [M, H, W, 3], which are fitted into the video; or
-    latent: a ComfyUI LATENT of the reference, of the video's size.
+    latent: a ComfyUI LATENT of the reference, of the video's size; or
+    person: whose first photos are read, as many as the model was trained with.
     settings: of ``AppendedReference``.
 
     Raises UserError for a model or a reference that does not fit, before the VAE works.
@@ -34,6 +36,8 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
         raise UserError(f"the video's latent has shape {list(samples.shape)}, needed is [B, 16, T, h, w]: connect the "
                         "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
     height, width = samples.shape[-2:]
+    if person is not None:
+        image, latent = person.in_place_of(image, latent, Use.CONCAT_ID, concat_id.references, (height, width))
     if image is not None:
         image = torch.stack([fitted(each[..., :3], PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width)
                              for each in checked_pictures(image, "reference_image")])

@@ -127,9 +127,19 @@ class Comparison:
 
 def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSettings, clip_vision=None,
             progress=lambda: None) -> Comparison:
-    """The video beside the photos.
+    """The video beside the photos, as in ``compare_each``.
 
     images: [F, H, W, 3] float in 0..1, the video.
+    """
+    (comparison,) = compare_each([images], photos, settings, clip_vision, progress)
+    return comparison
+
+
+def compare_each(videos: list[torch.Tensor], photos: torch.Tensor, settings: CompareSettings, clip_vision=None,
+                 progress=lambda: None) -> list[Comparison]:
+    """Each video beside the photos.
+
+    videos: of [F, H, W, 3] float in 0..1.
     photos: [R, h, w, 3] float in 0..1, first the photo that the model was given, then others of the same person.
     clip_vision: from ComfyUI's Load CLIP Vision, or None.
     progress: called after each frame.
@@ -137,7 +147,10 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
     Raises UserError for what is no video or no photo, if a photo shows no face, and for an embedder that cannot
     run here.
     """
-    images, photos = checked_pictures(images, "images"), checked_pictures(photos, "reference_image")
+    if not videos:
+        raise UserError("no video came: connect the decoded frames.")
+    videos = [checked_pictures(images, "images") for images in videos]
+    photos = checked_pictures(photos, "reference_image")
     embedder = load_embedder(settings, clip_vision)
     whole = embedder if settings.region == "whole frame" else None
     if whole is None and clip_vision is not None:
@@ -151,16 +164,20 @@ def compare(images: torch.Tensor, photos: torch.Tensor, settings: CompareSetting
             raise UserError(f"no face was found in photo {index + 1} of {len(pictures)} ({embedder.name}): "
                             "connect a clear photo, lower min_score, or set region to whole frame.")
         references.append(seen)
-    frames, vectors = [], []
-    for index, frame in enumerate(images):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        picture = _picture(frame)
-        frames.append(embedder.see(picture, index))
-        if whole is not None:
-            vectors.append(_vector(frames[-1] if whole is embedder else whole.see(picture, index)))
-        progress()
-    distance = None if whole is None else clip_distance(np.stack(vectors), _vector(whole.see(pictures[0], 0)))
-    return _compared(embedder, references, frames, distance)
+    photo = None if whole is None else _vector(whole.see(pictures[0], 0))
+    found = []
+    for images in videos:
+        frames, vectors = [], []
+        for index, frame in enumerate(images):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            picture = _picture(frame)
+            frames.append(embedder.see(picture, index))
+            if whole is not None:
+                vectors.append(_vector(frames[-1] if whole is embedder else whole.see(picture, index)))
+            progress()
+        distance = None if photo is None else clip_distance(np.stack(vectors), photo)
+        found.append(_compared(embedder, references, frames, distance))
+    return found
 
 
 def _vector(seen: Seen | None) -> np.ndarray:

@@ -1,16 +1,20 @@
-"""A comparison as pictures: a plot of its series, and the frames least and most like the photo."""
+"""Comparisons as pictures: a plot of the series, the frames least and most like the photo, and a ranking of videos."""
 from __future__ import annotations
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.ImageOps
 import torch
 
+from ..face import to_uint8
 from .chart import BLUE, ORANGE, Series, as_image, line_chart
 from .compare import Comparison
+from .ranking import Tried
 
 TILE, CAPTION, SHOWN = 176, 26, 5
+FRAME_WIDTH, FRAMES_ACROSS = 300, 4  # in the sheet of a ranking
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -39,4 +43,28 @@ def contact_sheet(comparison: Comparison) -> torch.Tensor:
             corner = column * TILE + 3, row * (TILE + CAPTION) + 3
             sheet.paste(picture, corner)
             PIL.ImageDraw.Draw(sheet).text((corner[0], corner[1] + TILE), words, fill=INK, font=font, anchor="lm")
+    return as_image(sheet)
+
+
+def ranking_sheet(ranking: list[Tried], videos: list[torch.Tensor]) -> torch.Tensor:
+    """The videos, the best first, each with frames from its beginning to its end, [1, H, W, 3] float in 0..1.
+
+    videos: in the order in which they came, of [F, H, W, 3].
+    """
+    across = min(FRAMES_ACROSS, max(len(video) for video in videos))  # of one video
+    columns = FRAMES_ACROSS // across
+    rows = -(-len(ranking) // columns)
+    sheet = PIL.Image.new("RGB", (columns * across * FRAME_WIDTH, rows * (TILE + CAPTION)), PAPER)
+    font = PIL.ImageFont.load_default(13)
+    for place, tried in enumerate(ranking):
+        row, column = divmod(place, columns)
+        left, top = column * across * FRAME_WIDTH, row * (TILE + CAPTION)
+        video = videos[tried.index]
+        shown = np.unique(np.linspace(0, len(video) - 1, across).round().astype(int))
+        for number, frame in enumerate(to_uint8(video[shown, ..., :3])):
+            picture = PIL.ImageOps.pad(PIL.Image.fromarray(frame), (FRAME_WIDTH - 6, TILE - 6),
+                                       PIL.Image.Resampling.LANCZOS, PAPER, (0, 0.5))
+            sheet.paste(picture, (left + number * FRAME_WIDTH + 3, top + 3))
+        PIL.ImageDraw.Draw(sheet).text((left + 3, top + TILE + CAPTION // 2), f"{place + 1}. {tried.words()}", fill=INK,
+                                       font=font, anchor="lm")
     return as_image(sheet)

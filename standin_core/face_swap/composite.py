@@ -39,7 +39,7 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
     count, height, width = images.shape[:3]
     masks = checked_masks(mask, "mask", (count, height, width)).cpu().numpy()
     top, left = (source.shape[1] - height) // 2, (source.shape[2] - width) // 2
-    fade = _fade_to_margins(height, width, source.shape[1] > height, source.shape[2] > width, feather)
+    fade = fade_to_margins(height, width, source.shape[1] > height, source.shape[2] > width, feather)
     result = source[:count, ..., :3].clone()
     progress = comfy.utils.ProgressBar(count)
     for i in range(count):
@@ -49,14 +49,14 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
         front = images[i, ..., :3].cpu().numpy()
         if color_match:
             where = inside > 0.5 if color_region == "face" else inside == 0
-            front = _matched(front, region.cpu().numpy(), where, color_match)
-        alpha = torch.from_numpy(np.minimum(_feathered(inside, feather), fade))[..., None].to(region)
+            front = match_colors(front, region.cpu().numpy(), where, color_match)
+        alpha = torch.from_numpy(np.minimum(feathered(inside, feather), fade))[..., None].to(region)
         region += alpha * (torch.from_numpy(front).to(region) - region)
         progress.update(1)
     return result
 
 
-def _matched(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: float) -> np.ndarray:
+def match_colors(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: float) -> np.ndarray:
     """The image with the colours of the target.
 
     image, target: [H, W, 3] float32 in 0..1.
@@ -73,13 +73,13 @@ def _matched(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: f
     return cv2.cvtColor((lab + amount * (matched - lab)).astype(np.float32), cv2.COLOR_LAB2RGB).clip(0, 1)
 
 
-def _feathered(mask: np.ndarray, feather: int) -> np.ndarray:
+def feathered(mask: np.ndarray, feather: int) -> np.ndarray:
     if not feather:
         return mask
     return cv2.GaussianBlur(mask, (2 * feather + 1, 2 * feather + 1), feather / 2)
 
 
-def _fade_to_margins(height: int, width: int, above: bool, beside: bool, feather: int) -> np.ndarray:
+def fade_to_margins(height: int, width: int, above: bool, beside: bool, feather: int) -> np.ndarray:
     """[height, width] float32: 1, falling to 0 at those borders beyond which the source goes on."""
     fade = np.ones((height, width), np.float32)
     if feather:

@@ -6,25 +6,41 @@ import torch
 from ..checks import checked_pictures
 from ..contracts import UserError
 from ..controls import Controls
+from ..person import Person, Use
 from ..runs import is_installed
 from .adapter import Adapter
 from .applied import Identity
-from .photo import keys_values, tokens_of_photos
+from .photo import keys_values, tokens_of_hidden_states, tokens_of_photos
 from .unet import CrossAttention, add_low_rank, check_fit, cross_attentions
 from .wrappers import KEY, install
 
 
-def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor, **settings: float):
+def apply_photos(model, adapter: Adapter, clip_vision, image: torch.Tensor | None, person: Person | None = None,
+                 **settings: float):
     """As ``apply_face_tokens``, from face crops.
 
     clip_vision: ComfyUI's CLIP vision model, ViT-H.
-    image: ComfyUI's IMAGE, whose tokens are averaged.
+    image: ComfyUI's IMAGE, whose tokens are averaged; or
+    person: whose hidden states are read where they were kept, without the encoder, and whose crops otherwise.
 
-    A model that the adapter does not fit, and what is no picture, is refused before the encoder works.
+    A model that the adapter does not fit, and what is no picture, is refused before the encoder works. Raises
+    UserError where neither an image nor a person came, and where the encoder is needed and did not come.
     """
     _places(model, adapter)
-    photos = checked_pictures(image, "reference_image")
-    return apply_face_tokens(model, adapter, tokens_of_photos(adapter, clip_vision, photos), len(photos), **settings)
+    kept = None
+    if person is not None:
+        image, _ = person.in_place_of(image, None, Use.ID_ANIMATOR)
+        kept = person.hidden_states
+    if image is None:
+        raise UserError("no face came: connect the face crop to reference_image, or a person from Load Person.")
+    image = checked_pictures(image, "reference_image")
+    if kept is not None:
+        tokens = tokens_of_hidden_states(adapter, kept)
+    elif clip_vision is None:
+        raise UserError("a face came without a CLIP vision model: connect the ViT-H from Load CLIP Vision.")
+    else:
+        tokens = tokens_of_photos(adapter, clip_vision, image)
+    return apply_face_tokens(model, adapter, tokens, len(image), **settings)
 
 
 def apply_face_tokens(model, adapter: Adapter, tokens: torch.Tensor, photos: int = 1, strength: float = 1.0,

@@ -8,6 +8,7 @@ import torch
 from ..checks import checked_masks
 from ..contracts import UserError
 from ..controls import kept_tokens
+from ..person import Person, Use
 from ..reference import reference_from
 from ..wan import Wan
 from .adapter import Adapter, check_fit
@@ -16,13 +17,16 @@ from .wrappers import install, installed, uninstall
 
 
 def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, latent: dict | None,
-                    mask: torch.Tensor | None = None, **settings):
+                    mask: torch.Tensor | None = None, person: Person | None = None, **settings):
     """As ``apply_identity_branch``, from reference images [R, H, W, 3] and Wan's VAE or from a ComfyUI LATENT.
 
     mask: [R or 1, H, W], tokens of the reference where it is 0 in every photo are left out. A model that the adapter
     does not fit is refused before the VAE works.
+    person: in place of image and latent.
     """
     _check_fit(model, adapter)
+    if person is not None:
+        image, latent = person.in_place_of(image, latent, Use.STAND_IN)
     reference = reference_from(vae, image, latent)
     if mask is not None:
         settings["kept_tokens"] = kept_tokens(mask, Wan(model.model).grid(reference.shape)[1:])

@@ -1,0 +1,25 @@
+"""What a CLIP vision model sees in face crops, and what it sees of nobody."""
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+
+
+def hidden_states(clip_vision, image: torch.Tensor) -> torch.Tensor:
+    """The last but one hidden states of the photos and then of nobody, [R + 1, L, w] float32 on the CPU.
+
+    Nobody is what CLIP sees in pixels that are 0 after normalisation, the mean colour rather than black (ID-Animator,
+    ``face_adapter.py`` at 0170eed).
+
+    clip_vision: from ComfyUI's Load CLIP Vision.
+    image: [R, H, W, 3 or 4] in 0..1, face crops.
+    """
+    photos = clip_vision.encode_image(image[..., :3])["penultimate_hidden_states"]
+    return torch.cat((photos, _of_zero(clip_vision, photos.device))).float().cpu()
+
+
+def _of_zero(clip_vision, device: torch.device) -> torch.Tensor:
+    """[1, L, w]: of pixel values that are 0 after normalisation, which no picture of 8 bits gives."""
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    zero = torch.zeros(1, 3, clip_vision.image_size, clip_vision.image_size, device=clip_vision.load_device)
+    return clip_vision.model(pixel_values=zero, intermediate_output=-2)[1].to(device)

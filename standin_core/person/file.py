@@ -1,0 +1,99 @@
+"""A person as one safetensors file in models/stand_in/people."""
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from ..checks import shown
+from ..contracts import CroppedFace, FaceCrop, UserError
+from ..face import to_uint8
+from ..files import replacing
+from ..weights import read_weights, refusing_damage
+from .record import Person, Use
+
+PEOPLE = "stand_in/people"  # under ComfyUI's models
+FORMAT, VERSION = "stand_in_person", "1"
+MAKE_ANEW = "make it anew with Save Person"  # the remedy
+
+
+def save_person(person: Person, file: Path, replace: bool = False) -> None:
+    """Write the file; the pictures are kept in 8 bits.
+
+    replace: also where the file holds other photos.
+
+    Raises UserError where it does and replace is off.
+    """
+    pixels = torch.from_numpy(to_uint8(person.photos))
+    photos = _sha256({"photos": pixels}, {})
+    if file.exists() and not replace and read_weights(file, MAKE_ANEW).metadata.get("photos_sha256") != photos:
+        raise UserError(f"there is a {file.name} already, made from other photos: choose another name, or switch "
+                        "replace on.")
+    tensors = {"photos": pixels} | {f"latents.{use}": latent for use, latent in person.latents.items()}
+    if person.hidden_states is not None:
+        tensors["hidden_states"] = person.hidden_states
+    measured = {}
+    for use, crop in person.crops.items():
+        tensors[f"crops.{use}.image"] = torch.from_numpy(to_uint8(crop.image))
+        tensors[f"crops.{use}.rgba"] = torch.from_numpy(to_uint8(crop.rgba))
+        tensors[f"crops.{use}.points"] = torch.from_numpy(np.stack([_points(face) for face in crop.faces]))
+        measured[use] = [{"measured": face.measured, "cut_out": face.cut_out} for face in crop.faces]
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "name": person.name, "made_by": "Stand-In for ComfyUI",
+                "faces": json.dumps(measured),
+                "verdicts": json.dumps({use: crop.verdict for use, crop in person.crops.items()}, ensure_ascii=False),
+                "photos_sha256": photos}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        safetensors.torch.save_file(tensors, part, metadata=metadata | {"sha256": _sha256(tensors, metadata)})
+
+
+def load_person(file: Path) -> Person:
+    """Raises UserError for a file that is no person, of a later version, incomplete, or changed since it was saved."""
+    weights = read_weights(file, MAKE_ANEW)
+    metadata = dict(weights.metadata)
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{shown(file.name)} holds no person: choose a file that Save Person wrote.")
+    if metadata.get("version") != VERSION:
+        raise UserError(f"{shown(file.name)} is a person of version {shown(metadata.get('version'))}, version {VERSION} "
+                        f"is needed: update the node pack, or {MAKE_ANEW}.")
+    tensors, written = weights.content, metadata.pop("sha256", None)
+    if _sha256(tensors, metadata) != written:
+        raise UserError(f"{shown(file.name)} was changed after Save Person wrote it, its hash is another: "
+                        f"{MAKE_ANEW}.")
+    with refusing_damage(file, MAKE_ANEW):
+        return _person(tensors, metadata)
+
+
+def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Person:
+    faces, verdicts = json.loads(metadata["faces"]), json.loads(metadata["verdicts"])
+    photos = _picture(tensors["photos"])
+    crops = {use: FaceCrop(
+        _picture(tensors[f"crops.{use}.image"]), _picture(tensors[f"crops.{use}.rgba"]),
+        tuple(CroppedFace(points.numpy(), **face) for points, face in zip(tensors[f"crops.{use}.points"], faces[use])),
+        photos, verdicts[use]) for use in Use}
+    latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}
+    return Person(metadata["name"], photos, crops, latents, tensors.get("hidden_states"))
+
+
+def _sha256(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """Of all metadata, and of names, types, shapes and values of the tensors."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _points(face: CroppedFace) -> np.ndarray:
+    assert face.points is not None  # make_person refuses a face without
+    return face.points
+
+
+def _picture(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float() / 255

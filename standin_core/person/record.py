@@ -1,0 +1,68 @@
+"""What is known of a person."""
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+
+from ..contracts import FaceCrop, UserError
+
+
+class Use(enum.StrEnum):
+    """The methods that a person is kept for, by their names in files."""
+
+    STAND_IN = "stand_in"
+    CONCAT_ID = "concat_id"
+    ID_ANIMATOR = "id_animator"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Person:
+    """A person in R photos.
+
+    photos: [R, H, W, 3] float32 in 0..1.
+    crops: for each Use the face crops of all photos, as its method was trained to see them.
+    latents: VAE space, [R, 16, 1, h, w] float32 on the CPU, for Stand-In of the crops and for Concat-ID of the crops
+        fitted into one size of video; without those that no VAE has made.
+    hidden_states: [R + 1, L, w] float32 on the CPU, see ``clip_vision.hidden_states``; None where no CLIP vision model
+        has made them.
+    """
+
+    name: str
+    photos: torch.Tensor
+    crops: dict[Use, FaceCrop]
+    latents: dict[Use, torch.Tensor]
+    hidden_states: torch.Tensor | None
+
+    @property
+    def stand_in(self) -> FaceCrop:
+        return self.crops[Use.STAND_IN]
+
+    def in_place_of(self, image: torch.Tensor | None, latent: dict | None, use: Use, most: int | None = None,
+                    size: tuple[int, int] | None = None) -> tuple[torch.Tensor | None, dict | None]:
+        """The person as the two inputs for a reference: a ComfyUI LATENT where it was kept, else the face crops.
+
+        image, latent: what is connected to these inputs.
+        most: how many photos are read; None for all.
+        size: height and width of the latent that is needed; None for any.
+
+        Raises UserError where an image or a latent is connected too.
+        """
+        if image is not None or latent is not None:
+            raise UserError("a person and another reference came, one of them is needed: disconnect one.")
+        kept = self.latents.get(use)
+        if kept is not None and size in (None, tuple(kept.shape[-2:])):
+            return None, {"samples": kept[:most]}
+        return self.crops[use].image[:most], None
+
+    def as_text(self) -> str:
+        """One fact a line."""
+        count, height, width = self.photos.shape[:3]
+        lines = [f"{self.name}: {count} photo(s) of {width}x{height}"]
+        stand_in, concat_id = self.latents.get(Use.STAND_IN), self.latents.get(Use.CONCAT_ID)
+        lines.append("Stand-In: " + ("needs the VAE" if stand_in is None else "latents kept, needs no VAE"))
+        lines.append("Concat-ID: needs the VAE" + ("" if concat_id is None else
+                     f", except for a video of {8 * concat_id.shape[-1]}x{8 * concat_id.shape[-2]}"))
+        lines.append("ID-Animator: needs " + ("CLIP vision" if self.hidden_states is None else "no CLIP vision"))
+        return "\n".join(lines)
