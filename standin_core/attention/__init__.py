@@ -23,5 +23,5 @@ from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FLASH_ATTN, SAGE
 
 __all__ = ["ATTACHED", "ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host",
-           "Need", "PassedOver", "Reason", "Why", "can_fuse", "choose_attention", "fusion_refusal", "norm_rope", "require_plain",
-           "restricted_attention", "split_heads"]
+           "Need", "PassedOver", "Reason", "Why", "can_fuse", "choose_attention", "fusion_refusal", "norm_rope",
+           "require_plain", "restricted_attention", "split_heads"]
