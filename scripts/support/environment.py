@@ -53,8 +53,8 @@ def say(message: str) -> None:
 def prepare(version: str = COMFYUI_VERSION) -> Environment:
     """Bring everything up to date and say what is done.
 
-    version: of ComfyUI, one of CARRIERS. Each has a virtual environment of its own, since each has its requirements; that
-        of an older one lies over the newest's, and has only the packages that differ.
+    version: of ComfyUI, one of CARRIERS. Each has a virtual environment of its own, since each has its requirements;
+        that of an older one lies over the newest's, and has only the packages that differ.
 
     Raises ``SystemExit`` with one sentence where it cannot.
     """
