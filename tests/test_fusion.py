@@ -248,7 +248,7 @@ def test_a_whole_run(model, launches, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_it_is_asked_before_it_is_taken(dtype):
-    assert fusion._trial.__wrapped__(DEVICE, dtype, 3, 64) is None
+    assert fusion.fusion_trial.__wrapped__(DEVICE, dtype, 3, 64) is None
 
 
 def fails(*_):
@@ -263,7 +263,7 @@ def fails(*_):
     (lambda x, *_: x * math.nan, "it is wrong on this device, by nan")])
 def test_a_kernel_that_does_not_work_here(monkeypatch, broken, words):
     monkeypatch.setattr(fusion, "norm_rope", broken)
-    assert str(fusion._trial.__wrapped__(DEVICE, torch.float32, 3, 64)).startswith(words)
+    assert str(fusion.fusion_trial.__wrapped__(DEVICE, torch.float32, 3, 64)).startswith(words)
 
 
 @pytest.mark.parametrize("times, words", [((1.0, 2.0), "None"),

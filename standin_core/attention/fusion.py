@@ -46,7 +46,7 @@ def fusion_refusal(apart: Apart, device: torch.device, dtype: torch.dtype, heads
     """
     if device.type == "cuda" and head_dim not in KERNEL_HEAD_DIMS:
         return Reason(Why.OTHER_HEAD_DIM, (KERNEL_HEAD_DIMS, head_dim))
-    return (triton_refusal(device) or _trial(device, dtype, heads, head_dim)
+    return (triton_refusal(device) or fusion_trial(device, dtype, heads, head_dim)
             or _slower(apart, device, dtype, heads, head_dim, min(tokens, TIMED_TOKENS)))
 
 
@@ -62,7 +62,7 @@ def _inputs(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int,
 
 
 @functools.cache
-def _trial(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int) -> Reason | None:
+def fusion_trial(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int) -> Reason | None:
     """What goes wrong when the kernel computes a few tokens on this device, compared with fp64, or None."""
     def judged():
         x, weight, rotation = _inputs(device, dtype, heads, head_dim, TRIAL_TOKENS)
