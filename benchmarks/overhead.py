@@ -72,7 +72,7 @@ import dynamic_vram
 from machine import machine
 from small_world.tiny_models import TinyWan, adapter_weights
 from standin_core.attention.choice import AttentionChoice, restricted_attention, split_heads
-from standin_core.attention.extend import KERNEL_HEAD_DIMS, kernel_refusal, kernel_trial, triton_refusal
+from standin_core.attention.extend import kernel_refusal, kernel_trial, triton_refusal
 from standin_core.attention.fusion import fusion_trial
 from standin_core.attention.states import FLASH_ATTN, FUSED, SAGE, state_trial
 from standin_core.report import ReportSink
@@ -177,7 +177,6 @@ def once_a_process(dtype: torch.dtype, heads: int) -> dict[str, dict[str, float]
     trials = {source.name: lambda source=source: state_trial.__wrapped__(source, device, dtype, HEAD_DIM)
               for source in FUSED if source.device_type == device.type}
     if triton_refusal(device) is None:
-        assert HEAD_DIM in KERNEL_HEAD_DIMS
         trials["Triton kernel"] = lambda: kernel_trial.__wrapped__(device, dtype, HEAD_DIM)
         trials["fused RMSNorm and RoPE"] = lambda: fusion_trial.__wrapped__(device, dtype, heads, HEAD_DIM)
     found = {}
@@ -302,7 +301,7 @@ def as_markdown(result: dict) -> str:
         model = result["model"]
         lines += [f"once a process, {name}: trial {row['trial_ms']:.1f} ms, compiling {row['compile_ms']:.1f} ms"
                   for name, row in model.get("once_a_process", {}).items()]
-        if "timeline" in model:
+        if model.get("timeline", {}).get("copies_ms"):
             lines.append("copies to the GPU with the offloaded cache: {copies_ms:.2f} ms in a run, of which "
                          "{share_beside_computing:.0%} beside computing".format(**model["timeline"]))
         lines.append(f"identity K/V: built {model['builds_per_run']} time(s) in a run, in {model['build_ms']:.0f} ms")
