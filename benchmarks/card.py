@@ -24,7 +24,7 @@ RESULTS = PACK / "benchmarks" / "results"
 STAGE_SECONDS = 600
 VIDEO_480P, VIDEO_720P = 32768, 75776  # of 832x480x81 and 1280x720x81, to a multiple of 256
 # tests that run on the device where there is one
-CHECKS = ["tests/test_kernel.py", "tests/test_attention.py"]
+CHECKS = ["tests/test_kernel.py", "tests/test_fusion.py", "tests/test_attention.py"]
 TOY_CHECKS = ["tests/test_kernel.py", "-k", "test_one_identity_after_another"]
 
 

@@ -121,6 +121,8 @@ class _Layers(tuple):
 @pytest.fixture
 def launches(monkeypatch):
     """The kernel, counted."""
+    if ON_GPU:
+        pytest.skip("the tiny model stays on the CPU, and Triton interprets only where there is no GPU")
     found = []
 
     def counted(*args):
@@ -266,8 +268,8 @@ def test_a_kernel_that_does_not_work_here(monkeypatch, broken, words):
     assert str(fusion.fusion_trial.__wrapped__(DEVICE, torch.float32, 3, 64)).startswith(words)
 
 
-@pytest.mark.parametrize("times, words", [((1.0, 2.0), "None"),
-                                          ((2.0, 1.0), "on this card it takes 2.00 ms where two steps takes 1.00 ms")])
+@pytest.mark.parametrize("times, words", [
+    ((1.0, 2.0), "None"), ((2.0, 1.0), "on this card it takes 2.00 ms where ComfyUI's way takes 1.00 ms")])
 def test_the_faster_of_the_two(monkeypatch, times, words):
     taken = iter(times)
     monkeypatch.setattr(fusion, "least_ms", lambda call, device: next(taken))
