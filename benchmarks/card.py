@@ -24,12 +24,15 @@ RESULTS = PACK / "benchmarks" / "results"
 STAGE_SECONDS = 600
 VIDEO_480P, VIDEO_720P = 32768, 75776  # of 832x480x81 and 1280x720x81, to a multiple of 256
 # tests that run on the device where there is one
-CHECKS = ["tests/test_kernel.py", "tests/test_attention.py"]
+CHECKS = ["tests/test_kernel.py", "tests/test_fusion.py", "tests/test_attention.py"]
 TOY_CHECKS = ["tests/test_kernel.py", "-k", "test_one_identity_after_another"]
 
 
-def stages(dry: bool) -> dict[str, list[str]]:
-    """By name, what ``overhead.py`` is given; on a card those of a package that is not installed are left out."""
+def stages(dry: bool, timeline: Path) -> dict[str, list[str]]:
+    """By name, what ``overhead.py`` is given; on a card those of a package that is not installed are left out.
+
+    timeline: the file for the trace of the offloaded cache.
+    """
     size = (["--width", "128", "--rounds", "2"] if dry else
             ["--cuda", "--dtype", "bfloat16", "--rounds", "15", "--warm-up", "3"])
     if dry:
@@ -39,7 +42,7 @@ def stages(dry: bool) -> dict[str, list[str]]:
     smaller, larger = (["--parts", "model", "--video-tokens", count, *size] for count in more)
     found = {
         "attention": ["--parts", "attention", "--attention-tokens", *tokens, "--attention-heads", heads, *size],
-        "480p, every cache": smaller,
+        "480p, every cache": [*smaller, "--timeline", str(timeline)],
         "720p": [*larger, "--no-caches"],
         "480p, batch of 2": [*smaller, "--no-caches", "--batch", "2"],
         "480p, fp8 weights": [*smaller, "--no-caches", "--weights", "float8_e4m3fn"],
@@ -65,7 +68,7 @@ def main() -> None:
     started = time.monotonic()
     check(options.check or (TOY_CHECKS if options.dry_run else CHECKS))
     record = {}
-    for stage, arguments in stages(options.dry_run).items():
+    for stage, arguments in stages(options.dry_run, options.results / f"card_{name}_timeline.json.gz").items():
         record[stage] = timed(stage, arguments)
     (options.results / f"card_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     plot(record, options.results / f"card_{name}.png")

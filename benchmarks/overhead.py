@@ -41,6 +41,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--weights", choices=("float8_e4m3fn",), help="of the model, where not in --dtype")
     parser.add_argument("--host", choices=HOSTS, default="pytorch", help="the attention that ComfyUI starts with")
     parser.add_argument("--caches", action=argparse.BooleanOptionalAction, default=True, help="time every cache mode")
+    parser.add_argument("--timeline", type=Path, help="a file for a trace of one step with the offloaded cache, as "
+                        "chrome://tracing and Perfetto show it")
     parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, which the model then runs under")
     parser.add_argument("--dynamic-vram", action="store_true", help="as ComfyUI's main program switches it on")
     parser.add_argument("--cuda", action="store_true")
@@ -49,6 +51,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
     parser.add_argument("--record", type=Path, help="a file elsewhere")
     options = parser.parse_args()
+    if options.timeline and not options.caches:
+        parser.error("--timeline: needs the cache modes, leave out --no-caches")
     if options.rounds < 2:
         parser.error("--rounds: at least 2 are needed to tell the noise")
     return options
@@ -68,13 +72,14 @@ import dynamic_vram
 from machine import machine
 from small_world.tiny_models import TinyWan, adapter_weights
 from standin_core.attention.choice import AttentionChoice, restricted_attention, split_heads
-from standin_core.attention.extend import kernel_refusal
-from standin_core.attention.states import FLASH_ATTN, FUSED, SAGE
+from standin_core.attention.extend import kernel_refusal, kernel_trial, triton_refusal
+from standin_core.attention.fusion import fusion_trial
+from standin_core.attention.states import FLASH_ATTN, FUSED, SAGE, state_trial
 from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES
-from timing import clocks, in_turns, seconds_of
+from timing import beside, clocks, in_turns, seconds_of
 
 HEAD_DIM, RANK = 128, 128
 PROMPT_TOKENS, TEXT_DIM = 512, 64
@@ -94,6 +99,7 @@ def main() -> None:
         about["dynamic_vram"] = dynamic_vram.switch_on()
     with torch.inference_mode():
         if "model" in options.parts:
+            about["once_a_process"] = once_a_process(getattr(torch, options.dtype), options.width // HEAD_DIM)
             result["model"] = {**about, **whole_model(options)}
         if "attention" in options.parts:
             result["attention"] = [{**about, **attention_alone(options, n)} for n in options.attention_tokens]
@@ -154,11 +160,50 @@ def whole_model(options) -> dict:
             *([f"weights {options.weights}"] if options.weights else []),
             *([f"torch.compile {options.compile}"] if options.compile else []), f"ComfyUI with {options.host}"]),
         "flops_share": 4 * n * identity_tokens * c / block, "timed": timed,
+        **({"timeline": timeline(lambda: step_seconds("merge, offloaded"), options.timeline)}
+           if options.timeline else {}),
         "build_ms": reports["merge"].build_ms, "builds_per_run": reports["merge"].builds,
         "first_step_seconds_of_the_process": first_run,
         "attention": {name: [report.attention, *report.refusals] for name, report in reports.items()},
         "cache_bytes": {name: report.cache_bytes for name, report in reports.items()},
     }
+
+
+def once_a_process(dtype: torch.dtype, heads: int) -> dict[str, dict[str, float]]:
+    """What is tried before the first run depends on it, in milliseconds: the trial, and what its first call takes more,
+    which is the compiler's, or the reading of what it compiled in an earlier process.
+    """
+    device = comfy.model_management.get_torch_device()
+    trials = {source.name: lambda source=source: state_trial.__wrapped__(source, device, dtype, HEAD_DIM)
+              for source in FUSED if source.device_type == device.type}
+    if triton_refusal(device) is None:
+        trials["Triton kernel"] = lambda: kernel_trial.__wrapped__(device, dtype, HEAD_DIM)
+        trials["fused RMSNorm and RoPE"] = lambda: fusion_trial.__wrapped__(device, dtype, heads, HEAD_DIM)
+    found = {}
+    for name, trial in trials.items():
+        first, second = (1000 * seconds_of(trial, device) for _ in range(2))
+        found[name] = {"trial_ms": second, "compile_ms": first - second}
+    return found
+
+
+def timeline(step, path: Path) -> dict[str, float]:
+    """Write a trace of a run, and say how much of its copies to the GPU lies beside computing.
+
+    step: takes the run.
+    """
+    with torch.profiler.profile() as profiler:
+        step()
+    profiler.export_chrome_trace(str(path))
+    copies, work = [], []
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            span = event.time_range.start, event.time_range.end
+            if "Memcpy HtoD" in event.name:
+                copies.append(span)
+            elif "Mem" not in event.name:  # neither copies nor fills
+                work.append(span)
+    return {"copies_ms": sum(end - begin for begin, end in copies) / 1000, "share_beside_computing":
+            beside(copies, work)}
 
 
 def attention_alone(options, n: int) -> dict:
@@ -254,6 +299,11 @@ def as_markdown(result: dict) -> str:
         lines += ["", *(f"left out {name}: {why}" for name, why in part.get("refused", {}).items())]
     if "model" in result:
         model = result["model"]
+        lines += [f"once a process, {name}: trial {row['trial_ms']:.1f} ms, compiling {row['compile_ms']:.1f} ms"
+                  for name, row in model.get("once_a_process", {}).items()]
+        if model.get("timeline", {}).get("copies_ms"):
+            lines.append("copies to the GPU with the offloaded cache: {copies_ms:.2f} ms in a run, of which "
+                         "{share_beside_computing:.0%} beside computing".format(**model["timeline"]))
         lines.append(f"identity K/V: built {model['builds_per_run']} time(s) in a run, in {model['build_ms']:.0f} ms")
         lines += [f"{name} {held / 2**20:.2f} MiB" for name, held in model["cache_bytes"].items()]
     return "\n".join(lines) + "\n"

@@ -62,6 +62,22 @@ def _summary(times: list[float], others: list[float]) -> dict[str, float]:
             "low": medians[RESAMPLES // 40], "high": medians[-1 - RESAMPLES // 40]}
 
 
+def beside(copies: list[tuple[float, float]], work: list[tuple[float, float]]) -> float:
+    """Which share of the time of copies lies in the time of work.
+
+    copies, work: (begin, end) of each, in any order and one unit; those of the work may overlap each other.
+    """
+    whole = sum(end - begin for begin, end in copies)
+    merged: list[list[float]] = []
+    for begin, end in sorted(work):
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    shared = sum(max(0.0, min(end, there[1]) - max(begin, there[0])) for begin, end in copies for there in merged)
+    return shared / whole if whole else 1.0
+
+
 def clocks() -> str | None:
     """Clocks, power, temperature and why a card holds back, as its driver tells them; None without one."""
     if not torch.cuda.is_available() or torch.version.hip is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import math
 import threading
@@ -18,6 +19,7 @@ import comfy.ldm.common_dit
 import comfy.ldm.modules.attention
 import comfy.ldm.wan.model
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
@@ -25,7 +27,17 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from .attention import FLASH_ATTN, SAGE, AttentionInUse, Host
+from .attention import (
+    FLASH_ATTN,
+    SAGE,
+    AttentionInUse,
+    Host,
+    Reason,
+    Why,
+    can_fuse,
+    fusion_refusal,
+    norm_rope,
+)
 from .contracts import UserError
 from .latents import CHANNELS
 
@@ -35,6 +47,8 @@ RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_sta
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 OVERRIDE = "optimized_attention_override"
 MODULE = "identity_module"
+# of the source of WanSelfAttention.forward, the same in ComfyUI 0.16.3 and 0.30.0, which ``_fused_forward`` follows
+FORWARD_SHA256 = "e57709825263ea246f18b461a9a6e79185fb9b3696e7fbbd6d4908779182efd4"
 
 
 def unwrapped(module):
@@ -198,6 +212,17 @@ class Wan:
         token counts of a video, and the identity is built only once."""
         return self.attend(q, k, v, heads=self.heads)
 
+    def fusion_refusal(self, device: torch.device, tokens: int) -> Reason | None:
+        """Why queries and keys take RMSNorm and RoPE in two steps, or None.
+
+        tokens: how many the video has.
+        """
+        for i, block in enumerate(self.blocks):
+            other = _other_code(block.attn)
+            if other is not None:
+                return Reason(Why.OTHER_CODE, (f"{other} of block {i}",))
+        return fusion_refusal(_norm_rope_apart, device, self.dtype, self.heads, self.dim // self.heads, tokens)
+
     @contextlib.contextmanager
     def checkpointed(self) -> Iterator[None]:
         """Within the context, the main blocks keep their input alone and compute the rest again in the backward pass,
@@ -215,13 +240,14 @@ class Wan:
                     module.__dict__["forward"] = forward
 
     @contextlib.contextmanager
-    def identity_installed(self, readings: list[Reading], attend: Callable,
-                           note_mass: Callable | None = None) -> Iterator[Callable[[], int]]:
+    def identity_installed(self, readings: list[Reading], attend: Callable, note_mass: Callable | None = None,
+                           fused: bool = False) -> Iterator[Callable[[], int]]:
         """Within the context, the self-attention of the main blocks reads the identities; yields the count of reads.
 
         attend: ``attend(func, q, k, v, identities, *args, **kwargs)``, where func is what would have computed the
         attention otherwise, identities are (K, V, bias) for each reading, and the rest is as ComfyUI passed it.
         note_mass: called with the number of a block, the persons that it reads and the mass on each ([B, H, N_vid]).
+        fused: whether queries and keys take RMSNorm and RoPE in one step, which has no gradients.
 
         VACE blocks are not touched.
         """
@@ -238,7 +264,7 @@ class Wan:
                     note = functools.partial(note_mass, i, [reading.person for reading in in_block])
                 stack.enter_context(exchanged(
                     block.attn, _with_identity, identities=identities, identity_attend=attend,
-                    has_read=False, maps_mass=note is not None, note_mass=note))
+                    has_read=False, maps_mass=note is not None, note_mass=note, fused=fused))
                 modules.append(block.attn)
             # an exception would keep this frame, and with it K and V of the last block
             identities, in_block = (), []
@@ -369,6 +395,54 @@ def rotate(attn, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     return apply_rope1(x.unflatten(2, (attn.num_heads, attn.head_dim)), rotation).flatten(2)
 
 
+def _norm_rope_apart(x: torch.Tensor, weight: torch.Tensor, eps: float, rotation: torch.Tensor) -> torch.Tensor:
+    """As ``norm_rope``, by what ComfyUI computes the two steps with."""
+    normed = torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+    return apply_rope1(normed.unflatten(-1, (-1, 2 * rotation.shape[3])), rotation).flatten(2)
+
+
+def _other_code(attn) -> str | None:
+    """What of a self-attention is not as the equations of ``_fused_forward`` have it, or None."""
+    own = comfy.ldm.wan.model
+    if type(attn) is not own.WanSelfAttention or "forward" in attn.__dict__ or not _forward_known(
+            own.WanSelfAttention.forward) or own.apply_rope1 is not apply_rope1:
+        return "the self-attention"
+    for name in ("norm_q", "norm_k"):
+        norm = getattr(attn, name)
+        if (getattr(type(norm), "forward", None) is not comfy.ops.disable_weight_init.RMSNorm.forward
+                or "forward" in norm.__dict__ or norm._forward_hooks or norm._forward_pre_hooks):
+            return name
+    return None
+
+
+@functools.cache
+def _forward_known(forward: Callable) -> bool:
+    try:
+        return hashlib.sha256(inspect.getsource(forward).encode()).hexdigest() == FORWARD_SHA256
+    except (OSError, TypeError):  # there is no source
+        return False
+
+
+def _fused_forward(attn, x: torch.Tensor, freqs: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+    """ComfyUI's WanSelfAttention.forward, with RMSNorm and RoPE in one step where the kernel takes the matrices."""
+    def prepared(linear, norm):
+        projected = linear(x)
+        if not can_fuse(freqs, *projected.shape[:2]):
+            return rotate(attn, norm(projected), freqs)
+        # The norm of equal numbers is the weight, as the module casts, streams and patches it. Nothing is rounded: the
+        # square of 256 is a power of 4, and eps is too small to change that square in fp32.
+        weight = norm(projected.new_full((1, projected.shape[-1]), 256.0))[0]
+        return norm_rope(projected, weight, norm.eps, freqs)
+
+    q, k = prepared(attn.q, attn.norm_q), prepared(attn.k, attn.norm_k)
+    out = comfy.ldm.wan.model.optimized_attention(q, k, attn.v(x), heads=attn.num_heads,
+                                                  transformer_options=transformer_options)
+    for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
+        by_head = (each.unflatten(-1, (attn.num_heads, attn.head_dim)) for each in (q, k))
+        out = patch({"x": out, **dict(zip("qk", by_head)), "transformer_options": transformer_options})
+    return attn.o(out)
+
+
 @functools.cache  # one class for each class of attention module met; it has no tensors
 def _with_identity(base: type) -> type:
     def forward(self, x, *args, **kwargs):
@@ -378,10 +452,12 @@ def _with_identity(base: type) -> type:
         options[OVERRIDE] = _override
         kwargs["transformer_options"] = options
         self.has_read = False
-        if self.foreign_forward is None:
-            out = base.forward(self, x, *args, **kwargs)
-        else:
+        if self.foreign_forward is not None:
             out = self.foreign_forward(x, *args, **kwargs)
+        elif self.fused and base is comfy.ldm.wan.model.WanSelfAttention:
+            out = _fused_forward(self, x, *args, **kwargs)
+        else:
+            out = base.forward(self, x, *args, **kwargs)
         if not self.has_read:
             raise UserError(
                 "another node replaced the self-attention of this model by one that does not call ComfyUI's "

@@ -2,6 +2,8 @@
 
     python tests/compiled_kernels.py sm_90 bfloat16 float32
 
+Both kernels: the identity's attention for each head dim, and the fused RMSNorm and RoPE for each count of heads.
+
 A program of its own, because in the tests Triton interprets. The arguments are what the engine launches the kernel
 with, and Triton compiles them as it does before the first launch, for the card that its driver names.
 """
@@ -21,8 +23,9 @@ from triton.runtime import driver
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 kernel = importlib.import_module("standin_core.attention.kernel")
+fusion_kernel = importlib.import_module("standin_core.attention.fusion_kernel")
 
-HEADS = 40  # of Wan 14B
+HEADS = 40  # of Wan 14B; 1.3B has 12
 
 
 class Card(NamedTuple):
@@ -58,8 +61,8 @@ class Driver:
         return GPUTarget("cuda", 10 * major + minor, 32)
 
 
-def compiled(card: Card, dtype: torch.dtype, head_dim: int, video_tokens: int = 32760, identity_tokens: int = 1024,
-             biases: int = 1):
+def compiled_attention(card: Card, dtype: torch.dtype, head_dim: int, video_tokens: int = 32760,
+                       identity_tokens: int = 1024, biases: int = 1):
     """The kernel as ``extend_state_`` launches it.
 
     biases: one for all queries, or one for each.
@@ -75,11 +78,26 @@ def compiled(card: Card, dtype: torch.dtype, head_dim: int, video_tokens: int = 
     return kernel._extend_kernel.warmup(*arguments, grid=grid, **constants)
 
 
-def compilations(card: Card, dtype: torch.dtype, head_dim: int) -> int:
-    """How often Triton compiles for what differs between the runs of a user: tokens, and what has a bias of its own."""
-    runs = ({}, {"identity_tokens": 1023}, {"identity_tokens": 1}, {"video_tokens": 75600}, {"video_tokens": 1},
-            {"biases": 32760})
-    return len({id(compiled(card, dtype, head_dim, **run)) for run in runs})
+# what differs between the runs of a user: tokens, and what has a bias of its own
+ATTENTION_RUNS = ({}, {"identity_tokens": 1023}, {"identity_tokens": 1}, {"video_tokens": 75600}, {"video_tokens": 1},
+                  {"biases": 32760})
+
+
+def compiled_fusion(card: Card, dtype: torch.dtype, heads: int, batch: int = 1, tokens: int = 32760,
+                    rotations: int = 1):
+    """The kernel as ``norm_and_rotate`` launches it for Wan's heads of 128."""
+    driver.set_active(Driver(card.capability))
+    x = torch.empty(batch, tokens, heads * 128, dtype=dtype, device="meta")
+    weight = torch.empty(heads * 128, dtype=dtype, device="meta")
+    rotation = torch.empty(rotations, tokens, 1, 64, 2, 2, device="meta")
+    grid, arguments, constants = fusion_kernel.launch_of(x, weight, 1e-6, rotation, torch.empty_like(x))
+    return fusion_kernel._norm_rope_kernel.warmup(*arguments, grid=grid, **constants)
+
+
+FUSION_RUNS = ({}, {"tokens": 75600}, {"tokens": 1}, {"batch": 2}, {"batch": 2, "rotations": 2})
+
+# how each is compiled, what differs between its runs, and its head dims or its counts of heads
+KERNELS = ((compiled_attention, ATTENTION_RUNS, (64, 128)), (compiled_fusion, FUSION_RUNS, (12, 40)))
 
 
 def resources(binary, card: Card) -> dict[str, int]:
@@ -101,10 +119,11 @@ def resources(binary, card: Card) -> dict[str, int]:
 def main() -> None:
     name, *dtypes = sys.argv[1:]
     for dtype in (getattr(torch, dtype) for dtype in dtypes):
-        for head_dim in (64, 128):
+        for compiled, runs, size in ((compiled, runs, size) for compiled, runs, sizes in KERNELS for size in sizes):
+            binaries = {id(binary): binary for binary in (compiled(CARDS[name], dtype, size, **run) for run in runs)}
             sys.stdout.write(json.dumps({
-                "dtype": str(dtype), "head_dim": head_dim, "compilations": compilations(CARDS[name], dtype, head_dim),
-                **resources(compiled(CARDS[name], dtype, head_dim), CARDS[name])}) + "\n")
+                "what": f"{compiled.__name__}, {dtype}, {size}", "compilations": len(binaries),
+                **resources(next(iter(binaries.values())), CARDS[name])}) + "\n")
 
 
 if __name__ == "__main__":

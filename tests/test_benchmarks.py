@@ -1,4 +1,5 @@
 """The benchmark of a card, with every branch at toy sizes on a CPU; its figures are not looked at."""
+import gzip
 import json
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def test_every_stage_leaves_its_figures(tmp_path):
     assert set(record["480p, every cache"]["model"]["timed"]) >= {
         "merge, offloaded", "merge, streaming", "merge, fp8"}
     assert (tmp_path / "card_dry_run.png").stat().st_size > 10_000
+    with gzip.open(tmp_path / "card_dry_run_timeline.json.gz") as trace:
+        assert any("attention" in event.get("name", "") for event in json.load(trace)["traceEvents"])
+    model = record["480p, every cache"]["model"]
+    assert model["timeline"] == {"copies_ms": 0, "share_beside_computing": 1}  # a CPU copies nothing to itself
+    (trial,) = model["once_a_process"].values()  # of PyTorch's attention; the kernels need a card
+    assert trial["trial_ms"] > 0 and "compile_ms" in trial
 
 
 def test_nothing_is_timed_behind_a_red_check(tmp_path):
@@ -34,6 +41,17 @@ def test_nothing_is_timed_behind_a_red_check(tmp_path):
     assert program.returncode != 0
     assert "the check is red, so nothing was timed" in program.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("copies, work, share", [
+    ([(0, 10)], [(0, 10)], 1.0), ([(0, 10)], [], 0.0), ([], [(0, 5)], 1.0), ([(0, 10)], [(5, 20)], 0.5),
+    ([(0, 10)], [(6, 8), (0, 4), (2, 4)], 0.6), ([(0, 4), (10, 14)], [(2, 12)], 0.5),
+    ([(0, 10)], [(0, 9), (1, 2), (8, 10)], 1.0)])
+def test_copies_beside_computing(copies, work, share):
+    sys.path.append(str(PACK / "benchmarks"))
+    from timing import beside
+
+    assert beside(copies, work) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("variant, low, high", [("as long", 0.8, 1.25), ("twice as long", 1.6, 2.5)])

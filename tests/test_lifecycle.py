@@ -3,6 +3,7 @@ import copy
 import gc
 import itertools
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import comfy.model_management
@@ -219,10 +220,20 @@ def test_a_streamed_adapter_is_let_go_while_an_exception_is_held(model, no_copie
 
 
 @pytest.mark.parametrize("cache", ["resident", "offloaded", "fp8"])
-def test_an_adapter_that_is_read_once_a_run_is_not_kept_loaded(model, cache):
-    found = []
+def test_an_adapter_is_read_once_a_run_and_not_kept_loaded(model, cache, monkeypatch):
+    """Each matrix goes to the device for the build alone; nothing asks for the last block's queries."""
+    found, reads, call = [], Counter(), LowRank.__call__
+
+    def counted(self, x):
+        reads[id(self)] += 1
+        return call(self, x)
+
+    monkeypatch.setattr(LowRank, "__call__", counted)
     tiny.sample(tiny.with_identity(model, cache=cache), callback=lambda *_: found.extend(managed_adapters()))
     assert not found
+    *blocks, last = tiny.adapter().blocks
+    assert reads == {id(each): 1 for block in blocks for each in (block.q, block.k, block.v)} | {
+        id(each): 1 for each in (last.k, last.v)}
 
 
 def test_the_bytes_are_announced_while_the_model_loads(model):

@@ -241,7 +241,8 @@ def test_report(model):
     assert identity.blocks == (0, 3) and report.video_grid == (3, 4, 6)
     assert report.attention == "merge, PyTorch flash attention (CPU)"
     assert report.refusals == ["concatenate: merging copies nothing",
-                               "Triton kernel: it runs on CUDA, not on cpu"]
+                               "Triton kernel: it runs on CUDA, not on cpu",
+                               "fused RMSNorm and RoPE: it runs on CUDA, not on cpu"]
     assert report.cache == "resident"
     assert report.cache_bytes == 2 * 4 * 32 * 64 * 4
     assert report.build_ms > 0 and report.ms_per_step > 0

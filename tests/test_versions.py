@@ -17,6 +17,11 @@ def test_the_oldest_version_that_is_promised_can_be_tested():
     assert max(CARRIERS, key=in_order) == COMFYUI_VERSION
 
 
+def test_ci_runs_the_oldest_version():
+    workflow = (PACK / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    assert re.findall(r"--comfyui (\S+)", workflow) == [min(CARRIERS, key=in_order)]
+
+
 def test_the_table_has_every_version_that_can_be_tested():
     table = re.findall(r"^\| (\d+\.\d+\.\d+) \|", (PACK / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert table == sorted(CARRIERS, key=in_order, reverse=True)

@@ -53,7 +53,8 @@ def say(message: str) -> None:
 def prepare(version: str = COMFYUI_VERSION) -> Environment:
     """Bring everything up to date and say what is done.
 
-    version: of ComfyUI, one of CARRIERS; each has a virtual environment of its own, since each has its requirements.
+    version: of ComfyUI, one of CARRIERS. Each has a virtual environment of its own, since each has its requirements;
+        that of an older one lies over the newest's, and has only the packages that differ.
 
     Raises ``SystemExit`` with one sentence where it cannot.
     """
@@ -61,8 +62,12 @@ def prepare(version: str = COMFYUI_VERSION) -> Environment:
         raise SystemExit(f"Python {sys.version.split()[0]} is too old: call this program with Python 3.11 or newer.")
     started = time.monotonic()
     HOME.mkdir(exist_ok=True)
-    python = _virtual_environment(HOME / ("venv" if version == COMFYUI_VERSION else f"venv-{version}"))
-    comfyui = _comfyui(python, version)
+    python = newest = _virtual_environment(HOME / "venv")
+    comfyui = _comfyui(newest, version)
+    if version != COMFYUI_VERSION:
+        _packages(newest, _comfyui(newest, COMFYUI_VERSION))
+        python = _virtual_environment(HOME / f"venv-{version}")
+        _lay_over(python, newest)
     _packages(python, comfyui)
     say(f"ready in {time.monotonic() - started:.0f} s: {python}, ComfyUI in {comfyui}")
     return Environment(python, comfyui)
@@ -110,6 +115,14 @@ def _virtual_environment(folder: Path) -> Path:
     return python
 
 
+def _lay_over(python: Path, below: Path) -> None:
+    """Let a virtual environment find below its own packages those of another one: PyTorch for CUDA is 3 GB."""
+    asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own, others = (subprocess.run([str(each), "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+                   for each in (python, below))
+    (Path(own) / "newest.pth").write_text(others + "\n", encoding="utf-8")
+
+
 def _comfyui(python: Path, version: str) -> Path:
     chosen = os.environ.get("COMFYUI_PATH")
     if chosen and version == COMFYUI_VERSION:
@@ -145,7 +158,7 @@ def _packages(python: Path, comfyui: Path) -> None:
     stamp = python.parent.parent / "packages.txt"  # goes when the virtual environment goes
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    say("installing packages (the first time: about 3 GB, a minute or two)")
+    say("installing packages (the first time: about 3 GB, two minutes on a fast line)")
     arguments = [part for file in files for part in ("--requirement", file)]
     _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TORCH, *arguments)
     stamp.write_text(wanted, encoding="utf-8")

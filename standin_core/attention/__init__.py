@@ -18,8 +18,10 @@ from .choice import (
     restricted_attention,
     split_heads,
 )
-from .reasons import Host, Need, Reason
+from .fusion import can_fuse, fusion_refusal, norm_rope
+from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FLASH_ATTN, SAGE
 
 __all__ = ["ATTACHED", "ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host",
-           "Need", "Reason", "choose_attention", "require_plain", "restricted_attention", "split_heads"]
+           "Need", "PassedOver", "Reason", "Why", "can_fuse", "choose_attention", "fusion_refusal", "norm_rope",
+           "require_plain", "restricted_attention", "split_heads"]

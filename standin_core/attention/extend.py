@@ -43,13 +43,18 @@ def extend_by_kernel(q: torch.Tensor, identity_k: torch.Tensor, identity_v: torc
 
 
 def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> Reason | None:
-    """Why the Triton kernel cannot merge there, or None. Triton itself is asked last: where it cannot compile for a
+    """Why the Triton kernel cannot merge there, or None."""
+    if device.type == "cuda" and head_dim not in KERNEL_HEAD_DIMS:
+        return Reason(Why.OTHER_HEAD_DIM, (KERNEL_HEAD_DIMS, head_dim))
+    return triton_refusal(device) or kernel_trial(device, dtype, head_dim)
+
+
+def triton_refusal(device: torch.device) -> Reason | None:
+    """Why no kernel of ours is compiled there, or None. Triton itself is asked last: where it cannot compile for a
     card, it may hang or end the process, which nothing catches.
     """
     if device.type != "cuda":
         return Reason(Why.OTHER_DEVICE, ("CUDA", device.type))
-    if head_dim not in KERNEL_HEAD_DIMS:
-        return Reason(Why.OTHER_HEAD_DIM, (KERNEL_HEAD_DIMS, head_dim))
     if torch.version.hip is not None:
         return Reason(Why.NOT_NVIDIA)
     capability = torch.cuda.get_device_capability(device)
@@ -64,7 +69,7 @@ def kernel_refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> R
             return failed(error)
         if version < TRITON_FOR_NEW:
             return Reason(Why.OLD_TRITON, (_dotted(version), _dotted(capability), _dotted(TRITON_FOR_NEW)))
-    return kernel_trial(device, dtype, head_dim)
+    return None
 
 
 def triton_version() -> tuple[int, int]:

@@ -44,11 +44,16 @@ def extra_ms(source: StateSource | None, kernel: bool, compute: Callable, device
             extend(split_q, split_k, split_v, (output, log_sum_exp), head_dim**-0.5, bias)
 
     with on(device):
-        call()  # Triton and cuDNN prepare themselves in the first
-        return min(_milliseconds(call, device) for _ in range(ROUNDS))
+        return least_ms(call, device)
 
 
-def _milliseconds(call: Callable[[], None], device: torch.device) -> float:
+def least_ms(call: Callable[[], object], device: torch.device) -> float:
+    """The least milliseconds of a few calls on the current device."""
+    call()  # Triton and cuDNN prepare themselves in the first
+    return min(_milliseconds(call, device) for _ in range(ROUNDS))
+
+
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":
         started = time.perf_counter()
         call()

@@ -36,6 +36,8 @@ class Why(enum.Enum):
     NO_OPERATOR = "PyTorch has none for {} and head dim {} on this device"
     FAILED = "it failed on this device ({})"
     WRONG = "it is wrong on this device, by {:.1e} of the output and {:.1e} of the log-sum-exp"
+    OFF = "it is wrong on this device, by {:.1e}"
+    OTHER_CODE = "{} is not as ComfyUI has it"
     NO_STATES = "{}, which gives no log-sum-exp"
     NO_STATES_HERE = "{}, which gives no log-sum-exp here"
     LEFT = "{}, and {} needs one, so the video's self-attention leaves it"

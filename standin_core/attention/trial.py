@@ -43,25 +43,38 @@ def failed(error: Exception) -> Reason:
     return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
 
 
-def refusal_by(trial: Callable[[], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]], device: torch.device,
-               bar: float) -> Reason | None:
-    """What goes wrong in a trial, or None. A lack of memory is raised: it says nothing about the path.
+def tried(judged: Callable[[], Reason | None], device: torch.device) -> Reason | None:
+    """What a trial says of itself, or the error that it ends with. A lack of memory is raised: it says nothing about
+    what was tried.
 
-    trial: returns the states found and the states expected, each as outputs and log-sum-exps in turn.
+    judged: makes the trial.
     device: of the trial; it is made the current one.
-    bar: the largest allowed difference of an output, relative RMS. A log-sum-exp, in nats, may differ as much, and by
-        LOG_SUM_EXP_BAR in any case.
     """
     try:
         with on(device):
-            found, expected = trial()
-        # the maximum of tensors is no number where one of them is none
-        difference = float(torch.stack([(a - b).norm() / b.norm() for a, b in zip(found[::2], expected[::2])]).max())
-        sum_difference = float(torch.stack([(a - b).abs().max() for a, b in zip(found[1::2], expected[1::2])]).max())
+            return judged()
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a package, a compiler or the driver raise
         return failed(error)
-    if difference <= bar and sum_difference <= max(bar, LOG_SUM_EXP_BAR):
-        return None
-    return Reason(Why.WRONG, (difference, sum_difference))
+
+
+def refusal_by(trial: Callable[[], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]], device: torch.device,
+               bar: float) -> Reason | None:
+    """What goes wrong in a trial of attention states, or None; as ``tried``.
+
+    trial: returns the states found and the states expected, each as outputs and log-sum-exps in turn.
+    device: of the trial.
+    bar: the largest allowed difference of an output, relative RMS. A log-sum-exp, in nats, may differ as much, and by
+        LOG_SUM_EXP_BAR in any case.
+    """
+    def judged():
+        found, expected = trial()
+        # the maximum of tensors is no number where one of them is none
+        difference = float(torch.stack([(a - b).norm() / b.norm() for a, b in zip(found[::2], expected[::2])]).max())
+        sum_difference = float(torch.stack([(a - b).abs().max() for a, b in zip(found[1::2], expected[1::2])]).max())
+        if difference <= bar and sum_difference <= max(bar, LOG_SUM_EXP_BAR):
+            return None
+        return Reason(Why.WRONG, (difference, sum_difference))
+
+    return tried(judged, device)

@@ -8,7 +8,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..attention import AttentionChoice
+from ..attention import AttentionChoice, PassedOver, Reason
 from ..contracts import UserError
 from ..controls import region_weights
 from ..guidance import Passes
@@ -27,6 +27,7 @@ from .run_report import StandInIdentity, StandInReport
 from .stream import identity_layers, joint_stream
 
 PINNING = Pinning(comfy.model_management.pin_memory, comfy.model_management.unpin_memory)  # which keep within a budget
+FUSED = "fused RMSNorm and RoPE"
 TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
@@ -53,6 +54,7 @@ class StandInRun(Run):
         self.caches = [IdentityCache(entries=hook_groups) for _ in applied.identities]
         self.modes: dict[torch.device, str] = {}
         self.choices: dict[torch.device, AttentionChoice] = {}
+        self.unfused: dict[torch.device, Reason | None] = {}  # why RMSNorm and RoPE are two steps
         self.managed: dict[tuple, ModelPatcher] = {}  # by ``_key``
         self.recorder = recorder
 
@@ -65,16 +67,20 @@ class StandInRun(Run):
             self.report.cache_bytes = max(self.report.cache_bytes, held)
 
     def attention(self, wan: Wan, device: torch.device, options: dict) -> AttentionChoice:
-        """Chosen once for each device."""
+        """Chosen once for each device, as is whether queries and keys take RMSNorm and RoPE in one step."""
         with self.lock:
             if device not in self.choices:
                 tokens = math.prod(self.whole), sum(token_count(each, wan) for each in self.applied.identities
                                                     if each.strength > 0)
                 self.choices[device] = chosen_attention(self.applied, wan, device, options, tokens)
+                self.unfused[device] = wan.fusion_refusal(device, tokens[0])
                 chosen = self.choices.values()
-                self.report.attention = "; ".join(dict.fromkeys(map(str, chosen)))
-                passed_over = dict.fromkeys(each for choice in chosen for each in choice.passed_over)
-                self.report.refusals = list(map(str, passed_over))
+                ways = [f"{choice}{'' if unfused else f', {FUSED}'}"
+                        for choice, unfused in zip(chosen, self.unfused.values())]
+                self.report.attention = "; ".join(dict.fromkeys(ways))
+                passed_over = [each for choice in chosen for each in choice.passed_over]
+                passed_over += [PassedOver(FUSED, unfused) for unfused in self.unfused.values() if unfused]
+                self.report.refusals = list(map(str, dict.fromkeys(passed_over)))
             return self.choices[device]
 
     def settle_cache(self, wan: Wan, device: torch.device) -> str:

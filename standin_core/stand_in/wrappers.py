@@ -111,7 +111,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if run.recorder is not None:
         run.check_place(grid, options.get(WINDOW), "an attention map")
         note_mass = run.recorder.for_call(grid, options.get(WINDOW))
-    with wan.identity_installed(readings, attend, note_mass) as count_reads:
+    fused = run.unfused[x.device] is None
+    with wan.identity_installed(readings, attend, note_mass, fused) as count_reads:
         output = executor(*arguments, **kwargs)
         run.note_reads(count_reads())
     return output
