@@ -36,7 +36,13 @@ let_the_interpreter_count()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Where there is no CUDA, what needs it is left out, and said in one line at the end."""
+    """What takes minutes is left out unless it is asked for, and what needs CUDA where there is none; the latter is said
+    in one line at the end.
+    """
+    if "slow" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
     if not torch.cuda.is_available():
         left_out = [item for item in items if item.get_closest_marker("cuda")]
         items[:] = [item for item in items if not item.get_closest_marker("cuda")]

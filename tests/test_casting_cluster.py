@@ -1,0 +1,137 @@
+"""A batch on a local cluster of Ray with real ComfyUI servers on tiny models, and what may break there."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import casts
+import numpy as np
+import pytest
+
+import pack
+from casting.local import run_here
+from support.environment import PACK
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from casting.cluster import run_on_cluster  # noqa: E402  needs ray
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray has no clusters there")
+SEEDS = 6
+PATIENCE_SECONDS = 1800
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    casts.write_base(base)
+    return base
+
+
+@pytest.fixture(scope="module")
+def on_one_server(base, tmp_path_factory):
+    """Id -> frames of the same jobs on one server."""
+    cast = casts.Cast(tmp_path_factory.mktemp("one"), base, seeds=SEEDS)
+    run_here(cast.batch(), casts.settings(base))
+    return cast.frames()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Three nodes: one for the driver, and two with a GPU each, as Ray is told."""
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    cluster.workers = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_faults(base, cluster, on_one_server, tmp_path):
+    """A server is killed, a worker is killed, a node goes with its worker, another one comes: every job is done, once,
+    and the frames are those of one server, bit for bit.
+    """
+    cast = casts.Cast(tmp_path / "cast", base, seeds=SEEDS)
+    busy = []
+
+    def kill_server():
+        casts.servers(base)[0].kill()
+
+    def kill_worker():
+        casts.servers(base)[0].parent().kill()
+
+    def remove_node():
+        cluster.remove_node(cluster.workers[0], allow_graceful=False)
+
+    def add_node():
+        cluster.add_node(num_cpus=1, num_gpus=1)
+
+    faults = {2: kill_server, 4: kill_worker, 6: remove_node, 8: add_node}
+
+    def say(words):
+        cast.said.append(words)
+        print(time.strftime("%H:%M:%S"), words, file=sys.stderr)
+        fault = faults.pop(len(list((tmp_path / "cast" / "out").glob("*.mp4"))), None)
+        if fault is not None:
+            busy.append(fault.__name__)
+            fault()
+
+    run_on_cluster(cast.batch(say=say), casts.settings(base), cluster.address)
+    assert busy == ["kill_server", "kill_worker", "remove_node", "add_node"]
+    found = cast.found()
+    assert len(found) == 2 * SEEDS and not [record for record in found.values() if "error" in record]
+    assert sum(": likeness" in words for words in cast.said) == 2 * SEEDS  # none was rendered twice
+    assert len({record["worker"] for record in found.values()}) >= 3
+    frames = cast.frames()
+    assert frames.keys() == on_one_server.keys()
+    assert all(np.array_equal(frames[key], on_one_server[key]) for key in frames)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed(base, cluster, on_one_server, tmp_path):
+    """Its servers go with it, and the same command does what is missing."""
+    cast = casts.Cast(tmp_path / "cast", base, seeds=SEEDS)
+    (cast.folder / "prompts.txt").write_text("a woman smiles\n")
+    command = [sys.executable, str(PACK / "scripts" / "batch.py"), str(cast.folder / "people"),
+               str(cast.folder / "prompts.txt"), "--seeds", str(SEEDS), "--workflow",
+               str(cast.folder / "workflow.json"), "--out", str(cast.records.folder), "--ray", cluster.address,
+               *casts.comfyui_arguments(base)]
+    environment = {**os.environ, "COMFYUI_PATH": str(pack.COMFYUI)}
+    driver = subprocess.Popen(command, env=environment)
+    until(lambda: len(cast.found()) >= 3 or driver.poll() is not None)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    done = len(cast.found())
+    assert 3 <= done < 2 * SEEDS
+    until(lambda: not casts.servers(base))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{done} done, {2 * SEEDS - done} to do" in again.stdout
+    assert again.stdout.count(": likeness") == 2 * SEEDS - done
+    frames = cast.frames()
+    assert frames.keys() == on_one_server.keys()
+    assert all(np.array_equal(frames[key], on_one_server[key]) for key in frames)
+    assert len(json.loads((cast.records.folder / "ranking.json").read_text())["people"]["anna"]) == SEEDS
+
+
+def until(is_so):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
+def test_a_cluster_without_a_gpu(base, tmp_path):
+    from standin_core.contracts import UserError
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    try:
+        with pytest.raises(UserError, match="this Ray cluster has no GPU"):
+            run_on_cluster(casts.Cast(tmp_path / "cast", base).batch(), casts.settings(base), cluster.address)
+    finally:
+        cluster.shutdown()
