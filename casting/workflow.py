@@ -27,8 +27,8 @@ def read_workflow(file: Path) -> dict:
                                               for node in graph.values()):
         raise UserError(f"{file} is not in ComfyUI's API format: export it with File, Export (API).")
     missing = [words for words, there in (
-        ("Load Image", of_class(graph, "LoadImage")), ("a sampler with a positive prompt", _positive(graph)),
-        ("a seed", _seeded(graph)), ("Save Video or Save Image", of_class(graph, *SAVES))) if not there]
+        ("Load Image", of_class(graph, "LoadImage")), ("sampler with a positive prompt", _positive(graph)),
+        ("seed", _seeded(graph)), ("Save Video or Save Image", of_class(graph, *SAVES))) if not there]
     if missing:
         raise UserError(f"{file} has no {' and no '.join(missing)}: a batch needs them to know what to change.")
     if not of_class(graph, "IdentityReport") and len(of_class(graph, "LoadImage")) > 1:

@@ -36,8 +36,8 @@ let_the_interpreter_count()
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes minutes is left out unless it is asked for, and what needs CUDA where there is none; the latter is said
-    in one line at the end.
+    """What takes minutes is left out unless it is asked for, and what needs CUDA where there is none, which is said in
+    one line at the end.
     """
     if "slow" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("slow")]

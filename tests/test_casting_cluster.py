@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 
-import casts
 import numpy as np
 import pytest
 
+import casts
 import pack
 from casting.local import run_here
 from support.environment import PACK

@@ -18,7 +18,7 @@ import aiohttp
 
 from support.environment import PACK
 
-START_SECONDS = 180
+START_SECONDS = 600
 PREVIEW_EVENTS = (1, 4)  # ComfyUI's protocol.py: a preview image, without and with metadata
 
 

@@ -18,8 +18,9 @@ from .choice import (
     restricted_attention,
     split_heads,
 )
+from .ranks import over_ranks
 from .reasons import Host, Need, Reason
 from .states import FLASH_ATTN, SAGE
 
 __all__ = ["ATTACHED", "ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "AttentionChoice", "AttentionInUse", "Host",
-           "Need", "Reason", "choose_attention", "require_plain", "restricted_attention", "split_heads"]
+           "Need", "Reason", "choose_attention", "over_ranks", "require_plain", "restricted_attention", "split_heads"]
