@@ -1,4 +1,4 @@
-"""Render people x prompts x seeds with one workflow, and rank the videos by likeness (see docs/casting.md).
+"""Render people x prompts x seeds with one workflow, and rank the videos by likeness (see docs/batches.md).
 
     python custom_nodes/<this pack>/scripts/batch.py people/ prompts.txt --seeds 4 --out runs/cast
     python custom_nodes/<this pack>/scripts/batch.py people/ prompts.txt --seeds 4 --out runs/cast --ray auto

@@ -1,18 +1,5 @@
-"""What one process of several does in tests/test_ranks.py: it samples a tiny Wan of which it has a part of the tokens.
-
-    python -m torch.distributed.run --standalone --nproc_per_node 2 tests/ranks.py RESULT
-
-Also has the cases, which the test samples in one process.
-"""
-import sys
-from pathlib import Path
-
-PACK = Path(__file__).resolve().parent.parent
-sys.path.append(str(PACK / "scripts"))
-if __name__ == "__main__":
-    from support import environment
-
-    environment.import_comfyui("--cpu", "--use-pytorch-cross-attention")
+"""A tiny Wan whose tokens are split over processes, as a host for several GPUs splits them."""
+import os
 
 import comfy.ldm.wan.model
 import comfy.sample
@@ -104,27 +91,27 @@ def split(model, group):
     wan.head.register_forward_pre_hook(before_head)
 
 
-def main(file):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+def sample_split(rank, ranks, folder):
+    """What one of the processes does; the first writes "found.pt" into the folder: case -> latent, attention maps, and
+    whether all have that latent.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=ranks)
     group, found = torch.distributed.group.WORLD, {}
     with torch.inference_mode():
         everything = cases()
         split(everything["the base model"][1], group)
         for name, (shape, model) in everything.items():
             latent, maps = sample(split_over_ranks(model, group), shape)
-            parts = [torch.empty_like(latent) for _ in range(torch.distributed.get_world_size())]
+            parts = [torch.empty_like(latent) for _ in range(ranks)]
             torch.distributed.all_gather(parts, latent)
             found[name] = latent, maps, all(torch.equal(each, latent) for each in parts)
         try:
             sample(everything["strength"][1], EVEN)
         except UserError as error:
             found["without being told"] = str(error)
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, file)
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

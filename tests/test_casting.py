@@ -185,9 +185,9 @@ def test_the_ranking(tmp_path):
 
 
 def test_two_batches_do_not_share_a_folder(tmp_path):
-    with Records(tmp_path / "out").locked():
-        with pytest.raises(UserError, match="another batch works in"), Records(tmp_path / "out").locked():
-            pass
+    with (Records(tmp_path / "out").locked(), pytest.raises(UserError, match="another batch works in"),
+          Records(tmp_path / "out").locked()):
+        pass
     with Records(tmp_path / "out").locked():
         pass
 

@@ -75,7 +75,6 @@ def test_faults(base, cluster, on_one_server, tmp_path):
 
     def say(words):
         cast.said.append(words)
-        print(time.strftime("%H:%M:%S"), words, file=sys.stderr)
         fault = faults.pop(len(list((tmp_path / "cast" / "out").glob("*.mp4"))), None)
         if fault is not None:
             busy.append(fault.__name__)
