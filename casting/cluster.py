@@ -1,12 +1,12 @@
 """A batch on every GPU of a Ray cluster: an actor for each, which has a ComfyUI of its own.
 
-Ray places the actors and starts them again where they ended. It repeats no call: a repeated call waits for its own
-actor, and where that has lost its node and no other has room, it waits for ever. The batch gives a lost job to whoever
-is free, and asks the actor for a sign of life before it gets another one.
+Ray places the actors. It neither repeats a call nor starts an actor again: a repeated call waits for its own actor, and
+where that has lost its node and no other has room, it waits for ever. A lost job goes to whoever is free, and a lost
+actor is replaced where there is a GPU for it.
 """
 from __future__ import annotations
 
-import contextlib
+import time
 from pathlib import Path
 
 import ray
@@ -20,6 +20,7 @@ from .server import Render, ServerSettings, Worker
 
 POLL_SECONDS = 2  # after which the driver looks for new nodes
 CLOSE_SECONDS = 30
+START_TRIES = 3  # of all workers in a row, while none works
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,7 @@ class RenderActor:
         self.worker = Worker(settings)
 
     def name(self) -> str:
-        """The sign of life: it comes when the server is up."""
+        """Who it is; the answer comes when its server is up."""
         return self.worker.name
 
     def render(self, graph: dict, files: dict[str, bytes]) -> Render | str:
@@ -48,7 +49,7 @@ class RenderActor:
 def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None:
     """address: of the cluster, or "auto".
 
-    Raises UserError where there is no cluster or no GPU, and where no server comes up on any.
+    Raises UserError where there is no cluster or no GPU, and where no ComfyUI comes up on it.
     """
     try:
         ray.init(address=address, log_to_driver=False)
@@ -62,8 +63,10 @@ def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None
 
 
 class _Driver:
-    """waiting: what Ray was asked -> the actor that was asked and its job; None where it was asked for a sign of life.
+    """actors: one for each GPU, whether it has a place already or not.
+    waiting: what Ray was asked -> the actor that was asked, and its job; None for an actor that starts.
     idle: actors that wait for a job.
+    failed_starts: in a row.
     """
 
     def __init__(self, batch: Batch, settings: ServerSettings):
@@ -72,43 +75,49 @@ class _Driver:
         self.actors: list = []
         self.idle: list = []
         self.waiting: dict = {}
+        self.failed_starts = 0
 
     def run(self) -> None:
+        if not _gpus():
+            raise UserError("this Ray cluster has no GPU: start Ray on a machine that has one, or tell it how many "
+                            "there are with `ray start --num-gpus`.")
         try:
             while self.batch.left:
                 self._add_actors()
+                self._hand_out()
+                if not self.waiting:  # every node with a GPU is gone
+                    time.sleep(POLL_SECONDS)
+                    continue
                 done, _ = ray.wait(list(self.waiting), timeout=POLL_SECONDS)
                 for answer in done:
                     self._settle(answer, *self.waiting.pop(answer))
-                self._hand_out()
         finally:
             self._close()
 
     def _add_actors(self) -> None:
-        """As many as the cluster has GPUs now; those that lost theirs keep waiting for one."""
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if not gpus and not self.actors:
-            raise UserError("this Ray cluster has no GPU: start Ray on a machine that has one, or tell it how many "
-                            "there are with `ray start --num-gpus`.")
-        kind = ray.remote(num_gpus=1, num_cpus=0, max_restarts=-1, max_task_retries=0)(RenderActor)
-        while len(self.actors) < gpus:
+        while len(self.actors) < _gpus():
             # the modules of this pack, which lies at the same place on every machine
-            actor = kind.options(runtime_env={"env_vars": {"PYTHONPATH": f"{PACK}:{PACK / 'scripts'}"}}).remote(
-                self.settings)
+            environment = {"env_vars": {"PYTHONPATH": f"{PACK}:{PACK / 'scripts'}"}}
+            kind = ray.remote(RenderActor).options(num_gpus=1, num_cpus=0, max_restarts=0, max_task_retries=0,
+                                                   runtime_env=environment)
+            actor = kind.remote(self.settings)
             self.actors.append(actor)
-            self._ask(actor)
+            self.waiting[actor.name.remote()] = actor, None
 
-    def _ask(self, actor) -> None:
-        self.waiting[actor.name.remote()] = actor, None
+    def _hand_out(self) -> None:
+        while self.idle and (job := self.batch.take()):
+            actor = self.idle.pop()
+            self.waiting[actor.render.remote(job.graph, job.contents())] = actor, job
 
     def _settle(self, answer, actor, job: Job | None) -> None:
         try:
             found = ray.get(answer)
-        except ray.exceptions.RayError as error:
+        except ray.exceptions.RayError as error:  # it has ended, or its ComfyUI did not come up
             self._lost(actor, job, error)
             return
         self.idle.append(actor)
         if job is None:
+            self.failed_starts = 0
             self.batch.say(f"a ComfyUI is ready ({found})")
         elif isinstance(found, Render):
             self.batch.rendered(job, found)
@@ -116,23 +125,22 @@ class _Driver:
             self.batch.failed(job, found)
 
     def _lost(self, actor, job: Job | None, error: ray.exceptions.RayError) -> None:
-        if job is None:  # it cannot start
-            self.actors.remove(actor)
-            self.batch.say(f"a worker gave up: {error}")
-            if not self.actors:
-                raise UserError(f"no ComfyUI comes up on this cluster; the last one said: {error}")
+        self.actors.remove(actor)
+        ray.kill(actor)
+        if job is not None:
+            self.batch.failed(job, f"its worker was lost ({type(error).__name__})")
             return
-        self.batch.failed(job, f"its worker was lost ({type(error).__name__})")
-        if isinstance(error, ray.exceptions.RayTaskError):  # its ComfyUI did not come up again
-            ray.kill(actor, no_restart=False)
-        self._ask(actor)
-
-    def _hand_out(self) -> None:
-        while self.idle and (job := self.batch.take()):
-            actor = self.idle.pop()
-            self.waiting[actor.render.remote(job.graph, job.contents())] = actor, job
+        self.failed_starts += 1
+        self.batch.say(f"a worker did not start: {error}")
+        if self.failed_starts >= START_TRIES and not self.idle and not any(job for _, job in self.waiting.values()):
+            raise UserError(f"no ComfyUI comes up on this cluster; the last one said: {error}")
 
     def _close(self) -> None:
         """End the servers of those who answer; Ray ends the others."""
-        with contextlib.suppress(ray.exceptions.RayError):
+        if self.idle:
             ray.wait([actor.close.remote() for actor in self.idle], num_returns=len(self.idle), timeout=CLOSE_SECONDS)
+
+
+def _gpus() -> int:
+    """How many the cluster has now."""
+    return int(ray.cluster_resources().get("GPU", 0))
