@@ -70,7 +70,9 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
         files = {**photos, **{video_names[name]: path for name, path in videos.items()}}
         for words, seed in itertools.product(prompts, seeds):
             prompt = filled(graph, names, video_names, words, seed)
-            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt, files))
+            named = json.dumps(prompt)
+            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt,
+                            {name: path for name, path in files.items() if name in named}))
     return list({job.id: job for job in jobs}.values())
 
 

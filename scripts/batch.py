@@ -28,7 +28,8 @@ log = logging.getLogger("stand_in.batch")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     parser.add_argument("people", type=Path, help="a folder with a picture, or a folder of pictures, per person")
     parser.add_argument("prompts", type=Path, help="a text file with a prompt on each line")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds for each person and prompt, from 0 on")

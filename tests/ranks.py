@@ -1,4 +1,5 @@
 """A tiny Wan whose tokens are split over processes, as a host for several GPUs splits them."""
+import dataclasses
 import os
 
 import comfy.ldm.wan.model
@@ -14,6 +15,7 @@ from standin_core.attention import over_ranks
 from standin_core.contracts import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import split_over_ranks
+from standin_core.stand_in.variant import Variant
 from standin_core.stand_in.wrappers import installed
 from standin_core.wan import OVERRIDE
 
@@ -75,9 +77,6 @@ def split(model, group):
         torch.distributed.all_gather(parts, arguments[0].contiguous(), group=group)
         return (torch.cat(parts, dim=1)[:, :whole["tokens"]], *arguments[1:])
 
-    def plain(host, q, k, v, identities, heads, **_):
-        return attention_pytorch(q, k, v, heads)
-
     def foreign(attn):
         def forward(x, freqs, transformer_options=None):
             attend = over_ranks(plain, group, whole["tokens"])
@@ -91,9 +90,22 @@ def split(model, group):
     wan.head.register_forward_pre_hook(before_head)
 
 
+def plain(host, q, k, v, identities, heads, **_):
+    """As a function from ``restricted_attention``, without identities."""
+    return attention_pytorch(q, k, v, heads)
+
+
+def refusal(function, *arguments, **keywords):
+    """What the UserError says."""
+    try:
+        function(*arguments, **keywords)
+    except UserError as error:
+        return str(error)
+
+
 def sample_split(rank, ranks, folder):
     """What one of the processes does; the first writes "found.pt" into the folder: case -> latent, attention maps, and
-    whether all have that latent.
+    whether all have that latent; and what is refused.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
@@ -107,10 +119,14 @@ def sample_split(rank, ranks, folder):
             parts = [torch.empty_like(latent) for _ in range(ranks)]
             torch.distributed.all_gather(parts, latent)
             found[name] = latent, maps, all(torch.equal(each, latent) for each in parts)
-        try:
-            sample(everything["strength"][1], EVEN)
-        except UserError as error:
-            found["without being told"] = str(error)
+        ordinary = dataclasses.replace(tiny.adapter(), variant=Variant(self_attention="ordinary"))
+        ordinary = tiny.apply_identity_branch(everything["the base model"][1], ordinary, tiny.random(1, 16, 1, 8, 16))
+        some = tiny.random(1, 10, 32 * ranks + 32)
+        found["refusals"] = [
+            refusal(sample, everything["strength"][1], EVEN),
+            refusal(sample, split_over_ranks(ordinary, group), EVEN),
+            refusal(over_ranks(plain, group, 10 * ranks), None, some, some, some, [], heads=ranks + 1),
+            refusal(over_ranks(plain, group, 10 * ranks + 1), None, some, some, some, [], heads=ranks)]
     if rank == 0:
         torch.save(found, folder / "found.pt")
     torch.distributed.barrier()

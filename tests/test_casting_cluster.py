@@ -41,10 +41,10 @@ def on_one_server(base, tmp_path_factory):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Three nodes: one for the driver, and two with a GPU each, as Ray is told."""
+    """Two nodes with a GPU each, as Ray is told."""
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
-    cluster.workers = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
+    cluster.other = cluster.add_node(num_cpus=1, num_gpus=1)
     try:
         yield cluster
     finally:
@@ -53,7 +53,7 @@ def cluster(monkeypatch):
 
 @pytest.mark.slow
 def test_faults(base, cluster, on_one_server, tmp_path):
-    """A server is killed, a worker is killed, a node goes with its worker, another one comes: every job is done, once,
+    """A server is killed, a worker is killed, a node goes with its worker, a third one comes: every job is done, once,
     and the frames are those of one server, bit for bit.
     """
     cast = casts.Cast(tmp_path / "cast", base, seeds=SEEDS)
@@ -66,7 +66,7 @@ def test_faults(base, cluster, on_one_server, tmp_path):
         casts.servers(base)[0].parent().kill()
 
     def remove_node():
-        cluster.remove_node(cluster.workers[0], allow_graceful=False)
+        cluster.remove_node(cluster.other, allow_graceful=False)
 
     def add_node():
         cluster.add_node(num_cpus=1, num_gpus=1)
@@ -75,6 +75,7 @@ def test_faults(base, cluster, on_one_server, tmp_path):
 
     def say(words):
         cast.said.append(words)
+        sys.stderr.write(f"{time.strftime('%X')} {words}\n")
         fault = faults.pop(len(list((tmp_path / "cast" / "out").glob("*.mp4"))), None)
         if fault is not None:
             busy.append(fault.__name__)

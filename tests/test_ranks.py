@@ -51,5 +51,9 @@ def test_the_cases_differ(expected):
     assert sum(len(maps) for _, maps in expected.values()) == 5
 
 
-def test_a_split_that_nobody_told_of_is_refused(found):
-    assert "another node replaced the self-attention of this model" in found["without being told"]
+def test_what_would_lose_the_identity_is_refused(found):
+    """A split that nobody told of, an adapter that cannot follow it, heads that cannot be shared, other tokens."""
+    for refusal, words in zip(found["refusals"], (
+            "another node replaced the self-attention of this model", "trained with ordinary attention cannot follow",
+            "GPUs cannot share evenly", "GPUs has 10 tokens of a video of"), strict=True):
+        assert words in refusal
