@@ -112,6 +112,16 @@ def photo(server, request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A ComfyUI folder with the pack and tiny models, for servers of a batch."""
+    import casts
+
+    base = tmp_path_factory.mktemp("casting")
+    casts.write_base(base)
+    return base
+
+
+@pytest.fixture(scope="session")
 def people(server):
     """A subfolder of ComfyUI's input folder with two captioned videos of a face, as the training template names it."""
     from support import moving_photo

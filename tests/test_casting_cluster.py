@@ -25,13 +25,6 @@ PATIENCE_SECONDS = 1800
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
-    casts.write_base(base)
-    return base
-
-
-@pytest.fixture(scope="module")
 def on_one_server(base, tmp_path_factory):
     """Id -> frames of the same jobs on one server."""
     cast = casts.Cast(tmp_path_factory.mktemp("one"), base, seeds=SEEDS)

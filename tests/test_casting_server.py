@@ -20,13 +20,6 @@ from support.environment import PACK
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
-    casts.write_base(base)
-    return base
-
-
-@pytest.fixture(scope="module")
 def done(base, tmp_path_factory):
     """A batch with a photo that is no picture, in which the server is killed after the first render."""
     cast = casts.Cast(tmp_path_factory.mktemp("cast"), base, "zoe")
