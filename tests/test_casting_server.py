@@ -35,14 +35,15 @@ def done(base, tmp_path_factory):
 
 
 def test_all_but_the_bad_photo(done, base):
-    """Nothing is lost with a server that ends between two renders; and nothing of it is left."""
+    """A server that is killed costs one try at most, of the job that it had; and nothing of it is left."""
     found = done.found().values()
     assert sum("error" not in record for record in found) == 4 and len(found) == 6
     for record in found:
         if record["person"] == "zoe":
             assert "LoadImage: cannot identify image file" in record["error"] and record["tries"] == 3
         else:
-            assert record["tries"] == 1 and 0 < record["report"]["summary"]["similarity"]["mean"] < 1
+            assert 0 < record["report"]["summary"]["similarity"]["mean"] < 1
+    assert sum(record["tries"] for record in found if "error" not in record) <= 5
     assert all(frames.shape == (casts.LENGTH, casts.SIDE, casts.SIDE, 3) for key, frames in frames_of(done).items())
     ranking = json.loads((done.records.folder / "ranking.json").read_text())
     assert [len(renders) for renders in ranking["people"].values()] == [2, 2] and len(ranking["failed"]) == 2
