@@ -49,8 +49,8 @@ def patience():
 @pytest.fixture
 def cluster(monkeypatch):
     """Two nodes with a GPU each, as Ray is told."""
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_memory_monitor_refresh_ms", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
     cluster.other = cluster.add_node(num_cpus=1, num_gpus=1)
     try:
@@ -59,7 +59,6 @@ def cluster(monkeypatch):
         cluster.shutdown()
 
 
-@pytest.mark.slow
 def test_faults(base, cluster, on_one_server, tmp_path):
     """A server is killed, a worker is killed, a third node comes, and one goes with its worker, for which nobody else
     has room: every job is done, once, and the frames are those of one server, bit for bit.
@@ -101,30 +100,27 @@ def test_faults(base, cluster, on_one_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_driver_is_killed(base, cluster, on_one_server, tmp_path):
+def test_the_driver_is_killed(base, cluster, tmp_path):
     """Its servers go with it, and the same command does what is missing."""
-    cast = casts.Cast(tmp_path / "cast", base, seeds=SEEDS)
+    cast = casts.Cast(tmp_path / "cast", base, seeds=2)
     (cast.folder / "prompts.txt").write_text("a woman smiles\n")
     command = [sys.executable, str(PACK / "scripts" / "batch.py"), str(cast.folder / "people"),
-               str(cast.folder / "prompts.txt"), "--seeds", str(SEEDS), "--workflow",
+               str(cast.folder / "prompts.txt"), "--seeds", "2", "--workflow",
                str(cast.folder / "workflow.json"), "--out", str(cast.records.folder), "--ray", cluster.address,
                *casts.comfyui_arguments(base)]
     environment = {**os.environ, "COMFYUI_PATH": str(pack.COMFYUI)}
     driver = subprocess.Popen(command, env=environment)
-    until(lambda: len(cast.found()) >= 3 or driver.poll() is not None)
+    until(lambda: cast.found() or driver.poll() is not None)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     done = len(cast.found())
-    assert 3 <= done < 2 * SEEDS
+    assert 1 <= done < 4
     until(lambda: not casts.servers(base))
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{done} done, {2 * SEEDS - done} to do" in again.stdout
-    assert again.stdout.count(": likeness") == 2 * SEEDS - done
-    frames = cast.frames()
-    assert frames.keys() == on_one_server.keys()
-    assert all(np.array_equal(frames[key], on_one_server[key]) for key in frames)
-    assert len(json.loads((cast.records.folder / "ranking.json").read_text())["people"]["anna"]) == SEEDS
+    assert f"{done} done, {4 - done} to do" in again.stdout
+    assert again.stdout.count(": likeness") == 4 - done and len(cast.frames()) == 4
+    assert len(json.loads((cast.records.folder / "ranking.json").read_text())["people"]["anna"]) == 2
 
 
 def until(is_so):
