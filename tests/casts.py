@@ -2,7 +2,6 @@
 import json
 from pathlib import Path
 
-import av
 import numpy as np
 import PIL.Image
 import psutil
@@ -35,7 +34,9 @@ def write_people(folder: Path, *bad: str) -> None:
 
 
 def write_workflow(file: Path, **sampler) -> None:
-    """The first bundled workflow on tiny models, with a report by CLIP vision, since no face network is here."""
+    """The first bundled workflow on tiny models, with a report by CLIP vision, since no face network is here, and with
+    the frames as pictures too: the same frames need not make the same video (PyAV's H.264, measured).
+    """
     graph = on_tiny_models(WORKFLOW, "photo.png", SIDE, SIDE, LENGTH, STEPS)
     graph[node_id(graph, "StandInSampler")]["inputs"] |= sampler
     graph[node_id(graph, "FacePreprocess")]["inputs"] |= {"detector": "none", "size": SIDE}
@@ -43,6 +44,8 @@ def write_workflow(file: Path, **sampler) -> None:
     graph["report"] = {"class_type": "IdentityReport", "inputs": {
         "images": [node_id(graph, "VAEDecode"), 0], "reference_image": [node_id(graph, "LoadImage"), 0],
         "clip_vision": ["vision", 0], "embedder": "clip vision", "region": "whole frame", "min_score": 0.5}}
+    graph["frames"] = {"class_type": "SaveImage", "inputs": {
+        "images": [node_id(graph, "VAEDecode"), 0], "filename_prefix": "frames"}}
     file.write_text(json.dumps(graph))
 
 
@@ -84,13 +87,10 @@ class Cast:
         return {record["id"]: record for record in self.records.of(self.jobs())}
 
     def frames(self) -> dict[str, np.ndarray]:
-        """Id -> [F, H, W, 3] uint8"""
-        return {key: frames(self.records.folder / record["files"][0]) for key, record in self.found().items()}
-
-
-def frames(video: Path) -> np.ndarray:
-    with av.open(str(video)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        """Id -> [F, H, W, 3] uint8, of what was rendered."""
+        return {key: np.stack([np.asarray(PIL.Image.open(self.records.folder / name)) for name in record["files"]
+                               if name.endswith(".png")])
+                for key, record in self.found().items() if "error" not in record}
 
 
 def servers(base: Path) -> list[psutil.Process]:
