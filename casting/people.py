@@ -11,7 +11,11 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """name: of the file or the folder. photos: pictures, sorted by name; the first is what a model is given."""
+    """Somebody to make videos of.
+
+    name: of the file or the folder.
+    photos: pictures, sorted by name; the first is what a model is given.
+    """
 
     name: str
     photos: tuple[Path, ...]
