@@ -7,9 +7,11 @@ rank, T/h/w latent frames/height/width. Latents are in *VAE space* (a ComfyUI LA
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # who meets the error alone need not wait for them
+    import numpy as np
+    import torch
 
 
 class UserError(ValueError):

@@ -240,13 +240,16 @@ class Wan:
                     module.__dict__["forward"] = forward
 
     @contextlib.contextmanager
-    def identity_installed(self, readings: list[Reading], attend: Callable, note_mass: Callable | None = None,
-                           fused: bool = False) -> Iterator[Callable[[], int]]:
+    def identity_installed(self, readings: list[Reading], attend: Callable,
+                           note_mass: Callable | None = None,
+                           split_tokens: int | None = None, fused: bool = False) -> Iterator[Callable[[], int]]:
         """Within the context, the self-attention of the main blocks reads the identities; yields the count of reads.
 
         attend: ``attend(func, q, k, v, identities, *args, **kwargs)``, where func is what would have computed the
         attention otherwise, identities are (K, V, bias) for each reading, and the rest is as ComfyUI passed it.
         note_mass: called with the number of a block, the persons that it reads and the mass on each ([B, H, N_vid]).
+        split_tokens: N_vid of the whole video where the blocks of this process have a part of it, which attend knows; a
+            ``forward`` that another node put into the self-attention is then passed over, since attend does its work.
         fused: whether queries and keys take RMSNorm and RoPE in one step, which has no gradients.
 
         VACE blocks are not touched.
@@ -264,7 +267,8 @@ class Wan:
                     note = functools.partial(note_mass, i, [reading.person for reading in in_block])
                 stack.enter_context(exchanged(
                     block.attn, _with_identity, identities=identities, identity_attend=attend,
-                    has_read=False, maps_mass=note is not None, note_mass=note, fused=fused))
+                    has_read=False, maps_mass=note is not None, note_mass=note, split_tokens=split_tokens,
+                    fused=fused))
                 modules.append(block.attn)
             # an exception would keep this frame, and with it K and V of the last block
             identities, in_block = (), []
@@ -452,7 +456,7 @@ def _with_identity(base: type) -> type:
         options[OVERRIDE] = _override
         kwargs["transformer_options"] = options
         self.has_read = False
-        if self.foreign_forward is not None:
+        if self.foreign_forward is not None and self.split_tokens is None:
             out = self.foreign_forward(x, *args, **kwargs)
         elif self.fused and base is comfy.ldm.wan.model.WanSelfAttention:
             out = _fused_forward(self, x, *args, **kwargs)
@@ -478,10 +482,11 @@ def _override(func, q, k, v, *args, **kwargs):
     module, previous = kwargs["transformer_options"][MODULE]
     module.has_read = True
     identities = []
+    tokens = q.shape[-2] if module.split_tokens is None else module.split_tokens
     for source, rotation, bias in module.identities:
-        if bias.shape[1] not in (1, q.shape[-2]):
+        if bias.shape[1] not in (1, tokens):
             raise UserError(f"the region has weights for {bias.shape[1]} video tokens and this model has "
-                            f"{q.shape[-2]}, because another node adds tokens to the video: take out that node, or "
+                            f"{tokens}, because another node adds tokens to the video: take out that node, or "
                             "the region.")
         identity_k, identity_v = source if isinstance(source, tuple) else source()
         identities.append((rotate(module, identity_k, rotation), identity_v, bias))

@@ -37,7 +37,13 @@ let_the_interpreter_count()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Where there is no CUDA, what needs it is left out, and said in one line at the end."""
+    """What takes minutes is left out unless it is asked for, and what needs CUDA where there is none, which is said in
+    one line at the end.
+    """
+    if "slow" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
     if not torch.cuda.is_available():
         left_out = [item for item in items if item.get_closest_marker("cuda")]
         items[:] = [item for item in items if not item.get_closest_marker("cuda")]
@@ -113,6 +119,16 @@ def photo(server, request, tmp_path_factory):
     path = tmp_path_factory.mktemp("photo") / f"cut_out_{request.module.__name__}.png"
     PIL.Image.fromarray(moving_photo.cut_out()).save(path)
     return server.upload(path)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A ComfyUI folder with the pack and tiny models, for servers of a batch."""
+    import casts
+
+    base = tmp_path_factory.mktemp("casting")
+    casts.write_base(base)
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,17 @@ def test_who_may_import_comfyui(name):
         assert model_code == (["comfy.ldm.wan.vae"] if name == "standin_core.reference" else [])
 
 
+@pytest.mark.parametrize("path", sorted((PACK / "casting").glob("*.py")), ids=lambda path: path.stem)
+def test_casting_drives_servers_and_is_none(path):
+    """It knows the pack by its workflows: of the engine it takes errors and files, of ComfyUI nothing."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level} | {
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not [name for name in names if name.partition(".")[0] in (*COMFYUI, "small_world", "tests")]
+    assert {name for name in names if name.startswith("standin_core")} <= {"standin_core.contracts",
+                                                                          "standin_core.files"}
+
+
 @pytest.mark.parametrize("name", CORE_FILES)
 def test_no_print(name):
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ import aiohttp
 
 from support.environment import PACK
 
-START_SECONDS = 180
+START_SECONDS = 600
 PREVIEW_EVENTS = (1, 4)  # ComfyUI's protocol.py: a preview image, without and with metadata
 
 
@@ -63,17 +63,32 @@ def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Ite
     """A server on a free local port, on the CPU, with models, inputs and outputs in base; stopped at the end."""
     link_node_pack(base, "ComfyUI-StandIn", PACK)
     link_node_pack(base, "tiny_encoders", PACK / "small_world" / "tiny_encoders")
+    with started_server(comfyui, base, log, "--cpu", "--base-directory", str(base), "--database-url",
+                        f"sqlite:///{base / 'comfyui.db'}", "--disable-api-nodes", *arguments) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started_server(comfyui: Path, base: Path, log: Path, *arguments: str, **popen) -> Iterator[Server]:
+    """A server on a free local port; stopped at the end.
+
+    base: the folder in which the server's folders of inputs and outputs lie.
+    log: a file for its words.
+    arguments: of ComfyUI.
+    popen: further arguments of ``subprocess.Popen``.
+
+    Raises RuntimeError with its last words if it does not come up.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base),
-               "--database-url", f"sqlite:///{base / 'comfyui.db'}", "--listen", "127.0.0.1", "--port", str(port),
-               "--disable-auto-launch", "--disable-api-nodes", *arguments]
+    command = [sys.executable, str(comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(port),
+               "--disable-auto-launch", *arguments]
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **popen)
     try:
-        server = Server(f"http://127.0.0.1:{port}", base)
-        asyncio.run(server.wait_until_up(process, log))
+        server = Server(f"http://127.0.0.1:{port}", base, process)
+        asyncio.run(server.wait_until_up(log))
         yield server
     finally:
         process.terminate()
@@ -85,14 +100,15 @@ def running_server(comfyui: Path, base: Path, log: Path, *arguments: str) -> Ite
 
 
 class Server:
-    def __init__(self, url: str, base: Path):
+    def __init__(self, url: str, base: Path, process: subprocess.Popen):
         self.url = url
         self.base = base
+        self.process = process
 
-    async def wait_until_up(self, process: subprocess.Popen, log: Path) -> None:
+    async def wait_until_up(self, log: Path) -> None:
         async with aiohttp.ClientSession() as session:
             for _ in range(START_SECONDS * 5):
-                if process.poll() is not None:
+                if self.process.poll() is not None:
                     break
                 with contextlib.suppress(aiohttp.ClientError):
                     async with session.get(f"{self.url}/system_stats") as response:
@@ -109,34 +125,42 @@ class Server:
         return asyncio.run(fetch())
 
     def text(self, path: str) -> str:
-        """The text at a path of the server. Raises aiohttp.ClientResponseError if there is none."""
+        """As ``read``, as text."""
+        return self.read(path).decode()
+
+    def read(self, path: str) -> bytes:
+        """What is at a path of the server. Raises aiohttp.ClientResponseError if there is nothing."""
         async def fetch():
             async with (aiohttp.ClientSession(raise_for_status=True) as session,
                         session.get(self.url + path) as response):
-                return await response.text()
+                return await response.read()
         return asyncio.run(fetch())
 
     def upload(self, file: Path) -> str:
+        """As ``upload_bytes``, from a file and under its name."""
+        return self.upload_bytes(file.name, file.read_bytes())
+
+    def upload_bytes(self, name: str, content: bytes) -> str:
         """Upload a picture or a video as the browser does; returns the name that LoadImage or LoadVideo knows it by."""
         async def send():
             form = aiohttp.FormData()
-            form.add_field("image", file.read_bytes(), filename=file.name,
-                           content_type=mimetypes.guess_type(file.name)[0])
+            form.add_field("image", content, filename=name, content_type=mimetypes.guess_type(name)[0])
             url = f"{self.url}/upload/image"
             async with aiohttp.ClientSession() as session, session.post(url, data=form) as response:
                 return (await response.json())["name"]
         return asyncio.run(send())
 
     def run(self, prompt: dict, on_progress: Callable[[str, int, int], None] = lambda node, value, most: None,
-            interrupt_at: int | None = None) -> Result:
+            interrupt_at: int | None = None, seconds: float | None = None) -> Result:
         """Queue a prompt (API format) and follow the websocket to the end.
 
         on_progress: called with node class, value and maximum.
         interrupt_at: the sampler step at which to interrupt.
+        seconds: after which nobody follows it any more; None for never.
 
-        Raises PromptFailed with the server's words.
+        Raises PromptFailed with the server's words, and TimeoutError after these seconds.
         """
-        return asyncio.run(self._run(prompt, on_progress, interrupt_at))
+        return asyncio.run(asyncio.wait_for(self._run(prompt, on_progress, interrupt_at), seconds))
 
     async def _run(self, prompt, on_progress, interrupt_at) -> Result:
         client = uuid.uuid4().hex

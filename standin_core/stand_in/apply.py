@@ -13,7 +13,7 @@ from ..reference import reference_from
 from ..wan import Wan
 from .adapter import Adapter, check_fit
 from .applied import Identity, RunSettings
-from .wrappers import install, installed, uninstall
+from .wrappers import RANKS, install, installed, uninstall
 
 
 def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, latent: dict | None,
@@ -66,6 +66,20 @@ def remove_identity_branch(model):
     plain = model.clone()
     uninstall(plain)
     return plain
+
+
+def split_over_ranks(model, group):
+    """A clone of the ModelPatcher whose identities are read by a video of which each rank has a part.
+
+    To be called in every process of a host that splits the video's tokens, like raylight, with the same identities in
+    each. It replaces the host's self-attention in the blocks that read an identity, by Ulysses.
+
+    group: of torch.distributed, with a backend that knows all-to-all. The ranks have equal parts of the tokens in their
+        order, the last of them padded; see ``attention.over_ranks``.
+    """
+    split = model.clone()
+    split.model_options["transformer_options"][RANKS] = group
+    return split
 
 
 def _check_fit(model, adapter: Adapter) -> None:

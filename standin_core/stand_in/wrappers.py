@@ -6,11 +6,13 @@ first use and installs the restricted attention for that one call.
 """
 from __future__ import annotations
 
+import math
+
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..attention import restricted_attention
+from ..attention import over_ranks, restricted_attention
 from ..contracts import UserError
 from ..controls import query_bias, strength_at
 from ..guidance import OWN_SCALE, OwnScale
@@ -26,6 +28,7 @@ from .run import StandInRun
 KEY = "stand_in"
 WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 WITHOUT = "stand_in_without"  # set for a call that reads no identity
+RANKS = "stand_in_ranks"  # the group of torch.distributed over which the video's tokens are split
 guide_identity = OwnScale(KEY, WITHOUT)
 
 
@@ -111,8 +114,15 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if run.recorder is not None:
         run.check_place(grid, options.get(WINDOW), "an attention map")
         note_mass = run.recorder.for_call(grid, options.get(WINDOW))
+    group, split_tokens = options.get(RANKS), None
+    if group is not None:
+        if run.applied.is_ordinary:
+            raise UserError("the video is split over several GPUs, and an adapter that was trained with ordinary "
+                            "attention cannot follow it: take an adapter of restricted attention, or one GPU.")
+        split_tokens = math.prod(grid)
+        attend = over_ranks(attend, group, split_tokens)
     fused = run.unfused[x.device] is None
-    with wan.identity_installed(readings, attend, note_mass, fused) as count_reads:
+    with wan.identity_installed(readings, attend, note_mass, split_tokens, fused) as count_reads:
         output = executor(*arguments, **kwargs)
         run.note_reads(count_reads())
     return output

@@ -1,0 +1,109 @@
+"""Jobs: each a finished prompt for ComfyUI, known by the hash of all that it depends on."""
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from standin_core.contracts import UserError
+from standin_core.files import read_lines, sha256_of, write_lines
+
+from .people import Person
+from .workflow import filled, pictures_needed, videos_named
+
+MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".gguf")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One render.
+
+    id: 24 hex digits of the SHA-256 of the graph and of the files that it names.
+    person, words, seed: what it is of.
+    graph: the prompt in ComfyUI's API format.
+    files: name in the graph -> where the file lies on the driver's machine, photos and videos.
+    """
+
+    id: str
+    person: str
+    words: str
+    seed: int
+    graph: dict
+    files: dict[str, Path]
+
+    @property
+    def title(self) -> str:
+        return f"{self.person}, seed {self.seed}: {self.words}"
+
+    def contents(self) -> dict[str, bytes]:
+        return {name: path.read_bytes() for name, path in self.files.items()}
+
+
+def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int], comfyui_base: Path,
+         known: Path) -> list[Job]:
+    """All jobs, in an order in which a server keeps what it has loaded from one to the next.
+
+    comfyui_base: the folder in which ComfyUI's folders *models* and *input* lie.
+    known: a file that keeps the hashes of models, which take seconds each.
+
+    Raises UserError for a person with fewer photos than the workflow loads, and for a video that is not there.
+    """
+    hashes = model_hashes(graph, comfyui_base / "models", known)
+    videos = {name: comfyui_base / "input" / name for name in videos_named(graph)}
+    for name, path in videos.items():
+        if not path.is_file():
+            raise UserError(f"the workflow loads the video {name}, which is not in {path.parent}: put it there.")
+    needed = pictures_needed(graph)
+    for person in people:
+        if len(person.photos) < needed:
+            raise UserError(f"the workflow loads {needed} pictures and {person.name} has {len(person.photos)}: make a "
+                            f"folder {person.name} with {needed} pictures, named in the order of the workflow.")
+    video_names = {name: _uploaded(path) for name, path in videos.items()}
+    jobs = []
+    for person in people:
+        photos = {_uploaded(photo): photo for photo in person.photos}  # the same photo twice counts once
+        names = [_uploaded(photo) for photo in person.photos[:needed]]
+        names += [name for name in photos if name not in names]
+        files = {**photos, **{video_names[name]: path for name, path in videos.items()}}
+        for words, seed in itertools.product(prompts, seeds):
+            prompt = filled(graph, names, video_names, words, seed)
+            named = json.dumps(prompt)
+            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt,
+                            {name: path for name, path in files.items() if name in named}))
+    return list({job.id: job for job in jobs}.values())
+
+
+def model_hashes(graph: dict, models: Path, known: Path) -> dict[str, str]:
+    """File name in the graph -> SHA-256, for each file of weights that lies in a folder of models on this machine.
+
+    known: JSON lines with the hashes of earlier calls, by path, size and time of change.
+    """
+    kept = {(line["path"], line["size"], line["changed"]): line["sha256"] for line in read_lines(known)}
+    found: dict[str, str] = {}
+    for name in sorted(set(_named_models(graph))):
+        for path in sorted(models.glob(f"*/{name}"))[:1]:
+            key = (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            kept[key] = kept.get(key) or sha256_of(path)
+            found[name] = kept[key]
+    write_lines(known, ({"path": path, "size": size, "changed": changed, "sha256": sha256}
+                        for (path, size, changed), sha256 in kept.items()))
+    return found
+
+
+def _named_models(graph: dict) -> Iterator[str]:
+    for node in graph.values():
+        for value in node["inputs"].values():
+            if isinstance(value, str) and value.endswith(MODELS):
+                yield value
+
+
+def _uploaded(file: Path) -> str:
+    """The name of a file on a server: its content, so that no server confuses two of one name."""
+    return sha256_of(file) + file.suffix.lower()
+
+
+def _id(graph: dict, hashes: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([graph, hashes], sort_keys=True).encode()).hexdigest()[:24]

@@ -1,0 +1,57 @@
+"""What a person types for: the people and the prompts, read from files."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from standin_core.contracts import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody to make videos of.
+
+    name: of the file or the folder.
+    photos: pictures, sorted by name; the first is what a model is given.
+    """
+
+    name: str
+    photos: tuple[Path, ...]
+
+
+def read_people(folder: Path) -> list[Person]:
+    """The people in a folder, each a picture or a folder of pictures, sorted by name.
+
+    Raises UserError where there is nobody.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: make it, with a picture or a folder of pictures per person.")
+    people = []
+    for path in sorted(folder.iterdir()):
+        photos = sorted(path.iterdir()) if path.is_dir() else [path]
+        photos = [each for each in photos if each.suffix.lower() in PICTURES]
+        if photos:
+            people.append(Person(path.stem if path.is_file() else path.name, tuple(photos)))
+    if not people:
+        raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)}) and no folder of pictures: put one there "
+                        "per person.")
+    twice = {person.name for person in people if sum(other.name == person.name for other in people) > 1}
+    if twice:
+        raise UserError(f"{folder} has {' and '.join(sorted(twice))} more than once: give each person one name.")
+    return people
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line, without empty lines and those that begin with #.
+
+    Raises UserError where there is none.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}: write one with a prompt on each line.")
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not prompts:
+        raise UserError(f"{file} has no prompt: write one on each line.")
+    return prompts

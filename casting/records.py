@@ -1,0 +1,71 @@
+"""The folder of results: pictures and videos first, the record of a render last, so that what has a record is whole."""
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from standin_core.contracts import UserError
+from standin_core.files import replacing
+
+from .jobs import Job
+from .server import Render
+
+
+class Records:
+    """A folder with ``<id>.mp4`` and ``<id>.json`` for each render."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the context nobody else works in this folder.
+
+        Raises UserError where somebody does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except filelock.Timeout as error:
+            raise UserError(f"another batch works in {self.folder}: wait for its end, or give another --out."
+                            ) from error
+
+    def of(self, jobs: list[Job]) -> list[dict]:
+        """The records that there are, finished and failed."""
+        found = (self._read(job.id) for job in jobs)
+        return [record for record in found if record is not None]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the job was rendered; what failed is tried again by the next call."""
+        record = self._read(job.id)
+        return record is not None and "error" not in record
+
+    def keep(self, job: Job, render: Render, tries: int) -> dict:
+        """Write a render; returns its record."""
+        names = []
+        for index, (suffix, content) in enumerate(render.files):
+            names.append(f"{job.id}{f'_{index + 1}' if index else ''}{suffix}")
+            with replacing(self.folder / names[-1]) as part:
+                part.write_bytes(content)
+        return self._write(job, {"files": names, "report": render.report, "seconds": round(render.seconds, 2),
+                          "worker": render.worker, "tries": tries})
+
+    def keep_failure(self, job: Job, words: str, tries: int) -> dict:
+        """Write why there is no render, in ComfyUI's words; returns the record."""
+        return self._write(job, {"error": words, "tries": tries})
+
+    def _read(self, job_id: str) -> dict | None:
+        file = self.folder / f"{job_id}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def _write(self, job: Job, found: dict) -> dict:
+        record = {"id": job.id, "person": job.person, "prompt": job.words, "seed": job.seed, **found,
+                  "graph": job.graph}
+        with replacing(self.folder / f"{job.id}.json") as part:
+            part.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        return record

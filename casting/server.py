@@ -1,0 +1,150 @@
+"""A ComfyUI of one's own, as a child process that ends with its parent, and the renders that it makes."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import aiohttp
+
+from support.comfyui_server import PromptFailed, Server, started_server
+
+from .workflow import RECORD, SAVES
+
+GRACE_SECONDS = 20  # in which an interrupted server must be idle again
+DEATH_SECONDS = 2  # from a broken connection to the end of the process
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How servers are started, and how long a render may take.
+
+    comfyui: the folder with main.py.
+    arguments: of ComfyUI.
+    seconds: after which a render is given up.
+    """
+
+    comfyui: Path
+    arguments: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """What came of a job.
+
+    files: (how the name ends, content) of each picture or video, in order.
+    report: what Identity Report measured, as its JSON has it.
+    seconds: how long it took, the upload included.
+    worker: who made it.
+    """
+
+    files: list[tuple[str, bytes]]
+    report: dict
+    seconds: float
+    worker: str
+
+
+class Worker:
+    """A ComfyUI, started anew where it ended, and one render at a time on it."""
+
+    def __init__(self, settings: ServerSettings):
+        """Start the server. Raises RuntimeError with its last words if it does not come up."""
+        self.settings = settings
+        self.name = f"{platform.node()}:{os.getpid()}"
+        self._start()
+
+    def render(self, graph: dict, files: dict[str, bytes]) -> Render:
+        """Render, on a new server where the last one ended meanwhile.
+
+        files: name in the graph -> content.
+
+        Raises PromptFailed with ComfyUI's words, and RuntimeError if a new server does not come up.
+        """
+        if self.server.process.poll() is not None:
+            self._restart()
+        started = time.monotonic()
+        try:
+            for name, content in files.items():
+                self.server.upload_bytes(name, content)
+            outputs = self.server.run(graph, seconds=self.settings.seconds).outputs
+            shown = [(Path(item["filename"]).suffix, self.server.read("/view?" + urlencode(item)))
+                     for key, output in outputs.items() if graph[key]["class_type"] in SAVES
+                     for item in output["images"]]
+            report = json.loads(outputs[RECORD]["text"][0])
+        except TimeoutError as error:
+            words = f"not done after {self.settings.seconds:g} seconds, the time limit of a render"
+            if not self._interrupted():
+                words += "; ComfyUI could not be interrupted, so it was ended and started anew"
+                self._restart()
+            raise PromptFailed(words) from error
+        except (PromptFailed, aiohttp.ClientError, OSError) as error:
+            words = str(error)
+            if self._has_ended():
+                words = f"ComfyUI ended in this render; its last words:\n{self._log.read_text()[-1000:]}"
+                self._restart()
+            raise PromptFailed(words) from error
+        return Render(shown, report, time.monotonic() - started, self.name)
+
+    def close(self) -> None:
+        self._running.close()
+
+    def _start(self) -> None:
+        """A server that writes nothing but into a folder of its own, which goes with it."""
+        with contextlib.ExitStack() as stack:
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="casting_", ignore_cleanup_errors=True)))
+            folders = []
+            for name in ("input", "output", "temp", "user"):
+                (own / name).mkdir()
+                folders += [f"--{name}-directory", str(own / name)]
+            self._log = own / "comfyui.log"
+            self.server: Server = stack.enter_context(started_server(
+                self.settings.comfyui, own, self._log, *self.settings.arguments, *folders, "--database-url",
+                f"sqlite:///{own / 'comfyui.db'}", preexec_fn=_end_with_parent if sys.platform == "linux" else None))
+            self._running = stack.pop_all()
+
+    def _has_ended(self) -> bool:
+        """Asked after an error; the end of a process comes a little after that of its connections."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.server.process.wait(DEATH_SECONDS)
+        return self.server.process.poll() is not None
+
+    def _restart(self) -> None:
+        self.server.process.kill()
+        self.close()
+        self._start()
+
+    def _interrupted(self) -> bool:
+        """Stop what runs; whether the server is idle then."""
+        try:
+            asyncio.run(asyncio.wait_for(_until_idle(self.server.url), GRACE_SECONDS))
+        except (TimeoutError, aiohttp.ClientError):
+            return False
+        return True
+
+
+async def _until_idle(url: str) -> None:
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+        await session.post(f"{url}/interrupt")
+        while True:
+            async with session.get(f"{url}/queue") as response:
+                if not (await response.json())["queue_running"]:
+                    return
+            await asyncio.sleep(0.2)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it is ComfyUI: the kernel ends it when the thread that started it is no more."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

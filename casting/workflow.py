@@ -1,0 +1,114 @@
+"""A workflow as ComfyUI exports it for its queue (API format), and what a batch changes in it."""
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+from standin_core.contracts import UserError
+
+REPORT = "casting_report"  # ids of the nodes that are added
+RECORD = "casting_record"
+SEEDS = ("seed", "noise_seed")
+SAVES = ("SaveVideo", "SaveImage")
+
+
+def read_workflow(file: Path) -> dict:
+    """Node id -> node.
+
+    Raises UserError for anything but a workflow in API format with a photo, a prompt, a seed and something to save.
+    """
+    try:
+        graph = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a workflow ({error}): take one of workflows/api, or export yours "
+                        "with File, Export (API).") from error
+    if not isinstance(graph, dict) or not all(isinstance(node, dict) and "class_type" in node
+                                              for node in graph.values()):
+        raise UserError(f"{file} is not in ComfyUI's API format: export it with File, Export (API).")
+    missing = [words for words, there in (
+        ("Load Image", of_class(graph, "LoadImage")), ("sampler with a positive prompt", _positive(graph)),
+        ("seed", _seeded(graph)), ("Save Video or Save Image", of_class(graph, *SAVES))) if not there]
+    if missing:
+        raise UserError(f"{file} has no {' and no '.join(missing)}: a batch needs them to know what to change.")
+    if not of_class(graph, "IdentityReport") and len(of_class(graph, "LoadImage")) > 1:
+        raise UserError(f"{file} loads several pictures and has no Identity Report, so nobody knows whose likeness "
+                        "counts: add one to the workflow and export it again.")
+    return graph
+
+
+def of_class(graph: dict, *classes: str) -> list[str]:
+    """Ids of the nodes of these classes, in the order of their numbers."""
+    return sorted((key for key, node in graph.items() if node["class_type"] in classes),
+                  key=lambda key: [int(part) if part.isdigit() else 0 for part in key.split(":")])
+
+
+def filled(graph: dict, photos: list[str], videos: dict[str, str], words: str, seed: int) -> dict:
+    """The workflow with these photos, videos, words and seed, and with the report's figures as an output of RECORD.
+
+    photos: names of pictures; as many as the workflow loads are put there in order. Where it has no Identity Report,
+        one is added, to which the rest are other photos of the same person.
+    videos: for each video that the workflow loads, the name that takes its place.
+    """
+    graph = copy.deepcopy(graph)
+    loaders = of_class(graph, "LoadImage")
+    for key, photo in zip(loaders, photos):
+        graph[key]["inputs"]["image"] = photo
+    for key in of_class(graph, "LoadVideo"):
+        graph[key]["inputs"]["file"] = videos[graph[key]["inputs"]["file"]]
+    graph[_positive(graph)]["inputs"]["text"] = words
+    for key, name in _seeded(graph):
+        graph[key]["inputs"][name] = seed
+    reports = of_class(graph, "IdentityReport")
+    if not reports:
+        _add_report(graph, loaders, photos[len(loaders):])
+        reports = [REPORT]
+    graph[RECORD] = {"class_type": "PreviewAny", "inputs": {"source": [reports[0], 3]}}
+    return graph
+
+
+def pictures_needed(graph: dict) -> int:
+    return len(of_class(graph, "LoadImage"))
+
+
+def videos_named(graph: dict) -> list[str]:
+    """The videos that the workflow loads, by their names in ComfyUI's input folder."""
+    return [graph[key]["inputs"]["file"] for key in of_class(graph, "LoadVideo")]
+
+
+def _add_report(graph: dict, loaders: list[str], others: list[str]) -> None:
+    (save, *_) = of_class(graph, *SAVES)
+    inputs = graph[save]["inputs"]
+    while "images" not in inputs:  # a video is made of frames
+        inputs = graph[inputs["video"][0]]["inputs"]
+    pictures = [[loaders[0], 0]]
+    for index, other in enumerate(others):
+        key = f"casting_photo_{index}"
+        graph[key] = {"class_type": "LoadImage", "inputs": {"image": other}}
+        pictures.append([key, 0])
+    if others:
+        graph["casting_photos"] = {"class_type": "BatchImagesNode", "inputs": {
+            f"images.image{index}": picture for index, picture in enumerate(pictures)}}
+        pictures = [["casting_photos", 0]]
+    graph[REPORT] = {"class_type": "IdentityReport", "inputs": {
+        "images": inputs["images"], "reference_image": pictures[0], "embedder": "auto", "region": "face",
+        "min_score": 0.5}}
+
+
+def _positive(graph: dict) -> str | None:
+    """The node whose words the sampler's positive prompt is."""
+    for node in graph.values():
+        link, seen = node["inputs"].get("positive"), set()
+        while isinstance(link, list) and link[0] in graph and link[0] not in seen:
+            seen.add(link[0])
+            inputs = graph[link[0]]["inputs"]
+            if isinstance(inputs.get("text"), str):
+                return link[0]
+            link = inputs.get("positive", inputs.get("conditioning"))
+    return None
+
+
+def _seeded(graph: dict) -> list[tuple[str, str]]:
+    """(node id, name) of each input that is a seed."""
+    return [(key, name) for key, node in graph.items() for name in SEEDS
+            if isinstance(node["inputs"].get(name), int)]

@@ -1,0 +1,103 @@
+"""Render people x prompts x seeds with one workflow, and rank the videos by likeness (see docs/batches.md).
+
+    python custom_nodes/<this pack>/scripts/batch.py people/ prompts.txt --seeds 4 --out runs/cast
+    python custom_nodes/<this pack>/scripts/batch.py people/ prompts.txt --seeds 4 --out runs/cast --ray auto
+
+The same command again does what is missing. ComfyUI is found above the pack, or in COMFYUI_PATH. Arguments that are not
+listed here are given to ComfyUI, like --base-directory.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).absolute().parent.parent
+sys.path[:0] = [str(PACK), str(PACK / "scripts")]
+from casting.batch import Batch, in_words
+from casting.jobs import Job, plan
+from casting.people import read_people, read_prompts
+from casting.records import Records
+from casting.server import ServerSettings
+from casting.workflow import read_workflow
+from standin_core.contracts import UserError
+
+log = logging.getLogger("stand_in.batch")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("people", type=Path, help="a folder with a picture, or a folder of pictures, per person")
+    parser.add_argument("prompts", type=Path, help="a text file with a prompt on each line")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds for each person and prompt, from 0 on")
+    parser.add_argument("--workflow", type=Path, default=PACK / "workflows" / "api" / "identity_text_to_video.json",
+                        help="in ComfyUI's API format")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for videos, records and ranking")
+    parser.add_argument("--ray", metavar="ADDRESS", help='"auto" or the address of a Ray cluster, to use all its GPUs')
+    parser.add_argument("--minutes", type=float, default=120, help="after which a render is given up")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and how long it takes")
+    options, for_comfyui = parser.parse_known_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        return run(options, for_comfyui)
+    except (UserError, RuntimeError) as error:
+        log.error("stopped: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on")
+        return 130
+
+
+def run(options: argparse.Namespace, for_comfyui: list[str]) -> int:
+    comfyui, base = folders(for_comfyui)
+    records = Records(options.out.absolute())
+    people, prompts = read_people(options.people), read_prompts(options.prompts)
+    with records.locked():
+        jobs = plan(read_workflow(options.workflow), people, prompts, list(range(options.seeds)), base,
+                    records.folder / "models.jsonl")
+        log.info("%d renders: %d people x %d prompts x %d seeds", len(jobs), len(people), len(prompts), options.seeds)
+        log.info(state(jobs, records))
+        batch = Batch(jobs, records, log.info)
+        if options.dry_run or not batch.left:
+            return 0
+        settings = ServerSettings(comfyui, tuple(for_comfyui), 60 * options.minutes)
+        if options.ray is None:
+            from casting.local import run_here
+
+            run_here(batch, settings)
+        else:
+            from casting.cluster import run_on_cluster
+
+            run_on_cluster(batch, settings, options.ray)
+    log.info("the ranking is %s", records.folder / "ranking.html")
+    return 0
+
+
+def folders(for_comfyui: list[str]) -> tuple[Path, Path]:
+    """Where main.py lies, and where models and inputs do."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--base-directory", type=Path)
+    above = PACK.parent.parent
+    comfyui = Path(os.environ["COMFYUI_PATH"]) if "COMFYUI_PATH" in os.environ else above
+    if not (comfyui / "main.py").is_file():
+        raise UserError(f"{comfyui} has no main.py: set COMFYUI_PATH to ComfyUI's folder.")
+    return comfyui, parser.parse_known_args(for_comfyui)[0].base_directory or comfyui
+
+
+def state(jobs: list[Job], records: Records) -> str:
+    """What is done and what is to do, and how long that takes by what the renders of this folder took."""
+    done = [record for record in records.of(jobs) if "error" not in record]
+    left = len(jobs) - len(done)
+    if not left:
+        return "all are done"
+    if not done:
+        return f"{left} to do; how long a render takes is known after the first"
+    each = sum(record["seconds"] for record in done) / len(done)
+    return f"{len(done)} done, {left} to do; {in_words(each)} each, {in_words(each * left)} of one GPU in all"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""What a batch is made of, without a server: people, prompts, workflows, ids, records and the ranking."""
+import json
+import re
+
+import PIL.Image
+import pytest
+
+from casting.batch import TRIES, Batch
+from casting.jobs import plan
+from casting.people import read_people, read_prompts
+from casting.ranking import ranked, write_ranking
+from casting.records import Records
+from casting.server import Render
+from casting.workflow import RECORD, REPORT, filled, of_class, read_workflow
+from standin_core.contracts import UserError
+from support.comfyui_server import node_id
+from support.environment import PACK
+
+API = PACK / "workflows" / "api"
+WORKFLOW = API / "identity_text_to_video.json"
+# two people have no one likeness
+FIT = [path for path in sorted(API.glob("*.json")) if path.stem != "two_people"]
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A folder with Anna, of whom there are two photos, and Ben."""
+    folder = tmp_path / "people"
+    (folder / "anna").mkdir(parents=True)
+    for index, name in enumerate(("anna/1.png", "anna/2.PNG", "ben.jpg")):
+        PIL.Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A ComfyUI folder with an adapter and a video."""
+    for name in ("models/stand_in", "input"):
+        (tmp_path / "comfyui" / name).mkdir(parents=True)
+    adapter = "Stand-In_wan2.1_T2V_14B_ver1.0_fp16.safetensors"
+    (tmp_path / "comfyui" / "models" / "stand_in" / adapter).write_bytes(b"weights")
+    for name in ("video.mp4", "control.mp4"):
+        (tmp_path / "comfyui" / "input" / name).write_bytes(name.encode())
+    return tmp_path / "comfyui"
+
+
+def jobs(people, base, workflow=WORKFLOW, words=("a man nods", "a man sits"), seeds=2):
+    return plan(read_workflow(workflow), read_people(people), list(words), list(range(seeds)), base,
+                base.parent / "models.jsonl")
+
+
+def test_people_and_prompts(people, tmp_path):
+    assert [(person.name, len(person.photos)) for person in read_people(people)] == [("anna", 2), ("ben", 1)]
+    file = tmp_path / "prompts.txt"
+    file.write_text("a man nods\n\n# later\na man sits \na man nods\n")
+    assert read_prompts(file) == ["a man nods", "a man sits"]
+
+
+@pytest.mark.parametrize("workflow", FIT, ids=lambda path: path.stem)
+def test_every_bundled_workflow_is_filled(workflow):
+    graph = read_workflow(workflow)
+    loaders = of_class(graph, "LoadImage")
+    made = filled(graph, [f"{index}.png" for index in range(len(loaders))],
+                  {"video.mp4": "a.mp4", "control.mp4": "b.mp4"}, "words of mine", 7)
+    assert [made[key]["inputs"]["image"] for key in loaders] == [f"{index}.png" for index in range(len(loaders))]
+    assert [node["inputs"]["text"] for node in made.values() if node["class_type"] == "CLIPTextEncode"].count(
+        "words of mine") == 1
+    (sampler,) = [node for node in made.values() if node["class_type"] in ("StandInSampler", "KSampler")]
+    assert sampler["inputs"]["seed"] == 7
+    words = made[sampler["inputs"]["positive"][0]]["inputs"]
+    assert "words of mine" in (words.get("text"), made[words.get("positive", ["5"])[0]]["inputs"].get("text"))
+    report = made[RECORD]["inputs"]["source"][0]
+    assert made[report]["class_type"] == "IdentityReport"
+    (save, *_) = of_class(graph, "SaveVideo", "SaveImage")
+    frames = graph[save]["inputs"]
+    frames = frames if "images" in frames else graph[frames["video"][0]]["inputs"]
+    assert made[report]["inputs"]["images"] == frames["images"]
+    assert "words of mine" not in json.dumps(graph)
+
+
+def test_further_photos_are_for_the_copy_paste_measure():
+    made = filled(read_workflow(WORKFLOW), ["a.png", "b.png", "c.png"], {}, "words", 0)
+    photos = made[made[REPORT]["inputs"]["reference_image"][0]]["inputs"]
+    assert [made[photos[f"images.image{index}"][0]]["inputs"]["image"] for index in range(3)] == [
+        "a.png", "b.png", "c.png"]
+    assert made[node_id(made, "LoadImage")]["inputs"]["image"] == "a.png"
+
+
+def test_an_id_is_of_all_that_a_render_depends_on(people, base):
+    ids = [job.id for job in jobs(people, base)]
+    assert len(set(ids)) == len(ids) == 8
+    assert [job.id for job in jobs(people, base)] == ids
+    kept = json.loads((base.parent / "models.jsonl").read_text())
+    assert kept["path"].endswith("fp16.safetensors")
+
+    def changed():
+        return not set(ids) & {job.id for job in jobs(people, base)[4:]}
+
+    assert not changed()
+    PIL.Image.new("RGB", (8, 8), (9, 9, 9)).save(people / "ben.jpg")
+    assert changed()
+    PIL.Image.new("RGB", (8, 8), (2, 0, 0)).save(people / "ben.jpg")
+    assert not changed()
+    (adapter,) = (base / "models" / "stand_in").iterdir()
+    adapter.write_bytes(b"WEIGHTS" * 2)
+    assert changed()
+    graph = read_workflow(WORKFLOW)
+    weaker = json.loads(json.dumps(graph))
+    weaker[node_id(graph, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.5
+    first, second = (plan(each, read_people(people), ["a"], [0], base, base.parent / "models.jsonl")
+                     for each in (graph, weaker))
+    assert not {job.id for job in first} & {job.id for job in second}
+
+
+def test_a_video_is_part_of_the_id(people, base):
+    ids = {job.id for job in jobs(people, base, API / "face_swap.json")}
+    (job, *_) = jobs(people, base, API / "face_swap.json")
+    assert b"video.mp4" in job.contents().values()
+    (base / "input" / "video.mp4").write_bytes(b"another")
+    assert not ids & {job.id for job in jobs(people, base, API / "face_swap.json")}
+
+
+def render(likeness=0.5, **more):
+    summary = {"similarity": {"mean": likeness, "coverage": float(likeness is not None)},
+               "copied_pixels": {"mean": None if likeness is None else 0.25}, **more}
+    return Render([(".mp4", b"video"), (".mp4", b"second")], {"embedder": "arcface", "summary": summary}, 1.5, "here:1")
+
+
+def test_the_record_comes_last(people, base, tmp_path, monkeypatch):
+    """A kill while the video is written leaves nothing that counts as done."""
+    records, (job, *_) = Records(tmp_path), jobs(people, base)
+    monkeypatch.setattr(Records, "_write", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        records.keep(job, render(), 1)
+    monkeypatch.undo()
+    assert (tmp_path / f"{job.id}.mp4").read_bytes() == b"video" and not records.is_done(job)
+    records.keep(job, render(), 2)
+    assert records.is_done(job)
+    (record,) = records.of([job])
+    assert record["files"] == [f"{job.id}.mp4", f"{job.id}_2.mp4"] and record["tries"] == 2
+    assert (record["person"], record["prompt"], record["seed"]) == ("anna", "a man nods", 0)
+
+
+def test_a_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp_path):
+    records, some, said = Records(tmp_path), jobs(people, base), []
+    batch = Batch(some, records, said.append)
+    bad = some[2].id
+    while job := batch.take():
+        if job.id == bad:
+            batch.failed(job, "LoadImage: cannot identify image file")
+        else:
+            batch.rendered(job, render())
+    assert not batch.left and sum("cannot identify" in words for words in said) == TRIES
+    assert re.search(r"^1/8 anna, seed 0: a man nods: likeness 0.500, copied pixels 0.250, 2 s; .* left$", said[0])
+    (failed,) = [record for record in records.of(some) if "error" in record]
+    assert failed["error"] == "LoadImage: cannot identify image file" and failed["tries"] == TRIES
+    ranking = json.loads((tmp_path / "ranking.json").read_text())
+    assert [each["id"] for each in ranking["failed"]] == [bad]
+    again = Batch(some, records, said.append)
+    assert again.left == 1
+    again.rendered(again.take(), render(likeness=0.9))
+    ranking = json.loads((tmp_path / "ranking.json").read_text())
+    assert not ranking["failed"] and ranking["people"]["anna"][0]["id"] == bad
+    assert sum(map(len, ranking["people"].values())) == 8
+
+
+def test_the_ranking(tmp_path):
+    def record(key, person, likeness, **more):
+        return {"id": key, "person": person, "prompt": "<b>a man</b>", "seed": 0, "files": [f"{key}.mp4"],
+                "report": render(likeness, **more).report}
+
+    records = [record("a", "ben", 0.2), record("b", "anna", 0.4, copy_paste={"mean": 0.7}), record("c", "anna", None),
+               record("d", "anna", 0.9),
+               {"id": "e", "person": "ben", "prompt": "p", "seed": 1, "error": "KSampler: out of <memory>"}]
+    found = ranked(records)
+    assert {person: [each["id"] for each in renders] for person, renders in found.items()} == {
+        "anna": ["d", "b", "c"], "ben": ["a"]}
+    assert found["anna"][1]["copy_paste"] == 0.7 and found["anna"][0]["copied_pixels"] == 0.25
+    page = write_ranking(tmp_path, records).read_text()
+    places = [page.index(words) for words in ("d.mp4", "b.mp4", "c.mp4", "a.mp4", "KSampler: out of &lt;memory&gt;")]
+    assert places == sorted(places)
+    assert "2. likeness 0.400, copy-paste 0.700, copied pixels 0.250" in page and "3. no face found" in page
+    assert "&lt;b&gt;a man&lt;/b&gt;" in page
+
+
+def test_two_batches_do_not_share_a_folder(tmp_path):
+    with (Records(tmp_path / "out").locked(), pytest.raises(UserError, match="another batch works in"),
+          Records(tmp_path / "out").locked()):
+        pass
+    with Records(tmp_path / "out").locked():
+        pass
+
+
+def without(graph, *classes):
+    return {key: node for key, node in graph.items() if node["class_type"] not in classes}
+
+
+def test_what_cannot_work_is_said_before_any_work(people, base, tmp_path):
+    graph, file = json.loads(WORKFLOW.read_text()), tmp_path / "workflow.json"
+    for content, words in (("no json", "cannot be read as a workflow"), ({"nodes": []}, "not in ComfyUI's API format"),
+                           (without(graph, "LoadImage", "SaveVideo"), "no Load Image and no Save Video"),
+                           (without(graph, "CLIPTextEncode"), "no sampler with a positive prompt")):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(UserError, match=words):
+            read_workflow(file)
+    with pytest.raises(UserError, match="nobody knows whose likeness counts"):
+        read_workflow(API / "two_people.json")
+    with pytest.raises(UserError, match="loads 3 pictures and anna has 2: make a folder anna with 3"):
+        jobs(people, base, API / "several_photos.json")
+    (base / "input" / "video.mp4").unlink()
+    with pytest.raises(UserError, match=r"the video video\.mp4, which is not in"):
+        jobs(people, base, API / "face_swap.json")
+    PIL.Image.new("RGB", (8, 8)).save(people / "ben.png")
+    with pytest.raises(UserError, match="ben more than once"):
+        read_people(people)
+    with pytest.raises(UserError, match="holds no picture"):
+        read_people(base)
+    with pytest.raises(UserError, match="there is no folder"):
+        read_people(tmp_path / "nowhere")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(UserError, match="has no prompt"):
+        read_prompts(tmp_path / "empty.txt")
