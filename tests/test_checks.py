@@ -99,6 +99,18 @@ def test_good_inputs_pass():
     assert checked_latent({"samples": torch.rand(1, 16, 1, 2, 2)}, "latent").shape == (1, 16, 1, 2, 2)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite(value):
+    values = torch.rand(2, 4, 5, 3)
+    values[1, 3, 4, 2] = value
+    for check, came in ((checked_pictures, values), (checked_masks, values[..., 2]),
+                        (checked_latent, {"samples": values})):
+        with pytest.raises(UserError, match=r"^it holds values that are not finite"):
+            check(came, "it")
+    with pytest.raises(UserError, match=r"^it is .*, needed is a finite number"):
+        check_number(value, "it")
+
+
 @given(ANYTHING, NUMBERS, NUMBERS, st.booleans())
 @examples(300, 5000)
 def test_numbers(came, least, most, whole):
