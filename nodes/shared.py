@@ -55,7 +55,7 @@ def checked(execute):
     """
     @functools.wraps(execute)
     def checked_execute(cls, **inputs):
-        schema = cls.GET_SCHEMA()
+        schema = cls.SCHEMA or cls.GET_SCHEMA()  # ComfyUI runs a class that takes no attributes any more
         for widget in schema.inputs:
             came = inputs.get(widget.id)
             if came is not None:

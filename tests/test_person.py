@@ -183,8 +183,8 @@ BAD = {
     "changed tensor": (changed_tensor, "was changed after Save Person wrote it"),
     "changed name": (changed_name, "was changed after Save Person wrote it"),
     "later version": (later_version, "is a person of version 2, version 1 is needed"),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-10]), "cannot be read as a person"),
-    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n"), "cannot be read as a person"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-10]), "cannot be read as weights"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n"), "cannot be read as weights"),
     "an adapter": (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "holds no person"),
 }
 

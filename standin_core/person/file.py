@@ -59,8 +59,8 @@ def load_person(file: Path) -> Person:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{shown(file.name)} holds no person: choose a file that Save Person wrote.")
     if metadata.get("version") != VERSION:
-        raise UserError(f"{shown(file.name)} is a person of version {shown(metadata.get('version'))}, {VERSION} "
-                        f"is needed: update the node pack, or {MAKE_ANEW}.")
+        raise UserError(f"{shown(file.name)} is a person of version {shown(metadata.get('version'))}, version "
+                        f"{VERSION} is needed: update the node pack, or {MAKE_ANEW}.")
     tensors, written = weights.content, metadata.pop("sha256", None)
     if _sha256(tensors, metadata) != written:
         raise UserError(f"{shown(file.name)} was changed after Save Person wrote it, its hash is another: "
