@@ -98,8 +98,9 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
     for expert in experts:
         _check_latent(expert, samples)
     noise = comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index"))
-    output, sink = denoise(model, low_noise_model, positive, negative, samples, noise, latent.get("noise_mask"),
-                           settings)
+    mask = latent.get("noise_mask")
+    output, sink = denoise(model, low_noise_model, positive, negative, samples, noise,
+                           None if mask is None else mask.float(), settings)  # interpolation takes no whole numbers
     result = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     result["samples"] = output
     if not all(map(math.isfinite, extent(output))):
