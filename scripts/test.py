@@ -4,10 +4,12 @@
     python scripts/test.py --comfyui 0.16.3        # with an older one, what its promise rests on
 """
 import argparse
+import os
 import sys
 
 from support import environment
 
+MOST_PROCESSES = 4  # each takes up to 4 GB of memory
 # of an older ComfyUI: the nodes load and keep their interface, the numbers are the authors', nothing is left behind
 PROMISED = ["tests/test_nodes.py", "tests/test_golden.py", "tests/test_lifecycle.py"]
 
@@ -20,6 +22,11 @@ def main() -> int:
     newest = options.comfyui == environment.COMFYUI_VERSION
     chosen = any(argument.startswith("tests") for argument in arguments)
     files = [] if chosen else ["tests"] if newest else PROMISED
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    if not chosen and processes > 1:
+        # each process has a thread of its own: PyTorch's threads of several processes stand in each other's way
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        files += ["--numprocesses", str(processes), "--dist", "loadfile"]
     return environment.run_inside("-m", "pytest", *files, *arguments, version=options.comfyui)
 
 
