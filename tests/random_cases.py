@@ -10,7 +10,8 @@ import traceback
 from pathlib import Path
 
 NIGHTLY = os.environ.get("STAND_IN_NIGHTLY") == "1"
-SEED = os.environ.get("STAND_IN_SEED") or str(random.SystemRandom().randrange(10**9))
+# kept where further processes of the same run find it
+SEED = os.environ.setdefault("STAND_IN_SEED", str(random.SystemRandom().randrange(10**9)))
 HANG_SECONDS = 5  # of the process's own time, on a machine that may be busy with other things
 RECORD = Path(__file__).parent / "nightly.json"
 
