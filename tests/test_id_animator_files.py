@@ -29,7 +29,7 @@ def assert_same(adapter, weights):
         prefix = f"{ATTENTION}{2 * place + 1}."
         assert torch.equal(projection.key, weights[f"{prefix}to_k_face.weight"])
         assert torch.equal(projection.value, weights[f"{prefix}to_v_face.weight"])
-        for which in "qkv":
+        for which in ("q", "k", "v", "out"):
             for factor in ("down", "up"):
                 assert torch.equal(adapter.low_rank[f"{place}.to_{which}_lora.{factor}.weight"],
                                    weights[f"{prefix}to_{which}_lora.{factor}.weight"])
