@@ -7,6 +7,8 @@ import PIL.Image
 import pytest
 import safetensors.torch
 
+from casting.ranking import ranked
+from casting.workflow import RECORD, filled, read_workflow
 from small_world.tiny_models import (
     DIFFUSION_MODEL,
     ID_ANIMATOR,
@@ -61,6 +63,52 @@ def test_identity_report_measures_the_pictures(server, prompt):
     prompt["figures"] = {"class_type": "PreviewAny", "inputs": {"source": [node_id(prompt, "IdentityReport"), 3]}}
     figures = json.loads(server.run(prompt).outputs["figures"]["text"][0])
     assert figures["frames"] and all(len(series) == 4 for series in figures["frames"].values())
+
+
+def test_a_batch_and_best_of_n_take_the_pictures(server, prompt, photo, tmp_path):
+    """What scripts/batch.py queues for each seed and ranks; Best of N measures the same pictures one by one."""
+    measured = {"embedder": "clip vision", "region": "whole frame", "min_score": 0.5}
+    report, decoded = node_id(prompt, "IdentityReport"), [node_id(prompt, "VAEDecode"), 0]
+    prompt[report]["inputs"] |= measured
+    prompt["best"] = {"class_type": "BestOfN", "inputs": {**prompt[report]["inputs"], "frames_per_video": 1,
+                                                          "most_copied": 1.0}}
+    prompt["figures"] = {"class_type": "PreviewAny", "inputs": {"source": ["best", 4]}}
+    for name, source in (("all", decoded), ("picked", ["best", 0])):
+        prompt[name] = {"class_type": "SaveImage", "inputs": {"images": source, "filename_prefix": name}}
+    file, records = tmp_path / "workflow.json", []
+    file.write_text(json.dumps(prompt))
+    for seed in range(2):
+        outputs = server.run(filled(read_workflow(file), [photo], {}, "a woman smiles", seed)).outputs
+        found = json.loads(outputs[RECORD]["text"][0])
+        records.append({"id": str(seed), "person": "anna", "prompt": "a woman smiles", "seed": seed, "files": [],
+                        "report": found})
+        videos = json.loads(outputs["figures"]["text"][0])["videos"]
+        likeness = [each["likeness"] for each in videos]
+        assert len(videos) == 4 and likeness == sorted(likeness, reverse=True) and likeness[0] > likeness[-1]
+        assert np.mean(likeness) == pytest.approx(found["summary"]["similarity"]["mean"], abs=1e-3)
+        (picked,), pictures = ([np.asarray(PIL.Image.open(server.path_of(item))) for item in outputs[name]["images"]]
+                               for name in ("picked", "all"))
+        assert np.array_equal(picked, pictures[videos[0]["index"]])
+    first, second = ranked(records)["anna"]
+    assert first["likeness"] > second["likeness"] and {first["seed"], second["seed"]} == {0, 1}
+
+
+def test_a_person_that_was_saved(server, prompt):
+    """Saved with the CLIP vision model by one prompt and loaded by another, without it: the pictures of the photo."""
+    load, vision, face, apply = (node_id(prompt, name) for name in (
+        "LoadImage", "CLIPVisionLoader", "FacePreprocess", "ApplyIDAnimator"))
+    expected = pictures(server, prompt)
+    server.run({load: prompt[load], vision: prompt[vision], "save": {"class_type": "SavePerson", "inputs": {
+        "photos": [load, 0], "name": "in_pictures", "clip_vision": [vision, 0], "preset": "Stand-In inference",
+        "which_face": "largest", "face_index": 0, "replace": False, "download_missing": False, "detector": "auto",
+        "min_score": 0.5}}})
+    kept = copy.deepcopy(prompt)
+    kept["person"] = {"class_type": "LoadPerson", "inputs": {"person": "in_pictures.safetensors"}}
+    for name in ("clip_vision", "reference_image"):
+        del kept[apply]["inputs"][name]
+    kept[apply]["inputs"]["person"] = ["person", 0]
+    del kept[face]
+    assert np.array_equal(pictures(server, kept), expected)
 
 
 def test_an_adapter_that_is_written_anew_is_read_anew(server, prompt):
