@@ -46,8 +46,8 @@ def of_class(graph: dict, *classes: str) -> list[str]:
 def filled(graph: dict, photos: list[str], videos: dict[str, str], words: str, seed: int) -> dict:
     """The workflow with these photos, videos, words and seed, and with the report's figures as an output of RECORD.
 
-    photos: names of pictures; as many as the workflow loads are put there in order. Where it has no Identity Report,
-        one is added, to which the rest are other photos of the same person.
+    photos: names of pictures; as many as the workflow loads are put there in order. Where it has no Identity Report
+        on what it saves, one is added, to which the rest are other photos of the same person.
     videos: for each video that the workflow loads, the name that takes its place.
     """
     graph = copy.deepcopy(graph)
@@ -59,7 +59,7 @@ def filled(graph: dict, photos: list[str], videos: dict[str, str], words: str, s
     graph[_positive(graph)]["inputs"]["text"] = words
     for key, name in _seeded(graph):
         graph[key]["inputs"][name] = seed
-    reports = of_class(graph, "IdentityReport")
+    reports = [key for key in of_class(graph, "IdentityReport") if graph[key]["inputs"]["images"] == _saved(graph)]
     if not reports:
         _add_report(graph, loaders, photos[len(loaders):])
         reports = [REPORT]
@@ -76,11 +76,16 @@ def videos_named(graph: dict) -> list[str]:
     return [graph[key]["inputs"]["file"] for key in of_class(graph, "LoadVideo")]
 
 
-def _add_report(graph: dict, loaders: list[str], others: list[str]) -> None:
+def _saved(graph: dict) -> list:
+    """The link to the frames that are saved."""
     (save, *_) = of_class(graph, *SAVES)
     inputs = graph[save]["inputs"]
     while "images" not in inputs:  # a video is made of frames
         inputs = graph[inputs["video"][0]]["inputs"]
+    return inputs["images"]
+
+
+def _add_report(graph: dict, loaders: list[str], others: list[str]) -> None:
     pictures = [[loaders[0], 0]]
     for index, other in enumerate(others):
         key = f"casting_photo_{index}"
@@ -91,7 +96,7 @@ def _add_report(graph: dict, loaders: list[str], others: list[str]) -> None:
             f"images.image{index}": picture for index, picture in enumerate(pictures)}}
         pictures = [["casting_photos", 0]]
     graph[REPORT] = {"class_type": "IdentityReport", "inputs": {
-        "images": inputs["images"], "reference_image": pictures[0], "embedder": "auto", "region": "face",
+        "images": _saved(graph), "reference_image": pictures[0], "embedder": "auto", "region": "face",
         "min_score": 0.5}}
 
 

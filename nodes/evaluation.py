@@ -101,7 +101,7 @@ class BestOfN(io.ComfyNode):
                     "same person; copying is then measured against them.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
                     "Any model from Load CLIP Vision, for want of a face recognition network.")),
-                io.Int.Input("seeds", optional=True, force_input=True, tooltip=(
+                io.Int.Input("seeds", optional=True, force_input=True, min=0, max=2**64 - 1, tooltip=(
                     "The list of seeds that the videos were sampled with, in their order.")),
                 io.Int.Input("frames_per_video", default=0, min=0, max=10000, tooltip=(
                     "Number of frames of one video in a batch; 1 compares single pictures. 0 takes each batch of the "

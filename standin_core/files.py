@@ -5,10 +5,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import comfy.model_management
 
 CHUNK_BYTES = 1 << 24
 
@@ -27,11 +25,12 @@ def replacing(file: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, ask: Callable[[], None] = lambda: None) -> str:
+    """ask: called before each part of the file; it raises where the user has cancelled."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            ask()
             digest.update(chunk)
     return digest.hexdigest()
 

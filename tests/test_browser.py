@@ -94,7 +94,7 @@ def large(comfy):
 def test_the_template_browser_has_them(large):
     """Under the pack's name, each with its picture, and a click opens it."""
     comfy = large
-    comfy.size = {"width": 2800, "height": 2000}  # pictures load only on the cards that are seen
+    comfy.size = {"width": 2800, "height": 2600}  # pictures load only on the cards that are seen
     comfy.open()
     comfy.page.keyboard.press("Escape")
     comfy.page.get_by_role("button", name="Templates").first.click()
@@ -102,10 +102,10 @@ def test_the_template_browser_has_them(large):
     for workflow in WORKFLOWS:
         card = comfy.page.get_by_text(workflow.name, exact=False).first
         card.wait_for(timeout=20_000)
-    comfy.page.wait_for_timeout(1500)
+    comfy.page.wait_for_function(
+        "count => [...document.images].filter(i => i.naturalWidth === 640 && i.naturalHeight === 360).length === count",
+        arg=len(WORKFLOWS), timeout=20_000)
     comfy.page.screenshot(path=SCREENSHOTS / "template_browser.png")
-    pictures = comfy.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
-    assert pictures.count([640, 360]) == len(WORKFLOWS)
     comfy.page.get_by_text("two_people", exact=True).first.click()
     comfy.page.wait_for_function("window.app.graph.nodes.some(n => n.title === 'Identity on the right')",
                                  timeout=30_000)

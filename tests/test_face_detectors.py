@@ -287,8 +287,9 @@ def test_boxes_as_comfyui_has_them():
         given(boxes=each, index=3)
 
 
-def test_a_box_out_of_the_photo_is_cut_to_it():
-    assert given(boxes=box(-10, 90, 30.5, 40))[0].box == (0, 90, 21, 100)
+def test_a_box_may_reach_out_of_the_photo():
+    """As in the authors' code, where the square around it is cut."""
+    assert given(boxes=box(-10, 90, 30.5, 40))[0].box == (-10, 90, 20, 130)
     assert given(boxes=box(300, 300, 30, 40)) == []
     assert given(boxes=box(10, 10, 0, 5)) == []
 

@@ -85,7 +85,7 @@ def test_pairs_and_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"weights")
     cancel()
     with pytest.raises(Interrupted):
-        sha256_of(tmp_path / "a")
+        sha256_of(tmp_path / "a", comfy.model_management.throw_exception_if_processing_interrupted)
 
 
 def written(path, stamps, codec):

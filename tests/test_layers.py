@@ -24,7 +24,7 @@ WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "
                         "training"],
           "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",
                           "apply"]}
-WITHOUT_COMFYUI = ["contracts", "checks", "weights", "latents", "attention", "controls", "report", "rope",
+WITHOUT_COMFYUI = ["contracts", "checks", "files", "weights", "latents", "attention", "controls", "report", "rope",
                    "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
                    "stand_in.applied", "stand_in.run_report", "id_animator.adapter", "id_animator.resampler",
                    "id_animator.run_report"]

@@ -182,7 +182,7 @@ def test_pictures_of_the_low_noise_expert_begin_with_the_clip(model, shards):
     vae, examples = comfy.sd.VAE(sd=vae_weights()), CachedExamples(shards)
     applied = functools.partial(apply_identity_branch, model, tiny.adapter())
     grids = [sample_grid(model, applied, vae, [examples[0]], SamplerSettings(1, 2, 1.0, shift=5.0), noise_to)
-             for noise_to in (1.0, 0.875, 0.001)]
+             for noise_to in (1.0, 0.875, 0.05)]
     with torch.no_grad():
         clip = vae.decode(model.model.process_latent_out(examples[0].video[None]))[0]
     shown = torch.cat(list(clip[[0, 3, 5, 8]]), dim=1).clamp(0, 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 
 from ..checks import shown
 from ..contracts import UserError
@@ -71,7 +72,8 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     """
     path, model_options = Path(path), model_options or {}
     weights, metadata = _read(path)
-    native, concat_id = parse_concat_id(weights, shown(path.name), sha256_of(path), metadata)
+    native, concat_id = parse_concat_id(weights, shown(path.name), sha256_of(path, throw_exception_if_processing_interrupted),
+                                        metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
     model.cached_patcher_init = (load_native, (path, model_options))
