@@ -177,10 +177,11 @@ def test_the_blueprint_is_one_node_with_three_links(large):
     large.open()
     large.page.mouse.dblclick(2300, 1100)
     large.page.keyboard.type("identity from a photo", delay=20)
-    large.page.wait_for_timeout(1200)
+    large.page.get_by_text("Gives a Wan model the identity").first.wait_for()
     large.page.keyboard.press("Enter")
     large.page.wait_for_timeout(600)
     large.page.mouse.click(2300, 1100)
+    large.page.wait_for_function("window.app.graph.nodes.some(n => n.isSubgraphNode?.())")
     large.settle()
     (node,) = large.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
         slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),

@@ -72,8 +72,8 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     """
     path, model_options = Path(path), model_options or {}
     weights, metadata = _read(path)
-    native, concat_id = parse_concat_id(weights, shown(path.name), sha256_of(path, throw_exception_if_processing_interrupted),
-                                        metadata)
+    sha256 = sha256_of(path, throw_exception_if_processing_interrupted)
+    native, concat_id = parse_concat_id(weights, shown(path.name), sha256, metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
     model.cached_patcher_init = (load_native, (path, model_options))
