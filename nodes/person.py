@@ -14,6 +14,7 @@ from .shared import (
     download_input,
     found_by,
     min_score_input,
+    one_face_inputs,
     show_text,
     shown,
 )
@@ -48,11 +49,8 @@ class SavePerson(io.ComfyNode):
                                tooltip=(
                     "How the face is cropped for Stand-In, with the presets of Face Preprocess. The crops for "
                     "Concat-ID and ID-Animator have presets of their own.")),
-                io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
-                    "Which face of each photo is the person: the largest, or the one that face_index counts from the "
-                    "left.")),
-                io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
+                *one_face_inputs("Which face of each photo is the person: the largest, or the one that face_index "
+                                 "counts from the left."),
                 io.Boolean.Input("replace", default=False, tooltip=(
                     "On: replaces a person of this name. Off: stops if the file holds other photos.")),
                 download_input("; BiSeNet 53 MB"),

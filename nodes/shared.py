@@ -109,10 +109,14 @@ def person_input(what_it_spares: str):
 
 
 def followed_face_inputs():
+    return one_face_inputs("Which face to follow: the largest in the first frame that has one, or the one that "
+                           "face_index counts from the left.")
+
+
+def one_face_inputs(which: str):
+    """which: the tooltip of which_face."""
     return (
-        io.Combo.Input("which_face", options=["largest", "from left"], tooltip=(
-            "Which face to follow: the largest in the first frame that has one, or the one that face_index counts from "
-            "the left.")),
+        io.Combo.Input("which_face", options=["largest", "from left"], tooltip=which),
         io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
             'Used by "from left" only. 0 is the leftmost face; higher numbers are further to the right.')),
     )

@@ -93,7 +93,7 @@ def test_points_go_where_the_pixels_go(photo, scale, size, roll):
     """A ramp in x and y, cropped, reads at a mapped point what it read in the photo at the point itself."""
     height, width, box = photo
     square = square_around(box, height, width, scale)
-    if min(square.right - square.left, square.bottom - square.top) < 3 * square.side / size:
+    if min(square.right - square.left, square.bottom - square.top) < 3 * max(square.side / size, 1):
         return  # too thin: the pixel there mixes with the padding
     middle = (square.left + square.right - 1) / 2, (square.top + square.bottom - 1) / 2
     place = Place(square, size, None if roll is None else levelling(middle, roll))

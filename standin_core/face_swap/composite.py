@@ -48,21 +48,22 @@ def composite_swap(source: torch.Tensor, images: torch.Tensor, mask: torch.Tenso
         region = result[i, top:top + height, left:left + width]
         front = images[i, ..., :3].cpu().numpy()
         if color_match:
-            where = inside > 0.5 if color_region == "face" else inside == 0
-            front = match_colors(front, region.cpu().numpy(), where, color_match)
+            front = match_colors(front, region.cpu().numpy(), inside, color_region, color_match)
         alpha = torch.from_numpy(np.minimum(feathered(inside, feather), fade))[..., None].to(region)
         region += alpha * (torch.from_numpy(front).to(region) - region)
         progress.update(1)
     return result
 
 
-def match_colors(image: np.ndarray, target: np.ndarray, where: np.ndarray, amount: float) -> np.ndarray:
+def match_colors(image: np.ndarray, target: np.ndarray, mask: np.ndarray, region: str, amount: float) -> np.ndarray:
     """The image with the colours of the target.
 
     image, target: [H, W, 3] float32 in 0..1.
-    where: [H, W] bool, where colours are measured.
+    mask: [H, W] in 0..1, where the face is.
+    region: of COLOR_REGIONS, where colours are measured.
     amount: 0 to 1.
     """
+    where = mask > 0.5 if region == "face" else mask == 0
     if where.sum() < FEWEST_PIXELS:
         return image
     lab, wanted = cv2.cvtColor(image, cv2.COLOR_RGB2LAB), cv2.cvtColor(target, cv2.COLOR_RGB2LAB)

@@ -16,8 +16,8 @@ import torch
 from ..checks import checked_masks, checked_pictures
 from ..contracts import UserError
 from ..face import Face, ready_detector, to_uint8
-from ..latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN
-from .composite import COLOR_REGIONS, fade_to_margins, feathered, match_colors
+from ..latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN, frames_of, latent_frames_of
+from .composite import fade_to_margins, feathered, match_colors
 from .follow import Follower
 from .paste import SwapSettings
 
@@ -161,8 +161,7 @@ def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, tra
         frame = result[track.first + i]
         front, inside = images[i, ..., :3].cpu().float().numpy(), mask[i].cpu().float().numpy()
         if color_match:
-            where = inside > 0.5 if color_region == COLOR_REGIONS[1] else inside == 0
-            front = match_colors(front, _square(frame, track, i, pixels), where, color_match)
+            front = match_colors(front, _square(frame, track, i, pixels), inside, color_region, color_match)
         alpha = np.minimum(feathered(inside, feather), fade)[..., None]
         layer: np.ndarray = np.dstack((front * alpha, alpha)).astype(np.float32)
         if scale > 1:  # what the source's pixels cannot hold is taken out first, or it would flicker
@@ -218,7 +217,7 @@ def _smooth(values: np.ndarray, amount: float) -> np.ndarray:
 
 def _whole_latents(count: int) -> int:
     """The least 4k+1 that is not below."""
-    return -(-(count - 1) // FRAMES_PER_LATENT) * FRAMES_PER_LATENT + 1
+    return frames_of(latent_frames_of(count + FRAMES_PER_LATENT - 1))
 
 
 def _square(image: torch.Tensor, track: FaceTrack, i: int, pixels: int) -> np.ndarray:
