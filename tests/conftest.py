@@ -157,6 +157,19 @@ def one_thread():
 
 
 @pytest.fixture
+def nothing_fits(monkeypatch):
+    """One byte of device memory for weights: ComfyUI fetches each weight when its module is called."""
+    import comfy.model_patcher
+
+    load = comfy.model_patcher.ModelPatcher.load
+
+    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
+        return load(self, device_to, lowvram_model_memory=1)
+
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", starved)
+
+
+@pytest.fixture
 def models_dir(tmp_path, monkeypatch):
     """A models folder of our own, empty unless a test puts a file there."""
     import folder_paths

@@ -360,14 +360,8 @@ def test_a_lora_whose_strength_changes_in_mid_run(model):
     assert report.cache_bytes == tiny.sample(patched)[1][0].cache_bytes
 
 
-def test_forced_lowvram(model, merged, monkeypatch):
-    """One byte of memory for weights: everything streams, and LoRAs are applied on the way."""
-    load = comfy.model_patcher.ModelPatcher.load
-
-    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
-        return load(self, device_to, lowvram_model_memory=1)
-
-    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", starved)
+def test_forced_lowvram(merged, nothing_fits):
+    """LoRAs are applied to the weights as they are fetched."""
     patched = with_lora(tiny.with_identity(tiny.load()))
     samples, (report,) = tiny.sample(patched)
     assert patched.model.model_lowvram and patched.model.diffusion_model.blocks[0].self_attn.k.comfy_cast_weights
