@@ -127,7 +127,8 @@ class ApplyIdentityBranch(io.ComfyNode):
                     'Where the key/value cache of the identity is kept. "resident": GPU memory (839 MB for a 14B '
                     'model); "fp8": half of that, with rounding that changes the result; "offloaded": system memory; '
                     '"streaming": no cache, recomputed in every model call (1.3 % of the FLOPs of one pass over a '
-                    'video of 832x480 and 81 frames). "auto": resident if it fits, else offloaded.')),
+                    'video of 832x480 and 81 frames), for which weights in system memory are fetched twice. "auto": '
+                    'resident if it fits, else offloaded.')),
                 person_input("It takes the place of reference_image and reference_latent, and needs no VAE if it was "
                              "saved with one."),
             ],

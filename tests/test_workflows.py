@@ -143,4 +143,4 @@ def test_every_workflow_runs(server, photo, video, people, path):
     assert len(reports[0]["identities"]) == (2 if path.stem == "two_people" else 1)
     assert reports[0]["identities"][0]["references"] == (3 if path.stem == "several_photos" else 1)
     if path.stem == "low_memory":
-        assert reports[0]["cache"] == "streaming"
+        assert reports[0]["cache"] == "offloaded"

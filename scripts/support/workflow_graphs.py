@@ -473,7 +473,7 @@ trained on people: subjects are what they happen to be good at.
                         (("adapter", "adapter", "adapter"), ("identity", "strength", "strength")), shows="face"),),
     when="No face needed: the whole picture is the reference.")
 
-LEAN, LEAN_NODE = identity_from_photo(widgets=(("cache", "cache"),), cache="streaming")
+LEAN, LEAN_NODE = identity_from_photo(widgets=(("cache", "cache"),), cache="offloaded")
 LOW_MEMORY = Workflow(
     "low_memory", "On a\nsmall card", 1,
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", LEAN),
@@ -484,13 +484,13 @@ LOW_MEMORY = Workflow(
     f"""## On a small card
 
 - **fp8 weights**: ComfyUI streams from host memory what does not fit.
-- **Identity, cache** streaming computes the identity's keys and values when a block needs them: 42 MB
-  instead of 839 MB, for 3 % more work. *offloaded* takes 42 MB and about 1 GB of host memory; *fp8* half of the 839 MB.
+- **Identity, cache** offloaded keeps the identity's keys and values in host memory (839 MB): 42 MB on the card.
+  *streaming* takes no host memory, but then ComfyUI fetches most weights twice; *fp8* takes 420 MB on the card.
 - **VAE Decode (Tiled)** decodes in pieces.
 - **GGUF**: *Unet Loader (GGUF)* of ComfyUI-GGUF in place of Load Diffusion Model.
 
 {PROMPT_TIP} {FACE_FILES}""",
-    subgraphs=(LEAN_NODE,), when="fp8 or GGUF weights, no identity cache, tiled decoding.")
+    subgraphs=(LEAN_NODE,), when="fp8 or GGUF weights, the identity in host memory, tiled decoding.")
 
 PHOTOS = ("photo", "photo_2", "photo_3")
 CROPS = (face("face", PHOTOS[0]), face("face_2", PHOTOS[1]), face("face_3", PHOTOS[2]),
