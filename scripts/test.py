@@ -10,8 +10,10 @@ import sys
 from support import environment
 
 MOST_PROCESSES = 4  # each takes up to 4 GB of memory
-# of an older ComfyUI: the nodes load and keep their interface, the numbers are the authors', nothing is left behind
-PROMISED = ["tests/test_nodes.py", "tests/test_golden.py", "tests/test_lifecycle.py"]
+# of an older ComfyUI: the nodes load and keep their interface, the numbers are the authors', nothing is left behind,
+# and sampler, controls and cache do what they do on the newest
+PROMISED = [f"tests/test_{name}.py"
+            for name in ("nodes", "golden", "lifecycle", "sampler", "controls", "kv_cache", "fetches")]
 
 
 def main() -> int:

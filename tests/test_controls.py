@@ -66,7 +66,7 @@ def test_weights_that_may_go_are_free_memory(model, monkeypatch, dynamic):
     """With DynamicVRAM, ComfyUI gives the memory of weights to whoever needs it."""
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 1000)
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
-    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbars_analyze", lambda device: 234)
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbars_analyze", lambda *_: 234)
     monkeypatch.setattr(model.model, "current_patcher", model)
     assert Wan(model.model).free_memory(torch.device("cuda", 0)) == (1234 if dynamic else 1000)
 
