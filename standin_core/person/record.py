@@ -60,12 +60,17 @@ class Person:
             raise UserError("a person and another reference came, one of them is needed: disconnect one.")
         kept = self.latents.get(use)
         if kept is not None and size in (None, tuple(kept.shape[-2:])):
-            if vae is not None and (answer_of(vae) - self.vae).norm() > SAME_VAE * self.vae.norm():
-                raise UserError(f"the latents of {shown(self.name)} were made by another VAE than the one that came: "
-                                "disconnect the VAE if the model was trained with the other one, else save the person "
-                                "anew with this one.")
+            if vae is not None:
+                self._check_made_by(vae)
             return None, {"samples": kept[:most]}
         return self.crops[use].image[:most], None
+
+    def _check_made_by(self, vae) -> None:
+        assert self.vae is not None  # latents are kept with the answer of their VAE
+        if (answer_of(vae) - self.vae).norm() > SAME_VAE * self.vae.norm():
+            raise UserError(f"the latents of {shown(self.name)} were made by another VAE than the one that came: "
+                            "disconnect the VAE if the model was trained with the other one, else save the person anew "
+                            "with this one.")
 
     def as_text(self) -> str:
         """One fact a line."""
