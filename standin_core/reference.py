@@ -45,6 +45,19 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
 
 
+def answer_of(vae) -> torch.Tensor:
+    """What the VAE makes of one small picture: [1, 16, 1, 2, 2] float32 on the CPU. By it a VAE is known again.
+
+    Files of one VAE differ in precision, and ComfyUI casts weights to what the device likes, so no hash of them would
+    do.
+
+    Raises UserError for a VAE that is not Wan's.
+    """
+    ramp = torch.linspace(0, 1, PIXELS_PER_TOKEN)
+    across, down = torch.meshgrid(ramp, ramp, indexing="xy")
+    return encode_reference(vae, torch.stack((across, down, (across - down).abs()), -1)[None]).float().cpu()
+
+
 def fitted(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The picture, scaled until it fits, in the middle of black: [H, W, 3] float32 in 0..1, whole levels of 8 bits.
 

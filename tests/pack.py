@@ -23,3 +23,8 @@ def module(name):
     """A module of the loaded pack. Its classes are not those of ``import standin_core``: ComfyUI gives packs a name."""
     package = next(iter(node_classes().values())).__module__.partition(".nodes.")[0]
     return sys.modules[f"{package}.{name}"]
+
+
+def in_order(version: str) -> tuple[int, ...]:
+    """ "0.16.3" -> (0, 16, 3), which compares as versions do."""
+    return tuple(map(int, version.split(".")))

@@ -13,7 +13,7 @@ import faces
 import sd15
 import tiny
 from golden_cases import load_case
-from small_world.tiny_models import ADAPTER, on_tiny_models, vae_weights
+from small_world.tiny_models import ADAPTER, on_tiny_models, random_weights, tiny_vae, vae_weights
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.contracts import UserError
 from standin_core.face import FaceSettings, crop_faces
@@ -128,6 +128,21 @@ def test_a_person_saved_without_a_vae_needs_one(model, vae, photos, tmp_path):
     direct = apply_reference(model, tiny.adapter(), vae, crop(photos[:1]).image, None)
     assert torch.equal(tiny.sample(apply_reference(model, tiny.adapter(), vae, None, None, person=loaded))[0],
                        tiny.sample(direct)[0])
+
+
+def test_a_vae_other_than_the_one_that_made_the_latents(model, vae, person):
+    """The same weights in another precision are the same VAE; other weights are another, and make other latents."""
+    weights = vae_weights()
+    precise = apply_reference(model, tiny.adapter(), vae, None, None, person=person)
+    rounded = comfy.sd.VAE(sd={key: value.bfloat16() for key, value in weights.items()}, dtype=torch.bfloat16)
+    assert rounded.vae_dtype == torch.bfloat16 != vae.vae_dtype
+    again = apply_reference(model, tiny.adapter(), rounded, None, None, person=person)
+    assert torch.equal(tiny.sample(again)[0], tiny.sample(precise)[0])
+    other = comfy.sd.VAE(sd=random_weights(tiny_vae(), seed=1))
+    with pytest.raises(UserError, match="the latents of Anna were made by another VAE"):
+        apply_reference(model, tiny.adapter(), other, None, None, person=person)
+    with pytest.raises(UserError, match="the latents of Anna were made by another VAE"):
+        apply_concat_id(model, concat_id.record(), VIDEO, other, person=person)
 
 
 def test_a_person_and_a_reference(model, vae, person, photos):

@@ -2,12 +2,11 @@
 import re
 import tomllib
 
-from pack import PACK
+import pytest
+
+from pack import PACK, in_order
 from support.environment import CARRIERS, COMFYUI_VERSION
-
-
-def in_order(version):
-    return tuple(map(int, version.split(".")))
+from support.workflow_graphs import WORKFLOWS
 
 
 def test_the_oldest_version_that_is_promised_can_be_tested():
@@ -30,3 +29,11 @@ def test_the_table_has_every_version_that_can_be_tested():
 def test_the_readme_names_the_oldest_and_the_newest():
     readme = (PACK / "README.md").read_text(encoding="utf-8")
     assert f"requires ComfyUI {min(CARRIERS, key=in_order)} or newer" in readme and COMFYUI_VERSION in readme
+
+
+@pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if each.since], ids=lambda workflow: workflow.name)
+@pytest.mark.parametrize("readme", ("README.md", "README_zh.md"))
+def test_the_readmes_say_what_needs_a_newer_one(readme, workflow):
+    (row,) = [line for line in (PACK / readme).read_text(encoding="utf-8").splitlines()
+              if line.startswith(f"| [{workflow.name}]")]
+    assert f"ComfyUI {workflow.since.removesuffix('.0')}" in row

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
 
 import pack
@@ -16,6 +17,7 @@ from support.workflow_graphs import CLIP_H, PACKS, SOURCES, STYLE, WORKFLOWS
 FILES = sorted((PACK / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
 VIDEO_WIDTH, VIDEO_HEIGHT = 160, 128  # large enough for the face in it to be found
+KEPT = LENGTH // 2  # by VACE, of a video that goes on
 
 
 def load(path: Path):
@@ -30,7 +32,7 @@ def all_nodes(graph):
 
 def test_every_workflow_is_there_in_all_forms():
     names = {workflow.name for workflow in WORKFLOWS}
-    assert len(names) == len(WORKFLOWS) == 17
+    assert len(names) == len(WORKFLOWS) == 18
     assert names == {path.stem for path in FILES} == {path.stem for path in (PACK / "workflows" / "api").glob("*.json")}
     assert names == {path.stem for path in (PACK / "workflows").glob("*.jpg")}
 
@@ -71,6 +73,14 @@ def test_every_model_names_its_source(path):
             assert model["url"].startswith("https://huggingface.co/")
         if model["name"] not in (STYLE, CLIP_H):  # the note says what CLIP_H is called at its source
             assert model["url"].endswith(model["name"])
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
+def test_comfyui_has_the_nodes(server, workflow):
+    """Whichever version runs here: from the one on that the templates name."""
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    lacking = {node.kind for node in workflow.nodes} - server.get("/object_info").keys()
+    assert bool(lacking) == (pack.in_order(version) < pack.in_order(workflow.since or version)), lacking
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -133,8 +143,10 @@ def test_every_workflow_runs(server, photo, video, people, path):
     (item,) = result.outputs[node_id(prompt, "SaveVideo")]["images"]
     with av.open(str(server.path_of(item))) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    size = (VIDEO_HEIGHT, VIDEO_WIDTH) if path.stem in ("face_swap", "refine_faces") else (HEIGHT, WIDTH)
-    assert frames.shape == (2 * LENGTH - 1 if path.stem == "long_video" else LENGTH, *size, 3)
+    of_a_video = path.stem in ("face_swap", "refine_faces", "continue_a_video")
+    lengths = {"long_video": 2 * LENGTH - 1, "continue_a_video": 2 * LENGTH - KEPT}
+    assert frames.shape[0] == lengths.get(path.stem, LENGTH)
+    assert frames.shape[1:] == (*((VIDEO_HEIGHT, VIDEO_WIDTH) if of_a_video else (HEIGHT, WIDTH)), 3)
     samplers = [key for key, node in prompt.items() if node["class_type"] == "StandInSampler"]
     assert all("identity read in" in result.outputs[key]["text"][0] for key in samplers)
     reports = json.loads(result.outputs["record"]["text"][0])
@@ -144,3 +156,44 @@ def test_every_workflow_runs(server, photo, video, people, path):
     assert reports[0]["identities"][0]["references"] == (3 if path.stem == "several_photos" else 1)
     if path.stem == "low_memory":
         assert reports[0]["cache"] == "offloaded"
+
+
+def pictures(server, result, key):
+    return np.stack([np.asarray(PIL.Image.open(server.path_of(item))) for item in result.outputs[key]["images"]])
+
+
+def test_a_continuation(server, photo, video):
+    """VACE is told to keep the last frames of the video, and the result is the video and what comes after them."""
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "continue_a_video.json", photo, WIDTH, HEIGHT, LENGTH, STEPS,
+                            video)
+    inputs = prompt[node_id(prompt, "WanVaceToVideo")]["inputs"]
+    prompt["masks"] = {"class_type": "MaskToImage", "inputs": {"mask": inputs["control_masks"]}}
+    prompt["all"] = {"class_type": "GetVideoComponents", "inputs": {"video": [node_id(prompt, "LoadVideo"), 0]}}
+    for name, images in (("source", ["all", 0]), ("control", inputs["control_video"]), ("mask", ["masks", 0]),
+                         ("made", [node_id(prompt, "VAEDecode"), 0]),
+                         ("whole", [node_id(prompt, "BatchImagesNode"), 0])):
+        prompt[f"seen {name}"] = {"class_type": "SaveImage", "inputs": {"images": images, "filename_prefix": name}}
+    result = server.run(prompt)
+    source, control, mask, made, whole = (pictures(server, result, f"seen {name}") for name in (
+        "source", "control", "mask", "made", "whole"))
+    assert len(source) == len(made) == LENGTH
+    assert np.array_equal(control, source[-KEPT:])
+    assert mask.shape == (KEPT, VIDEO_HEIGHT, VIDEO_WIDTH, 3) and not mask.any()
+    assert np.array_equal(whole[:LENGTH], source) and len(whole) == 2 * LENGTH - KEPT
+    small = np.stack([np.asarray(PIL.Image.fromarray(frame).resize((WIDTH, HEIGHT))) for frame in whole[LENGTH:]])
+    errors = [np.abs(small.astype(int) - made[start:start + len(small)]).mean() for start in range(KEPT + 1)]
+    assert np.argmin(errors) == KEPT  # what was kept is not shown twice
+
+
+def test_a_picture_as_the_first_frame(server, photo):
+    """As the note says: Load Image and Create Video in place of the video."""
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "continue_a_video.json", photo, WIDTH, HEIGHT, LENGTH, STEPS)
+    load = node_id(prompt, "LoadVideo")
+    prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": photo}}
+    prompt[load] = {"class_type": "CreateVideo", "inputs": {"images": ["picture", 0], "fps": 16.0}}
+    prompt["seen"] = {"class_type": "SaveImage", "inputs": {
+        "images": [node_id(prompt, "BatchImagesNode"), 0], "filename_prefix": "whole"}}
+    whole = pictures(server, server.run(prompt), "seen")
+    with PIL.Image.open(server.base / "input" / photo) as picture:
+        assert np.array_equal(whole[0], np.asarray(picture.convert("RGB")))
+    assert len(whole) == LENGTH

@@ -131,6 +131,7 @@ class Workflow:
     photos: how many of them the thumbnail shows.
     groups: each with its title and the nodes, from top to bottom, those that grow last.
     note: Markdown, above the list of the files.
+    since: the oldest ComfyUI that has its nodes, where that is not the oldest that the pack promises.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Workflow:
     subgraphs: tuple[Subgraph, ...] = ()
     app: App | None = None
     when: str = ""
+    since: str = ""
 
     @property
     def nodes(self) -> list[Node]:
@@ -564,12 +566,56 @@ values of the photo, which are computed once for all of the video.
 The model sees one window at a time: a story longer than that does not hold together by itself. A higher *context
 overlap* makes smoother joints and takes longer.
 
-Image to video, to go on from the last frame, is experimental with this pack.
+*continue_a_video* goes on from the end of a video instead, with a prompt of its own for what comes next.
 
 {PROMPT_TIP}
 
 {FACE_FILES}""",
     subgraphs=(PERSON_NODE,), when="161 frames in ComfyUI's context windows, one identity.")
+
+ENDING = (Node("ending", "Video Slice", {"video": ("source", 0), "start_time": -1.0, "duration": 0.0,
+                                         "strict_duration": False}),
+          Node("last", "GetVideoComponents", {"video": ("ending", 0)}),
+          Node("kept", "SplitImageWithAlpha", {"image": ("last", 0)}),  # the mask: 0 in every frame, which VACE keeps
+          Node("count", "GetImageSize", {"image": ("last", 0)}))
+CONTINUED = Workflow(
+    "continue_a_video", "And then?\nIt goes on", 1,
+    (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
+     ("So far", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video so far", 300),
+                 Node("frames", "GetVideoComponents", {"video": ("source", 0)}), *ENDING)),
+     ("What happens next", prompts(
+         "A woman at a cafe table by the window puts her cup down, stands up and waves to somebody outside. Soft "
+         "morning light, medium shot.")),
+     ("Identity", PERSON),
+     ("Sample", (
+         Node("vace", "WanVaceToVideo", {
+             "positive": ("positive", 0), "negative": ("negative", 0), "vae": ("vae", 0),
+             "control_video": ("kept", 0), "control_masks": ("kept", 1), "width": 832, "height": 480, "length": 81,
+             "batch_size": 1, "strength": 1.0}),
+         sampler(latent=("vace", 2), conditioning=(("vace", 0), ("vace", 1))))),
+     ("The whole video", video(
+         frames=("whole", 0), fps=("frames", 2), audio=("frames", 1), between=(
+             Node("new", "ImageFromBatch", {"image": ("decoded", 0), "batch_index": ("count", 2), "length": 4096},
+                  "What is new"),
+             Node("whole", "BatchImagesNode", {"images.image0": ("frames", 0), "images.image1": ("new", 0)}))))),
+    f"""## A video goes on, with the same person
+
+1. **The video so far**: of 16 frames a second and of the size in **WanVaceToVideo**, as the other templates make them.
+2. **Last frames**: VACE keeps the last second and makes what comes after it, 81 frames together. The result is the
+   whole video.
+3. **Photo**: the person. Every piece that is added reads the photo anew.
+
+A picture as the first frame: Load Image and Create Video (16 frames a second) in place of **The video so far**.
+
+Experimental: Stand-In's adapters were trained without VACE. Image-to-video models with this pack are experimental too.
+
+{PROMPT_TIP}
+
+{FACE_FILES}""",
+    subgraphs=(Subgraph("Last frames", "The last second of a video, as VACE takes frames that it keeps.",
+                        tuple(node.key for node in ENDING), (("ending", "start_time", "from (seconds)"),),
+                        outputs=("frames to keep", "mask", "how many")), PERSON_NODE),
+    when="VACE takes up the last second; the person stays the person.")
 
 REFINED = (adapter(), face(), identity(),
            Node("prepared", "RefineFacesPrepare", {"images": ("frames", 0), "download_missing": True}),
@@ -676,7 +722,7 @@ thousands of people; with a handful, the adapter learns those. The guide is *doc
                         tuple(node.key for node in TRIED),
                         (("identity", "strength", "strength"), ("face", "download_missing", "download face models")),
                         shows="face"),),
-    when="From a folder of videos, tried on somebody else.")
+    when="From a folder of videos, tried on somebody else.", since="0.30.0")
 
 LIKENESS = Node("report", "IdentityReport", {
     "images": ("decoded", 0), "reference_image": ("photo", 0), "clip_vision": ("clip_vision", 0)})
@@ -788,7 +834,7 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
     subgraphs=(ANIMATOR_NODE,), when="Two seconds on SD1.5, moved by ComfyUI-AnimateDiff-Evolved.")
 
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
-             SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, TRAIN, CONCATENATED, PICTURES, ANIMATED)
+             SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, CONTINUED, TRAIN, CONCATENATED, PICTURES, ANIMATED)
 
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
 BLUEPRINT = Workflow("Identity from a photo", "", 1, (

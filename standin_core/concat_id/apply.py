@@ -37,7 +37,7 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
                         "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
     height, width = samples.shape[-2:]
     if person is not None:
-        image, latent = person.in_place_of(image, latent, Use.CONCAT_ID, concat_id.references, (height, width))
+        image, latent = person.in_place_of(image, latent, Use.CONCAT_ID, vae, concat_id.references, (height, width))
     if image is not None:
         image = torch.stack([fitted(each[..., :3], PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width)
                              for each in checked_pictures(image, "reference_image")])

@@ -34,6 +34,8 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
         raise UserError(f"there is a {file.name} already, made from other photos: choose another name, or switch "
                         "replace on.")
     tensors = {"photos": pixels} | {f"latents.{use}": latent for use, latent in person.latents.items()}
+    if person.vae is not None:
+        tensors["vae"] = person.vae
     if person.hidden_states is not None:
         tensors["hidden_states"] = person.hidden_states
     measured = {}
@@ -77,7 +79,8 @@ def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Perso
         tuple(CroppedFace(points.numpy(), **face) for points, face in zip(tensors[f"crops.{use}.points"], faces[use])),
         photos, verdicts[use]) for use in Use}
     latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}
-    return Person(metadata["name"], photos, crops, latents, tensors.get("hidden_states"))
+    return Person(metadata["name"], photos, crops, latents, tensors["vae"] if latents else None,
+                  tensors.get("hidden_states"))
 
 
 def _sha256(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:

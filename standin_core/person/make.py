@@ -10,7 +10,7 @@ from ..clip_vision import hidden_states
 from ..contracts import UserError
 from ..face import FaceSettings, crop_faces
 from ..latents import PIXELS_PER_LATENT
-from ..reference import encode_reference, fitted
+from ..reference import answer_of, encode_reference, fitted
 from .record import Person, Use
 
 OTHER_PRESETS = {Use.CONCAT_ID: "Concat-ID", Use.ID_ANIMATOR: "ID-Animator"}
@@ -62,4 +62,5 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
         latents[Use.CONCAT_ID] = encode_reference(vae, in_video).float().cpu()
     hidden = None if clip_vision is None else hidden_states(clip_vision, crops[Use.ID_ANIMATOR].image)
     verdict = crops[Use.STAND_IN].verdict
-    return Person(name, photos[..., :3].cpu(), crops, latents, hidden), verdict
+    answer = None if vae is None else answer_of(vae)
+    return Person(name, photos[..., :3].cpu(), crops, latents, answer, hidden), verdict

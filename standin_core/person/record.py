@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..checks import shown
 from ..contracts import FaceCrop, UserError
+from ..reference import answer_of
+
+SAME_VAE = 0.1  # share of the answer's norm; measured on a tiny VAE: in bf16 0.005 from fp32, random weights 1.0
 
 
 class Use(enum.StrEnum):
@@ -25,6 +29,7 @@ class Person:
     crops: for each Use the face crops of all photos, as its method was trained to see them.
     latents: VAE space, [R, 16, 1, h, w] float32 on the CPU, for Stand-In of the crops and for Concat-ID of the crops
         fitted into one size of video; without those that no VAE has made.
+    vae: the answer of the VAE that made them, see ``reference.answer_of``; None where there are none.
     hidden_states: [R + 1, L, w] float32 on the CPU, see ``clip_vision.hidden_states``; None where no CLIP vision model
         has made them.
     """
@@ -33,28 +38,39 @@ class Person:
     photos: torch.Tensor
     crops: dict[Use, FaceCrop]
     latents: dict[Use, torch.Tensor]
+    vae: torch.Tensor | None
     hidden_states: torch.Tensor | None
 
     @property
     def stand_in(self) -> FaceCrop:
         return self.crops[Use.STAND_IN]
 
-    def in_place_of(self, image: torch.Tensor | None, latent: dict | None, use: Use, most: int | None = None,
+    def in_place_of(self, image: torch.Tensor | None, latent: dict | None, use: Use, vae=None, most: int | None = None,
                     size: tuple[int, int] | None = None) -> tuple[torch.Tensor | None, dict | None]:
         """The person as the two inputs for a reference: a ComfyUI LATENT where it was kept, else the face crops.
 
-        image, latent: what is connected to these inputs.
+        image, latent, vae: what is connected to these inputs.
         most: how many photos are read; None for all.
         size: height and width of the latent that is needed; None for any.
 
-        Raises UserError where an image or a latent is connected too.
+        Raises UserError where an image or a latent is connected too, and where a VAE is connected that is not the one
+        which made the latents.
         """
         if image is not None or latent is not None:
             raise UserError("a person and another reference came, one of them is needed: disconnect one.")
         kept = self.latents.get(use)
         if kept is not None and size in (None, tuple(kept.shape[-2:])):
+            if vae is not None:
+                self._check_made_by(vae)
             return None, {"samples": kept[:most]}
         return self.crops[use].image[:most], None
+
+    def _check_made_by(self, vae) -> None:
+        assert self.vae is not None  # latents are kept with the answer of their VAE
+        if (answer_of(vae) - self.vae).norm() > SAME_VAE * self.vae.norm():
+            raise UserError(f"the latents of {shown(self.name)} were made by another VAE than the one that came: "
+                            "disconnect the VAE if the model was trained with the other one, else save the person anew "
+                            "with this one.")
 
     def as_text(self) -> str:
         """One fact a line."""

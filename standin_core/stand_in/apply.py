@@ -26,7 +26,7 @@ def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, la
     """
     _check_fit(model, adapter)
     if person is not None:
-        image, latent = person.in_place_of(image, latent, Use.STAND_IN)
+        image, latent = person.in_place_of(image, latent, Use.STAND_IN, vae)
     reference = reference_from(vae, image, latent)
     if mask is not None:
         settings["kept_tokens"] = kept_tokens(mask, Wan(model.model).grid(reference.shape)[1:])
