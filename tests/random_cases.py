@@ -2,6 +2,7 @@
 
 STAND_IN_SEED repeats the cases of a run; pytest prints the seed in its header.
 """
+import contextlib
 import json
 import os
 import random
@@ -18,29 +19,53 @@ RECORD = Path(__file__).parent / "nightly.json"
 _records: dict[str, dict] = {}
 
 
+@contextlib.contextmanager
+def noted(what, name):
+    """Within it a case is tried: it is counted, and what it raises is noted and goes on.
+
+    what: the kind of case, for the record.
+    name: of the case.
+
+    Raises AssertionError for a case that takes longer than HANG_SECONDS.
+    """
+    record = _records.setdefault(what, {"tried": 0, "errors": [], "hangs": []})
+    began = time.process_time()
+    try:
+        yield
+    except Exception as error:
+        record["tried"] += 1
+        record["errors"].append(f"{name}: {''.join(traceback.format_exception_only(error)).strip()}")
+        raise
+    record["tried"] += 1
+    seconds = time.process_time() - began
+    if seconds > HANG_SECONDS:
+        record["hangs"].append(f"{name}: {seconds:.0f} s")
+        raise AssertionError(f"{name} took {seconds:.0f} s, and a case has {HANG_SECONDS}")
+
+
 def run_cases(what, few, many, case):
-    """Call ``case`` with a random.Random for each case, and note what it raises and whether it takes too long.
+    """Call ``case`` with a random.Random for each case.
 
     what: the kind of case, for the record.
     few, many: how many in every run, and in a nightly one.
 
     Fails at the end with every case that failed and how to repeat it.
     """
-    record = _records.setdefault(what, {"tried": 0, "errors": [], "hangs": []})
     first = None
     for number in range(many if NIGHTLY else few):
-        began = time.process_time()
         try:
-            case(random.Random(f"{SEED}:{what}:{number}"))
+            with noted(what, f"case {number}"):
+                case(random.Random(f"{SEED}:{what}:{number}"))
         except Exception as error:
             first = first or error
-            record["errors"].append(f"case {number}: {''.join(traceback.format_exception_only(error)).strip()}")
-        if time.process_time() - began > HANG_SECONDS:
-            record["hangs"].append(f"case {number}: {time.process_time() - began:.0f} s")
-        record["tried"] += 1
-    found = record["errors"] + record["hangs"]
-    if found:
+    if first is not None:
+        found = _records[what]["errors"] + _records[what]["hangs"]
         raise AssertionError("\n".join([f"STAND_IN_SEED={SEED} repeats these:", *found])) from first
+
+
+def note(what, **facts):
+    """Add to the record of a kind of case what was found after all of them."""
+    _records[what].update(facts)
 
 
 def write_record():

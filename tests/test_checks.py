@@ -61,7 +61,7 @@ def assert_in_unit_range(values):
 
 
 @given(tensors() | ANYTHING)
-@examples(300, 10_000)
+@examples("the rule for pictures", 300, 10_000)
 def test_pictures(came):
     pictures = or_refused(checked_pictures, came, "image")
     if pictures is not None:
@@ -72,7 +72,7 @@ def test_pictures(came):
 
 
 @given(tensors() | ANYTHING, st.none() | st.tuples(*[st.integers(1, 5)] * 3))
-@examples(300, 10_000)
+@examples("the rule for masks", 300, 10_000)
 def test_masks(came, of):
     masks = or_refused(checked_masks, came, "mask", of)
     if masks is not None:
@@ -83,7 +83,7 @@ def test_masks(came, of):
 
 
 @given(st.fixed_dictionaries({"samples": tensors() | ANYTHING}) | ANYTHING)
-@examples(200, 5000)
+@examples("the rule for latents", 200, 5000)
 def test_latents(came):
     samples = or_refused(checked_latent, came, "latent")
     if samples is not None:
@@ -112,7 +112,7 @@ def test_values_that_are_not_finite(value):
 
 
 @given(ANYTHING, NUMBERS, NUMBERS, st.booleans())
-@examples(300, 5000)
+@examples("the rule for numbers", 300, 5000)
 def test_numbers(came, least, most, whole):
     taken = or_refused(lambda: check_number(came, "strength", least, most, whole=whole) is None)
     is_number = isinstance(came, int if whole else int | float) and not isinstance(came, bool)
@@ -125,14 +125,14 @@ def test_numbers_of_other_kinds(value):
 
 
 @given(ANYTHING)
-@examples(50, 2000)
+@examples("the rule for choices", 50, 2000)
 def test_choices(came):
     assert bool(or_refused(lambda: check_choice(came, "cache", ["auto", "fp8"]) is None)) == (came in ("auto", "fp8"))
     check_choice("fp8", "cache", ["auto", "fp8"])
 
 
 @given(st.text(st.characters(codec=None), max_size=2 * LONGEST))
-@examples(100, 2000)
+@examples("foreign texts in a sentence", 100, 2000)
 def test_foreign_texts_fit_into_a_sentence(text):
     assert shown(text).isprintable() and len(shown(text).encode()) <= 10 * LONGEST + 3
     assert not text.isprintable() or len(text) > LONGEST or shown(text) == text
@@ -152,7 +152,7 @@ def test_names_that_every_platform_takes(name):
 
 
 @given(st.text(st.characters(codec=None), max_size=LONGEST_NAME + 20))
-@examples(200, 5000)
+@examples("names of files", 200, 5000)
 def test_a_name_that_passes_is_a_file_of_its_own(tmp_path_factory, name):
     taken = or_refused(plain_name, name)
     if taken is not None:

@@ -48,7 +48,7 @@ def beyond(widget):
 
 
 @given(st.data())
-@examples(200, 10_000)
+@examples("widgets beyond their ends", 200, 10_000)
 def test_no_bound_is_only_in_the_widget(data):
     """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
     node, takes_lists, widget = data.draw(st.sampled_from(list(widgets())))
@@ -109,7 +109,7 @@ def assert_pictures(*found):
 
 @given(pictures(), GIVEN, st.sampled_from(["Stand-In inference", "Concat-ID"]), st.booleans(),
        st.sampled_from(["white", "rgb(300,300,300)", "#12", "hsl(1e9,5%,5%)", "preset"]))
-@examples(100, 10_000)
+@examples("photos into a face crop", 100, 10_000)
 def test_photos(image, given_faces, preset, balance, background):
     crop = or_refused(lambda: crop_faces(image, FaceSettings(
         preset=preset, detector="none", parser="none", no_face="whole image", size=64, balance_colors=balance,
@@ -121,7 +121,7 @@ def test_photos(image, given_faces, preset, balance, background):
 
 @given(pictures(), pictures(), masks(), st.integers(0, 20), st.sampled_from([0.0, 0.5, 1.0]),
        st.sampled_from(COLOR_REGIONS), st.booleans())
-@examples(100, 5000)
+@examples("frames into a composite", 100, 5000)
 def test_composites(source, images, mask, feather, color_match, region, fitting):
     if fitting:  # or few would get beyond the sizes
         source, mask = source.expand(3, -1, -1, -1) if len(source) == 1 else source, mask.new_ones(images.shape[:3])
@@ -133,7 +133,7 @@ def test_composites(source, images, mask, feather, color_match, region, fitting)
 
 
 @given(pictures(), st.integers(0, 1), st.floats(0, 1), st.integers(0, 3))
-@examples(50, 2000)
+@examples("frames into an attention map", 50, 2000)
 def test_attention_maps(images, person, opacity, trim_latent):
     maps = [AttentionMap(torch.rand(1, 4, 2, 3, 4), 2)]
     found = or_refused(lambda: show_map(images, maps, opacity, person, trim_latent=trim_latent))
@@ -144,7 +144,7 @@ def test_attention_maps(images, person, opacity, trim_latent):
 @given(st.sampled_from([[1, 16, 1, 8, 8], [1, 16, 1, 8, 8], [2, 16, 4, 6], [0, 16, 1, 8, 8], [1, 16, 2, 8, 8],
                         [1, 48, 1, 8, 8], [1, 16, 1, 1, 1], [16], []]), st.none() | masks(), st.none() | masks(),
        st.data())
-@examples(60, 2000)
+@examples("references of a model", 60, 2000)
 def test_references(model, shape, mask, region, data):
     latent = {"samples": filled(data.draw, shape)}
     found = or_refused(lambda: apply_reference(model, tiny.adapter(), None, None, latent, mask, region=region))
