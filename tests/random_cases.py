@@ -10,11 +10,14 @@ import time
 import traceback
 from pathlib import Path
 
+import pytest
+
 NIGHTLY = os.environ.get("STAND_IN_NIGHTLY") == "1"
 # kept where further processes of the same run find it
 SEED = os.environ.setdefault("STAND_IN_SEED", str(random.SystemRandom().randrange(10**9)))
 HANG_SECONDS = 5  # of the process's own time, on a machine that may be busy with other things
 RECORD = Path(__file__).parent / "nightly.json"
+FAILURES = (Exception, pytest.fail.Exception)  # pytest's own, where nothing was raised, is no Exception
 
 _records: dict[str, dict] = {}
 
@@ -32,7 +35,7 @@ def noted(what, name):
     began = time.process_time()
     try:
         yield
-    except Exception as error:
+    except FAILURES as error:
         record["tried"] += 1
         record["errors"].append(f"{name}: {''.join(traceback.format_exception_only(error)).strip()}")
         raise
@@ -56,8 +59,9 @@ def run_cases(what, few, many, case):
         try:
             with noted(what, f"case {number}"):
                 case(random.Random(f"{SEED}:{what}:{number}"))
-        except Exception as error:
+        except FAILURES as error:
             first = first or error
+    note(what, seed=SEED)
     if first is not None:
         found = _records[what]["errors"] + _records[what]["hangs"]
         raise AssertionError("\n".join([f"STAND_IN_SEED={SEED} repeats these:", *found])) from first
@@ -71,5 +75,5 @@ def note(what, **facts):
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
     before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    now = {what: {"date": time.strftime("%Y-%m-%d"), "seed": SEED, **record} for what, record in _records.items()}
+    now = {what: {"date": time.strftime("%Y-%m-%d"), **record} for what, record in _records.items()}
     RECORD.write_text(json.dumps({**before, **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
