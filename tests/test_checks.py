@@ -183,6 +183,10 @@ def test_foreign_texts_fit_into_a_sentence(text):
     assert not text.isprintable() or len(text) > LONGEST or shown(text) == text
 
 
+def test_a_long_foreign_text_is_cut_off():
+    assert shown("é" * 10_000) == "é" * LONGEST + "..."
+
+
 @pytest.mark.parametrize("name", [
     "", ".", "..", "a/b", "a\\b", "/a", "a\0b", "a\nb", "\ud800", " ", "a ", " a", "a.", "x" * 300,
     "é" * (LONGEST_NAME // 2 + 1), "CON", "nul.txt", "Com1", "lpt9.a.b", "a:b", "a*", "a?", '"a"', "<a>", "a|b"])
