@@ -59,6 +59,18 @@ def test_no_bound_is_only_in_the_widget(data):
     assert len(str(error.value)) < LONGEST_SENTENCE
 
 
+def test_best_of_n_takes_one_of_what_is_single():
+    """It takes lists for the sake of the videos."""
+    node, picture = pack.node_classes()["BestOfN"], torch.rand(1, 32, 32, 3)
+    given = {"images": [picture], "reference_image": [picture], "clip_vision": [None]}
+    given |= {each.id: [each.options[0] if isinstance(each, io.Combo.Input) else each.default]
+              for found, _, each in widgets() if found is node and each.id != "seeds"}
+    of_the_pack = pack.module("standin_core.contracts").UserError
+    for name in given.keys() - {"images"}:
+        with pytest.raises(of_the_pack, match=f"^{name} came 2 times, needed is one value"):
+            node.execute(**{**given, name: 2 * given[name]})
+
+
 SIDES = st.sampled_from([0, 1, 2, 15, 16, 17, 32, 48])
 VALUES = st.sampled_from(["photo", "photo", "photo", "plain", "nan", "inf", "of 255", "overshooting"])
 
