@@ -96,7 +96,7 @@ def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Perso
         tuple(CroppedFace(points.numpy(), **face) for points, face in zip(tensors[f"crops.{use}.points"], faces[use])),
         photos, verdicts[use]) for use in Use}
     latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}
-    return Person(metadata["name"], photos, crops, latents, tensors.get("hidden_states"))
+    return Person(shown(metadata["name"]), photos, crops, latents, tensors.get("hidden_states"))
 
 
 def _sha256(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
