@@ -31,8 +31,14 @@ def widgets():
                 yield node, schema.is_input_list, each
 
 
-def test_every_number_has_both_ends():
-    for node, _, each in widgets():
+@pytest.fixture(scope="module")
+def all_widgets():
+    """Loaded before an example's time is taken."""
+    return list(widgets())
+
+
+def test_every_number_has_both_ends(all_widgets):
+    for node, _, each in all_widgets:
         assert not isinstance(each, NUMBERS) or None not in (each.min, each.max), (node, each.id)
 
 
@@ -49,9 +55,9 @@ def beyond(widget):
 
 @given(st.data())
 @examples("widgets beyond their ends", 200, 10_000)
-def test_no_bound_is_only_in_the_widget(data):
+def test_no_bound_is_only_in_the_widget(all_widgets, data):
     """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
-    node, takes_lists, widget = data.draw(st.sampled_from(list(widgets())))
+    node, takes_lists, widget = data.draw(st.sampled_from(all_widgets))
     value = data.draw(beyond(widget))
     of_the_pack = pack.module("standin_core.contracts").UserError  # which ComfyUI loads under another name
     with pytest.raises(of_the_pack, match=f"^{widget.id} is .*needed is") as error:
@@ -59,12 +65,12 @@ def test_no_bound_is_only_in_the_widget(data):
     assert len(str(error.value)) < LONGEST_SENTENCE
 
 
-def test_best_of_n_takes_one_of_what_is_single():
+def test_best_of_n_takes_one_of_what_is_single(all_widgets):
     """It takes lists for the sake of the videos."""
     node, picture = pack.node_classes()["BestOfN"], torch.rand(1, 32, 32, 3)
     given = {"images": [picture], "reference_image": [picture], "clip_vision": [None]}
     given |= {each.id: [each.options[0] if isinstance(each, io.Combo.Input) else each.default]
-              for found, _, each in widgets() if found is node and each.id != "seeds"}
+              for found, _, each in all_widgets if found is node and each.id != "seeds"}
     of_the_pack = pack.module("standin_core.contracts").UserError
     for name in given.keys() - {"images"}:
         with pytest.raises(of_the_pack, match=f"^{name} came 2 times, needed is one value"):
