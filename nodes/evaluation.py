@@ -17,7 +17,7 @@ from ..standin_core.evaluation import (
     split_videos,
 )
 from ..standin_core.face import installed_models
-from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, show_text, shown
+from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, show_text, shown
 
 
 def compare_inputs():
@@ -128,11 +128,12 @@ class BestOfN(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, images, reference_image, seeds=None, clip_vision=None, **single):
-        (clip_vision,) = clip_vision or (None,)
-        given = {name: value for name, (value, *_) in single.items()}
+        photo = only(reference_image, "reference_image")
+        clip_vision = only(clip_vision, "clip_vision") if clip_vision else None
+        given = {name: only(values, name) for name, values in single.items()}
         videos = split_videos(images, given.pop("frames_per_video"))
         progress = ProgressBar(sum(map(len, videos)))
-        ranking = rank(videos, reference_image[0], most_copied=given.pop("most_copied"), seeds=seeds,
+        ranking = rank(videos, photo, most_copied=given.pop("most_copied"), seeds=seeds,
                        settings=CompareSettings(**given), clip_vision=clip_vision, progress=lambda: progress.update(1))
         best, text, sheet = ranking[0], as_text(ranking), ranking_sheet(ranking, videos)
         show_text(cls, text)

@@ -5,24 +5,35 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 24
+UNFINISHED = ".part"  # ends the name of a folder in which a file is written
 
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a path beside the file to write to; when the block ends, what lies there takes the file's place at once.
+    """Yield a path to write to; when the block ends, what lies there takes the file's place at once.
 
-    After an error in the block, a full disk say, the file is what it was before and the other path is removed.
+    After an error in the block, a full disk say, the file is what it was before. The path is in a folder of its own,
+    because safetensors writes files of its own making beside it, which a kill leaves there.
     """
-    part = file.with_name(f"{file.name}.part")
+    folder = file.with_name(f"{file.name}{UNFINISHED}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        yield part
-        part.replace(file)
+        yield folder / "part"
+        (folder / "part").replace(file)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what a kill left in a folder, and in those within it, of files that were to be replaced."""
+    for left in list(folder.rglob(f"*{UNFINISHED}")):
+        shutil.rmtree(left)
 
 
 def sha256_of(path: Path, ask: Callable[[], None] = lambda: None) -> str:

@@ -2,6 +2,7 @@
 
 STAND_IN_SEED repeats the cases of a run; pytest prints the seed in its header.
 """
+import contextlib
 import json
 import os
 import random
@@ -9,42 +10,70 @@ import time
 import traceback
 from pathlib import Path
 
+import pytest
+
 NIGHTLY = os.environ.get("STAND_IN_NIGHTLY") == "1"
 # kept where further processes of the same run find it
 SEED = os.environ.setdefault("STAND_IN_SEED", str(random.SystemRandom().randrange(10**9)))
 HANG_SECONDS = 5  # of the process's own time, on a machine that may be busy with other things
 RECORD = Path(__file__).parent / "nightly.json"
+FAILURES = (Exception, pytest.fail.Exception)  # pytest's own, where nothing was raised, is no Exception
 
 _records: dict[str, dict] = {}
 
 
+@contextlib.contextmanager
+def noted(what, name):
+    """Within it a case is tried: it is counted, and what it raises is noted and goes on.
+
+    what: the kind of case, for the record.
+    name: of the case.
+
+    Raises AssertionError for a case that takes longer than HANG_SECONDS.
+    """
+    record = _records.setdefault(what, {"tried": 0, "errors": [], "hangs": []})
+    began = time.process_time()
+    try:
+        yield
+    except FAILURES as error:
+        record["tried"] += 1
+        record["errors"].append(f"{name}: {''.join(traceback.format_exception_only(error)).strip()}")
+        raise
+    record["tried"] += 1
+    seconds = time.process_time() - began
+    if seconds > HANG_SECONDS:
+        record["hangs"].append(f"{name}: {seconds:.0f} s")
+        raise AssertionError(f"{name} took {seconds:.0f} s, and a case has {HANG_SECONDS}")
+
+
 def run_cases(what, few, many, case):
-    """Call ``case`` with a random.Random for each case, and note what it raises and whether it takes too long.
+    """Call ``case`` with a random.Random for each case.
 
     what: the kind of case, for the record.
     few, many: how many in every run, and in a nightly one.
 
     Fails at the end with every case that failed and how to repeat it.
     """
-    record = _records.setdefault(what, {"tried": 0, "errors": [], "hangs": []})
     first = None
     for number in range(many if NIGHTLY else few):
-        began = time.process_time()
         try:
-            case(random.Random(f"{SEED}:{what}:{number}"))
-        except Exception as error:
+            with noted(what, f"case {number}"):
+                case(random.Random(f"{SEED}:{what}:{number}"))
+        except FAILURES as error:
             first = first or error
-            record["errors"].append(f"case {number}: {''.join(traceback.format_exception_only(error)).strip()}")
-        if time.process_time() - began > HANG_SECONDS:
-            record["hangs"].append(f"case {number}: {time.process_time() - began:.0f} s")
-        record["tried"] += 1
-    found = record["errors"] + record["hangs"]
-    if found:
+    note(what, seed=SEED)
+    if first is not None:
+        found = _records[what]["errors"] + _records[what]["hangs"]
         raise AssertionError("\n".join([f"STAND_IN_SEED={SEED} repeats these:", *found])) from first
+
+
+def note(what, **facts):
+    """Add to the record of a kind of case what was found after all of them."""
+    _records[what].update(facts)
 
 
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
     before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    now = {what: {"date": time.strftime("%Y-%m-%d"), "seed": SEED, **record} for what, record in _records.items()}
+    now = {what: {"date": time.strftime("%Y-%m-%d"), **record} for what, record in _records.items()}
     RECORD.write_text(json.dumps({**before, **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")

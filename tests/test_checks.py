@@ -61,7 +61,7 @@ def assert_in_unit_range(values):
 
 
 @given(tensors() | ANYTHING)
-@examples(300, 10_000)
+@examples("the rule for pictures", 300, 10_000)
 def test_pictures(came):
     pictures = or_refused(checked_pictures, came, "image")
     if pictures is not None:
@@ -72,7 +72,7 @@ def test_pictures(came):
 
 
 @given(tensors() | ANYTHING, st.none() | st.tuples(*[st.integers(1, 5)] * 3))
-@examples(300, 10_000)
+@examples("the rule for masks", 300, 10_000)
 def test_masks(came, of):
     masks = or_refused(checked_masks, came, "mask", of)
     if masks is not None:
@@ -83,7 +83,7 @@ def test_masks(came, of):
 
 
 @given(st.fixed_dictionaries({"samples": tensors() | ANYTHING}) | ANYTHING)
-@examples(200, 5000)
+@examples("the rule for latents", 200, 5000)
 def test_latents(came):
     samples = or_refused(checked_latent, came, "latent")
     if samples is not None:
@@ -111,8 +111,53 @@ def test_values_that_are_not_finite(value):
         check_number(value, "it")
 
 
+@pytest.mark.parametrize("check, shape", [
+    (checked_pictures, (0, 4, 5, 3)), (checked_pictures, (1, 0, 5, 3)), (checked_pictures, (1, 4, 5, 2)),
+    (checked_pictures, (4, 5, 3)), (checked_masks, (0, 4, 5)), (checked_masks, (1, 2, 4, 5)), (checked_masks, (5,))])
+def test_shapes_that_are_refused(check, shape):
+    with pytest.raises(UserError, match=r"^it has shape \[.*\], needed is \[number, height, width"):
+        check(torch.rand(shape), "it")
+
+
+def test_what_has_no_values_is_no_latent():
+    with pytest.raises(UserError, match=r"^it has shape \[1, 16, 0, 2\] and dtype float32"):
+        checked_latent({"samples": torch.rand(1, 16, 0, 2)}, "it")
+
+
+@pytest.mark.parametrize("mask", [(3, 4, 5), (2, 4, 4), (1, 5, 4)])
+def test_a_mask_of_other_pictures(mask):
+    with pytest.raises(UserError, match=r"^it is \[.*\] \(number, height, width\) and the picture \[2, 4, 5\]"):
+        checked_masks(torch.rand(mask), "it", (2, 4, 5))
+
+
+@pytest.mark.parametrize("value, taken", [(-0.9, 0.0), (1.9, 1.0), (-1.1, None), (2.1, None), (255.0, None)])
+def test_values_beyond_the_unit_range(value, taken):
+    values = torch.full((1, 4, 5, 3), 0.5)
+    values[0, 0, 0, 0] = value
+    for check, came in ((checked_pictures, values), (checked_masks, values[..., 0])):
+        if taken is not None:
+            assert float(check(came, "it").flatten()[0]) == taken
+            continue
+        with pytest.raises(UserError, match="needed are values from 0 to 1"):
+            check(came, "it")
+
+
+@pytest.mark.parametrize("value", [7e4, -7e4])
+def test_latents_that_fp16_does_not_hold(value):
+    with pytest.raises(UserError, match="needed are values of at most 65504 on either side of 0"):
+        checked_latent({"samples": torch.full((1, 16, 1, 2, 2), value)}, "it")
+
+
+@pytest.mark.parametrize("odd, change", [("sparse", torch.Tensor.to_sparse), ("complex", lambda values: values + 0j),
+                                         ("without data", lambda values: values.to("meta"))])
+def test_tensors_that_are_no_plain_numbers(odd, change):
+    for check, shape in ((checked_pictures, (1, 4, 5, 3)), (checked_masks, (1, 4, 5))):
+        with pytest.raises(UserError, match=f"it is a tensor that is {odd}, needed is"):
+            check(change(torch.rand(shape)), "it")
+
+
 @given(ANYTHING, NUMBERS, NUMBERS, st.booleans())
-@examples(300, 5000)
+@examples("the rule for numbers", 300, 5000)
 def test_numbers(came, least, most, whole):
     taken = or_refused(lambda: check_number(came, "strength", least, most, whole=whole) is None)
     is_number = isinstance(came, int if whole else int | float) and not isinstance(came, bool)
@@ -125,17 +170,21 @@ def test_numbers_of_other_kinds(value):
 
 
 @given(ANYTHING)
-@examples(50, 2000)
+@examples("the rule for choices", 50, 2000)
 def test_choices(came):
     assert bool(or_refused(lambda: check_choice(came, "cache", ["auto", "fp8"]) is None)) == (came in ("auto", "fp8"))
     check_choice("fp8", "cache", ["auto", "fp8"])
 
 
 @given(st.text(st.characters(codec=None), max_size=2 * LONGEST))
-@examples(100, 2000)
+@examples("foreign texts in a sentence", 100, 2000)
 def test_foreign_texts_fit_into_a_sentence(text):
     assert shown(text).isprintable() and len(shown(text).encode()) <= 10 * LONGEST + 3
     assert not text.isprintable() or len(text) > LONGEST or shown(text) == text
+
+
+def test_a_long_foreign_text_is_cut_off():
+    assert shown("é" * 10_000) == "é" * LONGEST + "..."
 
 
 @pytest.mark.parametrize("name", [
@@ -152,7 +201,7 @@ def test_names_that_every_platform_takes(name):
 
 
 @given(st.text(st.characters(codec=None), max_size=LONGEST_NAME + 20))
-@examples(200, 5000)
+@examples("names of files", 200, 5000)
 def test_a_name_that_passes_is_a_file_of_its_own(tmp_path_factory, name):
     taken = or_refused(plain_name, name)
     if taken is not None:

@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import faces
+from examples import examples
 from standin_core.face.detectors import Face, choose
 from standin_core.face.geometry import ALIGNED_POINTS, BORDER_RULES, Place, Square, aligned, levelling, square_around
 from standin_core.face.models import SFACE
@@ -72,7 +73,7 @@ def photos_with_boxes(draw):
 
 @given(photo=photos_with_boxes(), scale=st.floats(0.05, 8), size=st.integers(1, 200),
        rule=st.sampled_from(list(BORDER_RULES)))
-@settings(deadline=None)
+@examples("squares around faces", 100, 2000)
 def test_the_crop_is_always_square_and_of_the_size(photo, scale, size, rule):
     height, width, box = photo
     square = square_around(box, height, width, scale, rule)
@@ -88,7 +89,7 @@ def test_the_crop_is_always_square_and_of_the_size(photo, scale, size, rule):
 
 @given(photo=photos_with_boxes(), scale=st.floats(0.5, 4), size=st.integers(16, 128),
        roll=st.one_of(st.none(), st.floats(-90, 90)))
-@settings(deadline=None, max_examples=50)
+@examples("points of a crop", 50, 1000)
 def test_points_go_where_the_pixels_go(photo, scale, size, roll):
     """A ramp in x and y, cropped, reads at a mapped point what it read in the photo at the point itself."""
     height, width, box = photo

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import faces
+from examples import examples
 from standin_core.contracts import UserError
 from standin_core.face import PRESETS, FaceSettings, crop_faces
 from standin_core.face.detectors import Face
@@ -101,7 +102,7 @@ AUTHORS = [("Stand-In inference", all), ("Stand-In ComfyUI preprocessor", any)]
 @given(height=st.integers(20, 90), width=st.integers(20, 90), x=st.floats(0, 1), y=st.floats(0, 1),
        box_width=st.floats(3, 120), box_height=st.floats(3, 120), size=st.integers(16, 80),
        authors=st.sampled_from(AUTHORS))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples("boxes, as the authors crop them", 40, 800)
 def test_any_box_is_cropped_as_the_authors_crop_it(height, width, x, y, box_width, box_height, size, authors):
     """Bit for bit, also where the box has broken edges, reaches out of the photo or lies at its border, and where
     interpolation mixes the photo with its padding."""
@@ -410,7 +411,7 @@ shapes = st.tuples(st.integers(1, 90), st.integers(1, 90), st.sampled_from((1, 3
        preset=st.sampled_from([name for name in PRESETS if not PRESETS[name].aligned]),
        level=st.booleans(), balance=st.booleans(), feather=st.integers(0, 40),
        edges=st.tuples(*[st.integers(-30, 120)] * 4))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples("photos and landmarks into a face crop", 60, 1200)
 def test_any_photo_and_box_give_a_square_of_the_size(shape, size, seed, preset, level, balance, feather, edges):
     height, width, channels = shape
     image = torch.rand(1, height, width, channels, generator=torch.Generator().manual_seed(seed))

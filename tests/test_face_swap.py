@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import skimage.color
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import faces
+from examples import examples
 from small_world import tiny_models
 from standin_core.contracts import CroppedFace, FaceCrop, UserError
 from standin_core.face import FaceSettings, crop_faces
@@ -340,7 +341,7 @@ def masks_by_hand(mask, h, w):
 
 
 @given(groups=st.integers(0, 4), seed=st.integers(0, 100))
-@settings(deadline=None, max_examples=25)
+@examples("masks on latent frames", 25, 500)
 def test_latent_mask(groups, seed):
     mask = np.random.default_rng(seed).random((4 * groups + 1, 32, 48), np.float32) ** 3
     soft = latent_mask(torch.from_numpy(mask), (4, 6), "soft")

@@ -1,7 +1,12 @@
 """Files that are replaced at once, and lines that survive a kill."""
-import pytest
+import os
+import signal
 
-from standin_core.files import append_line, drop_damaged_lines, read_lines, replacing, write_lines
+import pytest
+import safetensors.torch
+import torch
+
+from standin_core.files import append_line, drop_damaged_lines, drop_unfinished, read_lines, replacing, write_lines
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
@@ -23,6 +28,38 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path, begun):
             part.write_text("half")
         raise OSError("no space left")
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+
+
+def killed_while_writing(file):
+    """In a process of its own, in the middle of a file of weights."""
+    import resource
+
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        with replacing(file) as part:
+            safetensors.torch.save_file({"a": torch.zeros(100_000)}, part)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGXFSZ
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork, and no limit on the size of files")
+def test_a_kill_leaves_the_file_as_it_was_and_nothing_for_long(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_text("before")
+    for _ in range(2):
+        killed_while_writing(file)
+        assert file.read_text() == "before"
+        left = tmp_path / f"{file.name}.part"
+        assert set(tmp_path.iterdir()) == {file, left} and len(list(left.iterdir())) == 1
+    with replacing(file) as part:
+        part.write_text("after")
+    assert file.read_text() == "after" and list(tmp_path.iterdir()) == [file]
+    (tmp_path / "inner").mkdir()
+    killed_while_writing(tmp_path / "inner" / "b.safetensors")
+    drop_unfinished(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == [file, tmp_path / "inner"]
 
 
 def test_files_of_one_stem_do_not_meet(tmp_path):

@@ -78,7 +78,7 @@ def damaged(draw):
 
 
 @given(damaged())
-@examples(150, 4000)
+@examples("damaged files of weights", 150, 5000)
 def test_damage(file):
     adapter = load(*file)
     if adapter is not None:
@@ -90,7 +90,7 @@ ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() 
 
 
 @given(st.sampled_from(KEYS), st.sampled_from(["dtype", "shape", "data_offsets"]), ANY_JSON)
-@examples(80, 2000)
+@examples("files of weights whose header lies", 80, 2500)
 def test_a_header_that_lies(key, field, value):
     header = json.loads(SAFETENSORS[8:HEADER])
     header[key][field] = value
@@ -118,7 +118,7 @@ ODD = {
 
 
 @given(st.sampled_from(sorted(ODD)), st.sets(st.sampled_from(KEYS), min_size=1), st.booleans(), st.booleans())
-@examples(80, 2000)
+@examples("files of weights with odd tensors", 80, 2500)
 def test_tensors_that_are_none(what, keys, wrapped, legacy):
     change, passes = ODD[what]
     weights = adapter_weights()

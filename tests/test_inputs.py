@@ -31,8 +31,14 @@ def widgets():
                 yield node, schema.is_input_list, each
 
 
-def test_every_number_has_both_ends():
-    for node, _, each in widgets():
+@pytest.fixture(scope="module")
+def all_widgets():
+    """Loaded before an example's time is taken."""
+    return list(widgets())
+
+
+def test_every_number_has_both_ends(all_widgets):
+    for node, _, each in all_widgets:
         assert not isinstance(each, NUMBERS) or None not in (each.min, each.max), (node, each.id)
 
 
@@ -48,15 +54,27 @@ def beyond(widget):
 
 
 @given(st.data())
-@examples(200, 10_000)
-def test_no_bound_is_only_in_the_widget(data):
+@examples("widgets beyond their ends", 200, 10_000)
+def test_no_bound_is_only_in_the_widget(all_widgets, data):
     """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
-    node, takes_lists, widget = data.draw(st.sampled_from(list(widgets())))
+    node, takes_lists, widget = data.draw(st.sampled_from(all_widgets))
     value = data.draw(beyond(widget))
     of_the_pack = pack.module("standin_core.contracts").UserError  # which ComfyUI loads under another name
     with pytest.raises(of_the_pack, match=f"^{widget.id} is .*needed is") as error:
         node.execute(**{widget.id: [value] if takes_lists else value})
     assert len(str(error.value)) < LONGEST_SENTENCE
+
+
+def test_best_of_n_takes_one_of_what_is_single(all_widgets):
+    """It takes lists for the sake of the videos."""
+    node, picture = pack.node_classes()["BestOfN"], torch.rand(1, 32, 32, 3)
+    given = {"images": [picture], "reference_image": [picture], "clip_vision": [None]}
+    given |= {each.id: [each.options[0] if isinstance(each, io.Combo.Input) else each.default]
+              for found, _, each in all_widgets if found is node and each.id != "seeds"}
+    of_the_pack = pack.module("standin_core.contracts").UserError
+    for name in given.keys() - {"images"}:
+        with pytest.raises(of_the_pack, match=f"^{name} came 2 times, needed is one value"):
+            node.execute(**{**given, name: 2 * given[name]})
 
 
 SIDES = st.sampled_from([0, 1, 2, 15, 16, 17, 32, 48])
@@ -109,7 +127,7 @@ def assert_pictures(*found):
 
 @given(pictures(), GIVEN, st.sampled_from(["Stand-In inference", "Concat-ID"]), st.booleans(),
        st.sampled_from(["white", "rgb(300,300,300)", "#12", "hsl(1e9,5%,5%)", "preset"]))
-@examples(100, 10_000)
+@examples("photos into a face crop", 100, 10_000)
 def test_photos(image, given_faces, preset, balance, background):
     crop = or_refused(lambda: crop_faces(image, FaceSettings(
         preset=preset, detector="none", parser="none", no_face="whole image", size=64, balance_colors=balance,
@@ -121,7 +139,7 @@ def test_photos(image, given_faces, preset, balance, background):
 
 @given(pictures(), pictures(), masks(), st.integers(0, 20), st.sampled_from([0.0, 0.5, 1.0]),
        st.sampled_from(COLOR_REGIONS), st.booleans())
-@examples(100, 5000)
+@examples("frames into a composite", 100, 5000)
 def test_composites(source, images, mask, feather, color_match, region, fitting):
     if fitting:  # or few would get beyond the sizes
         source, mask = source.expand(3, -1, -1, -1) if len(source) == 1 else source, mask.new_ones(images.shape[:3])
@@ -133,7 +151,7 @@ def test_composites(source, images, mask, feather, color_match, region, fitting)
 
 
 @given(pictures(), st.integers(0, 1), st.floats(0, 1), st.integers(0, 3))
-@examples(50, 2000)
+@examples("frames into an attention map", 50, 2000)
 def test_attention_maps(images, person, opacity, trim_latent):
     maps = [AttentionMap(torch.rand(1, 4, 2, 3, 4), 2)]
     found = or_refused(lambda: show_map(images, maps, opacity, person, trim_latent=trim_latent))
@@ -144,7 +162,7 @@ def test_attention_maps(images, person, opacity, trim_latent):
 @given(st.sampled_from([[1, 16, 1, 8, 8], [1, 16, 1, 8, 8], [2, 16, 4, 6], [0, 16, 1, 8, 8], [1, 16, 2, 8, 8],
                         [1, 48, 1, 8, 8], [1, 16, 1, 1, 1], [16], []]), st.none() | masks(), st.none() | masks(),
        st.data())
-@examples(60, 2000)
+@examples("references of a model", 60, 2000)
 def test_references(model, shape, mask, region, data):
     latent = {"samples": filled(data.draw, shape)}
     found = or_refused(lambda: apply_reference(model, tiny.adapter(), None, None, latent, mask, region=region))

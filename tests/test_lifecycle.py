@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
-from random_cases import run_cases
+from random_cases import note, run_cases
 from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
 from standin_core.contracts import UserError
@@ -317,7 +317,9 @@ def growth(model, what):
 @pytest.mark.nightly
 def test_many_runs_leak_nothing(model):
     """ComfyUI itself keeps a few objects for each run of a clone (LoadedModel and its finalizers); we add none."""
-    tensors, objects = growth(tiny.with_identity(model), "runs with an identity in a row")
+    what = "runs with an identity in a row"
+    tensors, objects = growth(tiny.with_identity(model), what)
     _, objects_of_comfyui = growth(model.clone(), "plain runs in a row")
+    note(what, leaked_tensors=tensors, leaked_objects=objects, objects_of_plain_runs=objects_of_comfyui)
     assert tensors == 0
     assert objects - objects_of_comfyui < 50  # less than one object a run, of fifty

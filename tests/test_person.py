@@ -21,6 +21,7 @@ from standin_core.folders import filenames
 from standin_core.id_animator.adapter import load_adapter
 from standin_core.id_animator.apply import apply_photos
 from standin_core.person import Person, PersonSettings, Use, load_person, make_person, save_person
+from standin_core.person.file import _sha256
 from standin_core.stand_in.apply import apply_reference
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
@@ -188,6 +189,23 @@ def later_version(path):
     safetensors.torch.save_file(tensors, path, metadata=metadata | {"version": "2"})
 
 
+def sealed(**tensors):
+    """The file with other tensors, and the hash that belongs to them, as anyone can write it."""
+    def spoil(path):
+        before, metadata = read(path)
+        after = before | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        del metadata["sha256"]
+        safetensors.torch.save_file(after, path, metadata=metadata | {"sha256": _sha256(after, metadata)})
+
+    return spoil
+
+
+def of_a_type_that_numpy_lacks(path):
+    tensors, metadata = read(path)
+    safetensors.torch.save_file(tensors | {"latents.stand_in": tensors["latents.stand_in"].bfloat16()}, path,
+                                metadata=metadata)
+
+
 def read(path):
     with safetensors.safe_open(path, "pt") as opened:
         metadata = opened.metadata()
@@ -198,6 +216,14 @@ BAD = {
     "changed tensor": (changed_tensor, "was changed after Save Person wrote it"),
     "changed name": (changed_name, "was changed after Save Person wrote it"),
     "later version": (later_version, "is a person of version 2, version 1 is needed"),
+    "of bfloat16": (of_a_type_that_numpy_lacks, "cannot be read as weights"),
+    "flat photos": (sealed(photos=torch.zeros(4, dtype=torch.uint8)), "cannot be read as weights"),
+    "no photos": (sealed(photos=torch.zeros(0, 8, 8, 3, dtype=torch.uint8)), "cannot be read as weights"),
+    "a crop less": (sealed(crops__stand_in__image=torch.zeros(1, 8, 8, 3, dtype=torch.uint8)),
+                    "cannot be read as weights"),
+    "one hidden state": (sealed(hidden_states=torch.zeros(1280)), "cannot be read as weights"),
+    "a latent of a video": (sealed(latents__concat_id=torch.zeros(2, 16, 3, 8, 8)), "cannot be read as weights"),
+    "an unknown tensor": (sealed(more=torch.zeros(2)), "cannot be read as weights"),
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-10]), "cannot be read as weights"),
     "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n"), "cannot be read as weights"),
     "an adapter": (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "holds no person"),

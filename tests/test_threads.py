@@ -7,6 +7,7 @@ import sys
 import threading
 
 import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 
@@ -29,12 +30,14 @@ def quick_switches():
 def together(*models):
     """What sampling each gives, all begun at once: a latent or an exception."""
     results, begin = [None] * len(models), threading.Barrier(len(models))
+    # ComfyUI draws it from PyTorch's one generator, which two threads would seed at the same time
+    noise = comfy.sample.prepare_noise(torch.zeros(tiny.LATENT), seed=7)
 
     def work(index, patched):
         try:
             with torch.inference_mode():
                 begin.wait()
-                results[index] = tiny.sample(patched)[0]
+                results[index] = tiny.sample(patched, noise=noise)[0]
         except Exception as error:
             results[index] = error
 

@@ -347,7 +347,8 @@ def test_a_cache_goes_on_with_the_next_shard(tmp_path):
     whole = write_shards(tmp_path, names, encode)
     assert next(whole) == "shard_00000.safetensors: 16 clips"
     whole.close()
-    (tmp_path / "shard_00001.safetensors.part").write_bytes(b"half")
+    (tmp_path / "shard_00001.safetensors.part").mkdir()
+    (tmp_path / "shard_00001.safetensors.part" / "part").write_bytes(b"half")
     asked.clear()
     assert list(write_shards(tmp_path, names, encode)) == [
         "shard_00001.safetensors: 15 clips; clip 17 dropped: the video is shorter than it was",

@@ -112,12 +112,14 @@ def test_it_goes_on_after_a_kill(model, shards, whole, tmp_path):
     kept = (tmp_path / CHECKPOINT).read_bytes()  # of step 4
     steps.close()
     (tmp_path / CHECKPOINT).write_bytes(kept)
-    (tmp_path / "checkpoint.pt.part").write_bytes(kept[:100])
+    (tmp_path / "mine_000002.safetensors.part").mkdir()
+    (tmp_path / "mine_000002.safetensors.part" / ".tmpWtbnql").write_bytes(kept[:100])  # as safetensors leaves it
     second = started(model, shards, tmp_path)
     assert [step for step, _ in second.steps()] == [5, 6]
     _, expected = whole
     assert all(torch.equal(tensor, expected[-1][2][key]) for key, tensor in second.trainer.weights.items())
     assert [line["step"] for line in read_lines(tmp_path / "loss.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_run_that_is_done_does_nothing_more(model, shards, whole):
@@ -133,7 +135,7 @@ def test_what_a_run_leaves(whole, model, tmp_path):
     run, _ = whole
     names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     assert {"checkpoint.pt", "loss.jsonl", "loss.png", "mine_000002.safetensors", "mine_000004.safetensors",
-            "mine_000006.safetensors"} <= names and not any(name.endswith(".part") for name in names)
+            "mine_000006.safetensors"} <= names and not list(run.folder.rglob("*.part"))
     run.finish(tmp_path / "models" / "mine.safetensors")
     adapter = load_adapter(tmp_path / "models" / "mine.safetensors")
     assert adapter.rank == RANK and torch.equal(

@@ -58,6 +58,8 @@ def assert_ends_well(trainings, name, expected):
     found = trainings.adapter(name)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    unfinished = [*trainings.base.rglob("*.part"), *trainings.base.rglob(".tmp*")]
+    assert not unfinished, "what the kill left is still there"
 
 
 def test_killed_at_random_moments(trainings, expected):

@@ -70,7 +70,7 @@ def _picture(workflow: Workflow) -> PIL.Image.Image:
     if workflow.name in TAGS:
         return _tagged(photo, TAGS[workflow.name])
     if workflow is LOW_MEMORY:
-        return _with_bars(photo, {"resident 839 MB": 839, "streaming 42 MB": 42})
+        return _with_bars(photo, {"resident 839 MB": 839, "offloaded 42 MB": 42})
     if workflow is TWO_PEOPLE:
         other = PIL.ImageOps.mirror(PIL.ImageOps.grayscale(photo).convert("RGB"))
         photo.paste(other.crop((60, 0, 60 + SIDE // 2, SIDE)), (SIDE // 2, 0))

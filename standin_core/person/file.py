@@ -19,6 +19,12 @@ from .record import Person, Use
 PEOPLE = "stand_in/people"  # under ComfyUI's models
 FORMAT, VERSION = "stand_in_person", "1"
 MAKE_ANEW = "make it anew with Save Person"  # the remedy
+# last part of a tensor's name -> its dtype, and its sides after the first, which counts photos; None for any
+SHAPES: dict[str, tuple] = {
+    "photos": (torch.uint8, None, None, 3), "image": (torch.uint8, None, None, 3), "rgba": (torch.uint8, None, None, 4),
+    "points": (None, 5, 2), "hidden_states": (torch.float32, None, None),
+    "vae": (torch.float32, 16, 1, 2, 2),
+    **dict.fromkeys((Use.STAND_IN, Use.CONCAT_ID), (torch.float32, 16, 1, None, None))}
 
 
 def save_person(person: Person, file: Path, replace: bool = False) -> None:
@@ -64,11 +70,26 @@ def load_person(file: Path) -> Person:
         raise UserError(f"{shown(file.name)} is a person of version {shown(metadata.get('version'))}, version "
                         f"{VERSION} is needed: update the node pack, or {MAKE_ANEW}.")
     tensors, written = weights.content, metadata.pop("sha256", None)
-    if _sha256(tensors, metadata) != written:
+    with refusing_damage(file, MAKE_ANEW):
+        is_whole = _sha256(tensors, metadata) == written
+    if not is_whole:
         raise UserError(f"{shown(file.name)} was changed after Save Person wrote it, its hash is another: "
                         f"{MAKE_ANEW}.")
     with refusing_damage(file, MAKE_ANEW):
+        _check_shapes(tensors)
         return _person(tensors, metadata)
+
+
+def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError for what ``save_person`` never writes: anyone can write a file with the right hash."""
+    photos = len(tensors["photos"])
+    others = {"hidden_states": photos + 1, "vae": 1}
+    for name, tensor in tensors.items():
+        dtype, *sides = SHAPES[name.rpartition(".")[2]]
+        wanted = [others.get(name, photos), *sides]
+        if dtype not in (None, tensor.dtype) or tensor.ndim != len(wanted) or not all(
+                came > 0 and side in (None, came) for side, came in zip(wanted, tensor.shape)):
+            raise ValueError(f"{name} is {tensor.dtype} of shape {list(tensor.shape)}")
 
 
 def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Person:
@@ -79,7 +100,7 @@ def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Perso
         tuple(CroppedFace(points.numpy(), **face) for points, face in zip(tensors[f"crops.{use}.points"], faces[use])),
         photos, verdicts[use]) for use in Use}
     latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}
-    return Person(metadata["name"], photos, crops, latents, tensors["vae"] if latents else None,
+    return Person(shown(metadata["name"]), photos, crops, latents, tensors["vae"] if latents else None,
                   tensors.get("hidden_states"))
 
 

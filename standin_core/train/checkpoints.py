@@ -15,7 +15,7 @@ import safetensors
 import torch
 
 from ..contracts import UserError
-from ..files import append_line, drop_damaged_lines, read_lines, replacing, write_lines
+from ..files import append_line, drop_damaged_lines, drop_unfinished, read_lines, replacing, write_lines
 from .loop import Trainer
 from .pictures import LOSS_PICTURE, LOSSES, SAMPLES, loss_picture
 from .settings import TrainSettings
@@ -116,6 +116,7 @@ class TrainingRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         resume(trainer, self.folder / CHECKPOINT)
         if self.is_main:  # a killed run has losses of steps that it has to take again
+            drop_unfinished(self.folder)
             drop_damaged_lines(self.folder / LOSSES, "step", "loss")
             write_lines(self.folder / LOSSES, [line for line in read_lines(self.folder / LOSSES)
                                                if line["step"] <= trainer.step])
