@@ -65,6 +65,7 @@ def test_video(server, first):
 
 def test_progress_previews_and_words(first):
     prompt, result = first
+    assert result.progress[0] == (1, 1)  # the one photo of Face Preprocess
     assert result.progress[-1] == (STEPS, STEPS)
     assert result.previews >= 1
     (report,) = result.outputs[node_id(prompt, "StandInSampler")]["text"]
