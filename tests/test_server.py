@@ -74,6 +74,15 @@ def test_progress_previews_and_words(first):
     assert "by cascade" in verdict
 
 
+def test_what_was_shown_comes_back(server, first):
+    """As after a reload of the page: no node runs, and the page gets crop, verdict, report and video again."""
+    prompt, _ = first
+    shown, again = server.run(prompt), server.run(prompt)
+    assert again.outputs == shown.outputs and not again.progress
+    assert {prompt[key]["class_type"] for key in again.outputs} >= {"FacePreprocess", "StandInSampler", "SaveVideo"}
+    assert len(again.outputs[node_id(prompt, "FacePreprocess")]["images"]) == 2
+
+
 def test_report_record(first):
     _, result = first
     (report,) = json.loads(result.outputs["record"]["text"][0])
