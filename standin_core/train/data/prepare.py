@@ -6,6 +6,7 @@ model cannot learn to copy a frame.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,10 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
         yield f"damaged lines of the manifest that were dropped: {damaged}; their videos are looked at again"
     known, can_crop = read_manifest(folder), False
     progress = comfy.utils.ProgressBar(len(sources))
+
+    def tell(done: int, share: float) -> None:
+        progress.update_absolute(done + share)
+
     for index, source in enumerate(sources):
         comfy.model_management.throw_exception_if_processing_interrupted()
         origin = _origin(source, captioner)
@@ -60,7 +65,7 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
             can_crop = True
         try:
             clips, dropped = _examine(source, origin["bytes"], folder, settings, captioner,
-                                      lambda share, index=index: progress.update_absolute(index + share))
+                                      functools.partial(tell, index))
         except Unusable as error:
             clips, dropped = [], [(WHOLE, error.drop)]
         progress.update_absolute(index + 1)
