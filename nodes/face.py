@@ -1,4 +1,5 @@
 """Turn a photo into a face crop."""
+from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..standin_core.face import (
@@ -125,7 +126,9 @@ class FacePreprocess(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
-        face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask)
+        progress = ProgressBar(len(image))
+        face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask,
+                          lambda: progress.update(1))
         show_text(cls, face.verdict)
         return io.NodeOutput(face.image, face.rgba[..., 3], face.rgba, face.preview, face.verdict, face,
                              ui={"images": shown(cls, face.image, face.preview), "text": (face.verdict,)})

@@ -13,6 +13,7 @@ from .shared import (
     detector_input,
     download_input,
     found_by,
+    keeps_what_it_shows,
     min_score_input,
     one_face_inputs,
     show_text,
@@ -83,7 +84,7 @@ class LoadPerson(io.ComfyNode):
             node_id="LoadPerson",
             display_name="Load Person",
             category=CATEGORY,
-            **found_by("person", "character", "load identity", "same character", "cast"),
+            **found_by("person", "character", "load identity", "same character", "cast"), **keeps_what_it_shows(),
             description="Loads a person that Save Person kept, for Stand-In, Concat-ID and ID-Animator.",
             inputs=[
                 FileInput("person", PEOPLE, tooltip=(

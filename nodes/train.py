@@ -30,6 +30,7 @@ from .shared import (
     detector_input,
     download_input,
     found_by,
+    keeps_what_it_shows,
     only,
     show_text,
     shown,
@@ -46,7 +47,7 @@ class PrepareTrainingData(io.ComfyNode):
             node_id="PrepareTrainingData",
             display_name="Prepare Training Data",
             category=f"{CATEGORY}/training",
-            **found_by("dataset", "training data"),
+            **found_by("dataset", "training data"), **keeps_what_it_shows(),
             description="Cuts videos of people into clips, takes reference photos from frames outside each clip, and "
                         "encodes everything once for Train Stand-In. After an interruption, run it again: it "
                         "continues where it stopped.",

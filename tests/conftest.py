@@ -73,6 +73,17 @@ def as_comfyui_executes():
         yield
 
 
+@pytest.fixture
+def bars(monkeypatch):
+    """What ComfyUI is told for its progress bars: (value, maximum), in order. It leaves out what comes within 0.1 s."""
+    import comfy.utils
+
+    told = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: told.append(
+        (value, total)))
+    return told
+
+
 @pytest.fixture(scope="module")
 def model():
     """A tiny Wan, the same for the tests of a file."""

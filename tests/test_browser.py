@@ -247,3 +247,33 @@ def test_first_five_minutes(large, usual, server, photo):
     page.wait_for_timeout(1500)
     page.screenshot(path=SCREENSHOTS / "first_minutes_3_video.png")
     assert kinds(comfy.errors) - usual == set()
+
+
+def test_face_preprocess_shows_the_crop_again_after_a_reload(comfy, photo):
+    """Crop and preview come with the first run, and in a fresh page with a run in which ComfyUI has them already."""
+    inputs = next(node["inputs"] for node in json.loads(
+        (PACK / "workflows" / "api" / "identity_text_to_video.json").read_text(encoding="utf-8")).values()
+        if node["class_type"] == "FacePreprocess")
+    prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+              "2": {"class_type": "InvertMask", "inputs": {"mask": ["1", 1]}},
+              "3": {"class_type": "FacePreprocess", "inputs": inputs | {
+                  "image": ["1", 0], "subject_mask": ["2", 0], "download_missing": False}}}
+    for name in ("face_preprocess", "face_preprocess_reloaded"):
+        comfy.open()
+        comfy.load(prompt, name)
+        comfy.page.evaluate(SIDE_BY_SIDE)
+        comfy.page.get_by_role("button", name="Run").first.click()
+        comfy.page.wait_for_function(CROP_AND_PREVIEW, timeout=120_000)
+        comfy.page.wait_for_timeout(1500)
+        comfy.page.screenshot(path=SCREENSHOTS / f"{name}.png", clip={"x": 60, "y": 70, "width": 920, "height": 990})
+
+
+SIDE_BY_SIDE = """() => {
+    const node = type => window.app.graph.nodes.find(n => n.type === type);
+    const [image, mask, face] = [node('LoadImage'), node('InvertMask'), node('FacePreprocess')];
+    [image.pos, image.size, mask.pos, face.pos, face.size] = [[0, 0], [300, 360], [60, 440], [360, 0], [520, 930]];
+    window.app.canvas.ds.scale = 1;
+    window.app.canvas.ds.offset = [80, 120];
+    window.app.canvas.setDirty(true, true);
+}"""
+CROP_AND_PREVIEW = "window.app.graph.nodes.find(n => n.type === 'FacePreprocess').imgs?.length === 2"

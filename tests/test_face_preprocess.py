@@ -210,6 +210,15 @@ def test_parts_cannot_be_dropped_without_bisenet():
     assert "background kept" in faces.crop(faces.astronaut(), preset="face only", parser="none", size=64).verdict
 
 
+def test_progress_is_told():
+    told = []
+    crop_faces(faces.as_image(*[faces.astronaut()] * 3), FaceSettings(size=64), **HER, progress=lambda: told.append(1))
+    assert len(told) == 3
+
+
+DARK = 1.2  # sum of red, green and blue
+
+
 def disc(height=512, width=512):
     rows, columns = np.mgrid[:height, :width]
     return torch.from_numpy(((columns - 226)**2 + (rows - 128)**2 < 60**2).astype(np.float32))
@@ -226,6 +235,36 @@ def test_a_mask_takes_the_place_of_the_parser(models_dir):
     assert np.array_equal(faces.as_uint8(crop.image[0])[alpha == 255],
                           square.cut(photo, 128, (10, 20, 30))[alpha == 255])
     assert "background removed by subject_mask" in crop.verdict and crop.faces[0].cut_out
+
+
+def test_the_mask_of_comfyuis_remove_background():
+    """BiRefNet as ComfyUI loads it, on pictures of 128 px and with weights that are 0 but for one path through the
+    network: it takes the sum of red, green and blue of each pixel, so that what is dark is the subject."""
+    removal = pytest.importorskip("comfy.bg_removal_model", reason="this ComfyUI has no Remove Background")
+    from comfy_extras.nodes_bg_removal import RemoveBackground
+
+    known_by = {"bb.layers.1.blocks.0.attn.relative_position_index": torch.zeros(144, 144).long()}
+    model = removal.load_background_removal_model(known_by)
+    model.image_size = 128
+    for weights in model.model.state_dict().values():
+        weights.zero_()
+    whole = model.model.decoder.ipt_blk1
+    whole.conv1.weight[0, :, 1, 1] = 1
+    whole.conv_out.weight[0, 0, 1, 1] = 1
+    last = model.model.decoder.conv_out1[0]
+    last.weight[0, -whole.conv_out.out_channels] = -100
+    last.bias.fill_(100 * DARK)
+    photo = faces.as_image(faces.astronaut())
+    (mask,) = RemoveBackground.execute(model, photo).args
+    crop = crop_faces(photo, FaceSettings(size=512), **HER, subject_mask=mask)
+    square = square_around(faces.FACE_BOX, 512, 512, 1.5)
+    brightness = square.cut(faces.astronaut().astype(np.float32).mean(axis=2) * 3 / 255, 512, 3)
+    smooth = cv2.GaussianBlur(brightness, (0, 0), 9)
+    found = faces.as_uint8(crop.image[0])
+    assert (found[smooth > DARK + 0.5] == 255).mean() > 0.99 and crop.faces[0].cut_out
+    kept = square.cut(faces.astronaut(), 512, (255, 255, 255))
+    assert (found[smooth < DARK - 0.5] == kept[smooth < DARK - 0.5]).mean() > 0.99
+    assert "background removed by subject_mask" in crop.verdict
 
 
 def test_alpha_is_a_mask():

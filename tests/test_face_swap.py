@@ -98,6 +98,12 @@ def test_the_face_of_a_real_video_is_found_and_covered(reference, video):
     assert not torch.equal(swap.frames[~outside], video[~outside])
 
 
+def test_progress_is_told(reference, video, bars):
+    swap = prepare_swap(video[:5], reference, SwapSettings(detector="cascade"))
+    composite_swap(video[:5], swap.frames, swap.mask, 2, 1.0, "surroundings")
+    assert bars[0] == (1, 5) and bars[-1] == (5, 5) and bars.count((5, 5)) == 2
+
+
 def test_pixels_outside_keep_their_precision(reference):
     """A video of more than 8 bits is not rounded where nothing is pasted."""
     frames = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))

@@ -121,6 +121,14 @@ def test_everything_is_explained(node_id):
         assert each.tooltip and each.tooltip.endswith("."), f"{node_id}.{each.id} needs a tooltip"
 
 
+@pytest.mark.parametrize("node_id", INTERFACE)
+def test_what_is_shown_comes_back(node_id):
+    """ComfyUI sends it again with a result that it has already, for these two kinds of nodes alone."""
+    found = schema(node_id)
+    if "ui=" in inspect.getsource(pack.node_classes()[node_id].execute):
+        assert found.is_output_node or getattr(found, "has_intermediate_output", True)
+
+
 def test_defaults_are_the_engines():
     """A script that leaves a value out gets what the node shows."""
     stand_in, sampler = pack.module("standin_core.stand_in.applied"), pack.module("standin_core.sampler")

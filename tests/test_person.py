@@ -118,6 +118,12 @@ def without(person: Person, **changed) -> Person:
     return Person(**fields | changed)
 
 
+def test_progress_is_told(photos, bars):
+    """Of every photo, for each of the three methods."""
+    make_person("b", photos[:2], PersonSettings(detector="cascade"))
+    assert bars[0] == (1, 6) and bars[-1] == (6, 6)
+
+
 def test_a_person_saved_without_a_vae_needs_one(model, vae, photos, tmp_path):
     person, verdict = make_person("b", photos[:1], PersonSettings(detector="cascade"))
     save_person(person, tmp_path / "b.safetensors")

@@ -53,6 +53,13 @@ def noise(count, height=64, width=80):
     return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(0))
 
 
+def test_progress_is_told(bars):
+    source = noise(5)
+    small = enlarge_small_face(source, PLAIN, face_box=boxes(*[(30, 22, 16, 16)] * 5))
+    put_back(source, small.frames, small.mask, small.track, 2, 1.0, "surroundings")
+    assert bars[0] == (1, 5) and bars[-1] == (5, 5) and bars.count((5, 5)) == 2
+
+
 PLAIN = RefineSettings(size=64, smoothing=0.0, largest_face=20, crop_scale=1.6)
 
 

@@ -65,12 +65,22 @@ def test_video(server, first):
 
 def test_progress_previews_and_words(first):
     prompt, result = first
+    assert result.progress[0] == (1, 1)  # the one photo of Face Preprocess
     assert result.progress[-1] == (STEPS, STEPS)
     assert result.previews >= 1
     (report,) = result.outputs[node_id(prompt, "StandInSampler")]["text"]
     assert "1024 identity tokens beside 72 video tokens" in report
     (verdict,) = result.outputs[node_id(prompt, "FacePreprocess")]["text"]
     assert "by cascade" in verdict
+
+
+def test_what_was_shown_comes_back(server, first):
+    """As after a reload of the page: no node runs, and the page gets crop, verdict, report and video again."""
+    prompt, _ = first
+    shown, again = server.run(prompt), server.run(prompt)
+    assert again.outputs == shown.outputs and not again.progress
+    assert {prompt[key]["class_type"] for key in again.outputs} >= {"FacePreprocess", "StandInSampler", "SaveVideo"}
+    assert len(again.outputs[node_id(prompt, "FacePreprocess")]["images"]) == 2
 
 
 def test_report_record(first):

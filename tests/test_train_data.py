@@ -379,6 +379,26 @@ def test_a_dataset_in_one_call(videos, encoders, tmp_path):
     assert fewer != shards and len(CachedExamples(fewer)) == 6
 
 
+def test_progress_is_told(tmp_path, bars):
+    """Of the frames of a video that are looked at, the photos that are compared, and the clips that are encoded."""
+    counted(tmp_path / "a.mp4", 20, 25)
+    source = Source(tmp_path / "a.mp4", "a.mp4", "a person")
+    list(prepare([source], tmp_path, dataclasses.replace(SETTINGS, face=FaceSettings(detector="none", parser="none"))))
+    assert bars[0] == (0, 1) and bars[-1] == (1, 1)
+    bars.clear()
+    files = [f"{i}.png" for i in range(3)]
+    for file in files:
+        write_photo(tmp_path / file, np.zeros((32, 32, 3), np.uint8))
+    clip_vision = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())
+    embed([Clip("a.mp4", 0, "a person", tuple(files))], tmp_path, load_embedder(CompareSettings("clip vision"),
+                                                                                clip_vision))
+    assert bars[0] == (1, 3) and bars[-1] == (3, 3)
+    bars.clear()
+    example = Example(*(torch.ones(1, 16, 1, 2, 2),) * 2, torch.ones(3, 4))
+    list(write_shards(tmp_path, files, lambda missing: ((name, example) for name in files)))
+    assert bars[0] == (1, 3) and bars[-1] == (3, 3)
+
+
 def test_outside_of_inference_mode(videos, encoders, tmp_path):
     """As on the command line, where nothing else keeps the encoders from building a graph."""
     clip_vision = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())

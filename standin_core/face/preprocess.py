@@ -94,13 +94,15 @@ class FaceSettings:
 
 
 def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_mask: torch.Tensor | None = None,
-               face_landmarks: dict | None = None, subject_mask: torch.Tensor | None = None) -> FaceCrop:
+               face_landmarks: dict | None = None, subject_mask: torch.Tensor | None = None,
+               progress=lambda: None) -> FaceCrop:
     """The crops of all faces of all photos.
 
     image: [B, H, W, 1, 3 or 4] float in 0..1; an alpha channel is the mask of the subject.
     face_box, face_mask, face_landmarks: take the place of the detector, see ``given_detector``.
     subject_mask: [B or 1, H, W], 1 where the subject is; takes the place of the parser and of alpha. Without it, a
         pixel is kept if both the parser and alpha keep it.
+    progress: called after each photo.
 
     Raises UserError for what is no picture or no mask, for a choice that cannot run here, and for a photo
     without a face where no_face is "error".
@@ -140,6 +142,7 @@ def crop_faces(image: torch.Tensor, settings: FaceSettings, face_box=None, face_
             height, width = crop.image.shape[:2]
             lines += _lines(photo, face, detector, [*done, crop.words, f"{width}x{height} px"])
         previews.append(preview.drawn())
+        progress()
     lines += [*detector.notes, *cut_out.notes]
     image, rgba, preview_images = (torch.from_numpy(np.stack(each)).float() / 255 for each in (images, cut, previews))
     return FaceCrop(image, rgba, tuple(found), preview_images, "\n".join(lines))

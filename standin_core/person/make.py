@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import comfy.utils
 import torch
 
 from ..checks import checked_latent, checked_pictures
@@ -48,9 +49,11 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
         raise UserError("a latent for Concat-ID came without a VAE, which encodes the photos in its size: connect "
                         "Wan 2.1's VAE, or disconnect the latent.")
     presets = {Use.STAND_IN: settings.preset, **OTHER_PRESETS}
+    progress = comfy.utils.ProgressBar(len(presets) * len(photos))
     crops = {use: crop_faces(photos, FaceSettings(
         preset=preset, which_face=settings.which_face, face_index=settings.face_index, detector=settings.detector,
-        min_score=settings.min_score, download_missing=settings.download_missing)) for use, preset in presets.items()}
+        min_score=settings.min_score, download_missing=settings.download_missing),
+        progress=lambda: progress.update(1)) for use, preset in presets.items()}
     if any(face.points is None for face in crops[Use.STAND_IN].faces):
         raise UserError("a person is kept with the points of a face, and detector is none: choose another detector.")
     latents = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
+import comfy.utils
 import numpy as np
 import safetensors.numpy
 
@@ -85,10 +86,12 @@ def embed(clips: list[Clip], folder: Path, embedder: Embedder) -> dict[str, np.n
     vectors = _kept_vectors(kept)
     missing = [file for file in dict.fromkeys(file for clip in clips for file in clip.references)
                if file not in vectors]
+    progress = comfy.utils.ProgressBar(len(missing))
     for file in missing:
         comfy.model_management.throw_exception_if_processing_interrupted()
         seen = embedder.see(read_photo(folder / file), 0)
         vectors[file] = np.empty(0, np.float32) if seen is None else np.asarray(seen.vector, np.float32)
+        progress.update(1)
     if missing:
         with replacing(kept) as part:
             safetensors.numpy.save_file(vectors, part)

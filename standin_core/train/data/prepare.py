@@ -6,12 +6,14 @@ model cannot learn to copy a frame.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.model_management
+import comfy.utils
 import numpy as np
 
 from ...face import load_detector
@@ -47,7 +49,12 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
     if damaged:
         yield f"damaged lines of the manifest that were dropped: {damaged}; their videos are looked at again"
     known, can_crop = read_manifest(folder), False
-    for source in sources:
+    progress = comfy.utils.ProgressBar(len(sources))
+
+    def tell(done: int, share: float) -> None:
+        progress.update_absolute(done + share)
+
+    for index, source in enumerate(sources):
         comfy.model_management.throw_exception_if_processing_interrupted()
         origin = _origin(source, captioner)
         before = known.get(source.name)
@@ -57,9 +64,11 @@ def prepare(sources: list[Source], folder: Path, settings: DataSettings,
             photos.check_cropping(settings.face)
             can_crop = True
         try:
-            clips, dropped = _examine(source, origin["bytes"], folder, settings, captioner)
+            clips, dropped = _examine(source, origin["bytes"], folder, settings, captioner,
+                                      functools.partial(tell, index))
         except Unusable as error:
             clips, dropped = [], [(WHOLE, error.drop)]
+        progress.update_absolute(index + 1)
         add_to_manifest(folder, origin, clips, dropped)
         yield f"{source.name}: {len(clips)} clips" + "".join(f"; {what}: {drop}" for what, drop in dropped)
 
@@ -71,9 +80,12 @@ def _origin(source: Source, captioner: Captioner | None) -> dict:
             "captioned": not source.caption and captioner is not None}
 
 
-def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
-             captioner: Captioner | None) -> tuple[list[Clip], list[tuple[str, Drop]]]:
-    """The clips of a video of so many bytes, and what was left out of it."""
+def _examine(source: Source, size: int, folder: Path, settings: DataSettings, captioner: Captioner | None,
+             progress: Callable[[float], None]) -> tuple[list[Clip], list[tuple[str, Drop]]]:
+    """The clips of a video of so many bytes, and what was left out of it.
+
+    progress: takes the share of the frames that were looked at.
+    """
     path, caption, length = source.path, source.caption, settings.frames
     outside = settings.photos_from == OUTSIDE
     if not size:
@@ -90,7 +102,8 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings,
     pools = {start: [i for i in order if (start <= i < start + length) != outside][:TRIED * settings.references]
              for start in starts}
     found = _look(path, settings, {i for pool in pools.values() for i in pool}, starts,
-                  folder / photos.FOLDER / video, None if caption else captioner)
+                  folder / photos.FOLDER / video, None if caption else captioner,
+                  lambda number: progress(number / count))
     clips, dropped, used = [], [], set()
     for start in starts:
         chosen = [i for i in pools[start] if i in found.photos][:settings.references]
@@ -129,13 +142,14 @@ class _Found:
 
 
 def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, prefix: Path,
-          captioner: Captioner | None) -> _Found:
+          captioner: Captioner | None, progress: Callable[[int], None]) -> _Found:
     """Read a video once.
 
     wanted: numbers of the frames to crop, as far as they show a face.
     starts: of the clips.
     prefix: of the files of the photos.
     captioner: None where the caption is known.
+    progress: takes the number of each frame.
     """
     length = settings.frames
     checked = {start + int(share * length): start for start in starts for share in CHECKED}
@@ -153,6 +167,7 @@ def _look(path: Path, settings: DataSettings, wanted: set[int], starts: range, p
         waiting.clear()
 
     for number, frame in enumerate(decoded(path, settings.fps)):
+        progress(number)
         if number not in wanted and number not in checked and number not in told:
             continue
         picture = pixels(frame)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import comfy.model_management
+import comfy.utils
 import safetensors
 import safetensors.torch
 import torch
@@ -59,6 +60,7 @@ def write_shards(folder: Path, names: list[str],
     missing = {file: shard for number, shard in enumerate(shards)
                if not _is_complete(file := folder / f"shard_{number:05d}.safetensors")}
     examples = encode({name for shard in missing.values() for name in shard})
+    progress = comfy.utils.ProgressBar(sum(map(len, missing.values())))
     for file, shard in missing.items():
         tensors: dict[str, torch.Tensor] = {}
         dropped: dict[str, str] = {}
@@ -67,6 +69,7 @@ def write_shards(folder: Path, names: list[str],
                 dropped[name] = str(example)
             else:
                 tensors |= {f"{part}/{name}": tensor for part, tensor in _stored(example).items()}
+            progress.update(1)
         with replacing(file) as part:
             safetensors.torch.save_file(tensors, part, metadata={"dropped": json.dumps(dropped)})
         yield f"{file.name}: {len(shard) - len(dropped)} clips" + "".join(
