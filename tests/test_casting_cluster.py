@@ -105,7 +105,7 @@ def test_faults(base, cluster, on_one_server, tmp_path):
     faults = {2: kill_server, 4: kill_worker, 6: add_node}  # by jobs done
 
     class FaultyBatch(WaitingBatch):
-        """The last jobs wait for the two workers that come later too: else those who are there may do them before."""
+        """The last jobs wait for the two workers that come later, too: else those who are there may do them before."""
 
         def take(self):
             return None if self.left <= KEPT_BACK and len(self.ready) < 4 else super().take()
@@ -128,8 +128,8 @@ def test_faults(base, cluster, on_one_server, tmp_path):
 
 
 def test_a_node_goes(base, cluster, tmp_path):
-    """Its worker renders, and no other node has room for a worker: who is left does that job too. Did Ray repeat the
-    call itself, it would wait for ever for a worker.
+    """Its worker renders, and no other node has room for a worker: the one that is left does the lost job. If Ray
+    repeated the call by itself, the batch would wait for ever.
     """
     cast = casts.Cast(tmp_path / "cast", base)
     node = dict(cluster.other.live_processes())["raylet"].pid
