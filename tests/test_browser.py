@@ -260,6 +260,7 @@ def test_face_preprocess_shows_the_crop_again_after_a_reload(comfy, photo):
                   "image": ["1", 0], "subject_mask": ["2", 0], "download_missing": False}}}
     for name in ("face_preprocess", "face_preprocess_reloaded"):
         comfy.open()
+        comfy.draw_nodes_by_vue(False)  # the canvas says what a node shows
         comfy.load(prompt, name)
         comfy.page.evaluate(SIDE_BY_SIDE)
         comfy.page.get_by_role("button", name="Run").first.click()
