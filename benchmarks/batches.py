@@ -39,30 +39,28 @@ def measured(folder: Path, base: Path, workers: int, seeds: int) -> dict:
     import casts
     import ray.cluster_utils
 
-    from casting.batch import Batch
     from casting.cluster import run_on_cluster
 
     cast = casts.Cast(folder, base, seeds=seeds)
-    ready: list[float] = []
-    rendered: list[float] = []
+    ready_at: list[float] = []
+    rendered_at: list[float] = []
     memory: dict[str, list[float]] = {"server_mb": [], "actor_mb": []}
 
-    class HeldBatch(Batch):
-        def take(self):
-            return super().take() if len(ready) == workers else None
+    class TimedBatch(casts.WaitingBatch):
+        def say(self, words):
+            super().say(words)
+            if len(self.ready) > len(ready_at):
+                ready_at.append(time.monotonic())
 
-    def say(words: str) -> None:
-        cast.said.append(words)
-        if words.startswith("a ComfyUI is ready"):
-            ready.append(time.monotonic())
-        elif ": likeness" in words:
-            rendered.append(time.monotonic())
-        if len(rendered) == 2 * seeds:
-            for server in casts.servers(base):
-                memory["server_mb"].append(server.memory_full_info().uss / 1e6)
-                memory["actor_mb"].append(server.parent().memory_full_info().uss / 1e6)
+        def rendered(self, job, render):
+            super().rendered(job, render)
+            rendered_at.append(time.monotonic())
+            if not self.left:
+                for server in casts.servers(base):
+                    memory["server_mb"].append(server.memory_full_info().uss / 1e6)
+                    memory["actor_mb"].append(server.parent().memory_full_info().uss / 1e6)
 
-    batch = HeldBatch(cast.jobs(), cast.records, say)
+    batch = TimedBatch(cast, workers)
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={
         "num_cpus": workers, "num_gpus": workers, "include_dashboard": False})
     try:
@@ -70,21 +68,21 @@ def measured(folder: Path, base: Path, workers: int, seeds: int) -> dict:
         run_on_cluster(batch, casts.settings(base), cluster.address)
     finally:
         cluster.shutdown()
-    return {"workers": workers, "renders": 2 * seeds, "boot_s": round(ready[-1] - started, 1),
-            "renders_a_minute": round(60 * 2 * seeds / (rendered[-1] - ready[-1]), 1),
+    return {"workers": workers, "renders": 2 * seeds, "boot_s": round(ready_at[-1] - started, 1),
+            "renders_a_minute": round(60 * 2 * seeds / (rendered_at[-1] - ready_at[-1]), 1),
             "lost_calls": sum(words.startswith("try ") for words in cast.said),
-            "made_twice": len(rendered) - len(cast.frames()),
+            "made_twice": len(rendered_at) - len(cast.frames()),
             **{name: round(statistics.median(values)) for name, values in memory.items()}}
 
 
 def main() -> None:
     options = parsed()
-    for name in ("RAY_memory_monitor_refresh_ms", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
-        os.environ[name] = "0"
     import_comfyui("--cpu")
     sys.path.append(str(PACK / "tests"))  # which has the batch in the small
     import casts
     import machine
+
+    os.environ |= casts.RAY_SETTINGS
 
     record = {**machine.machine(), "load_before": round(os.getloadavg()[0], 1), "batches": []}
     with tempfile.TemporaryDirectory() as folder:

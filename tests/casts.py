@@ -1,5 +1,8 @@
 """A batch in the small: people with photos, and a ComfyUI folder with tiny models."""
 import json
+import re
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from support.environment import PACK
 
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 SIDE, LENGTH, STEPS = 64, 5, 2
+# of a local cluster: no worker ends for want of memory, nothing is sent, and no worker gives way to other processes
+RAY_SETTINGS = dict.fromkeys(("RAY_memory_monitor_refresh_ms", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"), "0")
 
 
 def write_people(folder: Path, *bad: str) -> None:
@@ -91,6 +96,31 @@ class Cast:
         return {key: np.stack([np.asarray(PIL.Image.open(self.records.folder / name)) for name in record["files"]
                                if name.endswith(".png")])
                 for key, record in self.found().items() if "error" not in record}
+
+
+class WaitingBatch(Batch):
+    """Jobs that wait for all workers: else one may do them all.
+
+    workers: how many they wait for.
+    ready: the names of all workers that ever were.
+    """
+
+    def __init__(self, cast: Cast, workers: int = 2):
+        def say(words):
+            cast.said.append(words)
+            sys.stderr.write(f"{time.strftime('%X')} {words}\n")
+
+        super().__init__(cast.jobs(), cast.records, say)
+        self.workers = workers
+        self.ready: list[str] = []
+
+    def take(self):
+        return super().take() if len(self.ready) >= self.workers else None
+
+    def say(self, words):
+        if found := re.fullmatch(r"a ComfyUI is ready \((.*)\)", words):
+            self.ready.append(found[1])
+        super().say(words)
 
 
 def servers(base: Path) -> list[psutil.Process]:
