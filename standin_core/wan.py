@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import math
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import (
     FLASH_ATTN,
     SAGE,
+    SMOOTHED_SAGE,
     AttentionInUse,
     Host,
     Reason,
@@ -344,20 +346,39 @@ def attention_in_use(options: dict) -> AttentionInUse:
     if module == "nodes_sparse_attention":
         return AttentionInUse(Host.SPARSE)
     if module == "model_patcher" and name.startswith("ModelPatcher.set_model_optimized_attention."):
-        return _by_function(inspect.getclosurevars(override).nonlocals["optimized_attention"])
+        function = inspect.getclosurevars(override).nonlocals.get("optimized_attention")
+        return AttentionInUse(Host.OVERRIDE) if function is None else _by_function(function)
     return AttentionInUse(Host.OVERRIDE)
 
 
 def _by_function(function: Callable) -> AttentionInUse:
     """By the name of one of ComfyUI's attention functions, of which some are newer than 0.30.0."""
     name = getattr(function, "__name__", "")
-    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_backend, compute=function),
-             "attention_sage": AttentionInUse(Host.SAGE, SAGE, compute=function),
-             "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
-             "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
     if function is not getattr(comfy.ldm.modules.attention, name, None):
         return AttentionInUse(Host.OTHER)  # another pack's, by whatever name
+    if name == "attention_sage":
+        return AttentionInUse(Host.SAGE, SMOOTHED_SAGE if _smooths_keys(function) else SAGE, compute=function)
+    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_backend, compute=function),
+             "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
+             "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
     return known.get(name, AttentionInUse(Host.OTHER))
+
+
+def _smooths_keys(attention_sage: Callable) -> bool:
+    """Whether ComfyUI leaves SageAttention's smoothing of the keys on, as 0.16.3 does and 0.30.0 does not.
+
+    A copy of ComfyUI's function is asked, which calls the function below instead of SageAttention.
+    """
+    given: dict[str, object] = {}
+
+    def sageattn(q, *_, **settings):
+        given.update(settings)
+        return q
+
+    own = inspect.unwrap(attention_sage)
+    asked = types.FunctionType(own.__code__, {**own.__globals__, "sageattn": sageattn}, own.__name__, own.__defaults__)
+    asked(*3 * [torch.zeros(1, 1, 64)], heads=1)
+    return given.get("smooth_k", True) is True
 
 
 class _Asking(TorchFunctionMode):

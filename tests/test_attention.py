@@ -13,6 +13,7 @@ from standin_core.attention import (
     FLASH_ATTN,
     PYTORCH,
     SAGE,
+    SMOOTHED_SAGE,
     AttentionInUse,
     Host,
     Need,
@@ -331,6 +332,12 @@ def sageattn_2(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, ret
     return output.to(q.dtype).transpose(1, 2), log_sum_exp.float()
 
 
+def sageattn_2_smoothing(*args, smooth_k=True, **kwargs):
+    """Adds to the log-sum-exps what it took off the logits, so they are the same."""
+    assert smooth_k
+    return sageattn_2(*args, smooth_k=False, **kwargs)
+
+
 def sageattn_1(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, smooth_k=True, **kwargs):
     """Version 1 swallows return_lse."""
     return sageattn_2(q, k, v, tensor_layout, is_causal, sm_scale, return_lse=True, smooth_k=smooth_k)[0]
@@ -357,6 +364,7 @@ def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, re
 # and of 1.0.6, flash_attn_interface.py of FlashAttention 2.8)
 PACKAGES = {
     "SageAttention 2": (SAGE, sageattn_2, None),
+    "SageAttention 2, smoothing": (SMOOTHED_SAGE, sageattn_2_smoothing, None),
     "SageAttention 1": (SAGE, sageattn_1, "returns no log-sum-exp, version 2 does"),
     "another base": (SAGE, sageattn_in_powers_of_2, "it is wrong on this device, by "),
     "no number": (SAGE, sageattn_of_nan, "nan of the log-sum-exp"),

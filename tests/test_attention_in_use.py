@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from standin_core.attention import FLASH_ATTN, SAGE, Host
+from standin_core.attention import FLASH_ATTN, SAGE, SMOOTHED_SAGE, Host, choose_attention
+from standin_core.attention.naive import naive_state
+from standin_core.attention.states import StateSource
 from standin_core.wan import OVERRIDE, attention_in_use, pytorch_backend
 
 HOSTS = {"attention_pytorch": (Host.PYTORCH, None), "attention_sage": (Host.SAGE, SAGE),
@@ -23,8 +25,31 @@ def attention_named(name):
     def function(q, k, v, heads, **kwargs):
         raise AssertionError("no attention is to be computed")
 
+    if name == "attention_sage":
+        return comfy.ldm.modules.attention.attention_sage
     function.__name__ = name
     return comfy.ldm.modules.attention.wrap_attn(function)
+
+
+def sageattn(*_, **__):
+    raise AssertionError("SageAttention is not to be computed")
+
+
+@comfy.ldm.modules.attention.wrap_attn
+def attention_sage(q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False,
+                   **kwargs):
+    """The call in ComfyUI 0.16.3."""
+    q, k, v = (t.view(len(t), -1, heads, t.shape[-1] // heads) for t in (q, k, v))
+    return sageattn(q, k, v, attn_mask=mask, is_causal=False, tensor_layout="NHD").flatten(2)
+
+
+def test_keys_are_smoothed_where_comfyui_has_them_smoothed(monkeypatch):
+    """The log-sum-exps are asked of the attention that the model has without an identity."""
+    for function, source in ((comfy.ldm.modules.attention.attention_sage, SAGE), (attention_sage, SMOOTHED_SAGE)):
+        monkeypatch.setattr(comfy.ldm.modules.attention, "attention_sage", function)
+        monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", function)
+        found = attention_in_use({})
+        assert (found.host, found.source, found.compute) == (Host.SAGE, source, function)
 
 
 class ModelPatcher:
@@ -78,6 +103,16 @@ def test_an_override_that_is_an_object():
     assert attention_in_use({OVERRIDE: Callable()}).host is Host.OVERRIDE
 
 
+def test_a_model_attention_backend_that_keeps_its_function_otherwise():
+    """As a newer ComfyUI may."""
+    def optimized_attention_override(func, *args, **kwargs):
+        return func(*args, **kwargs)
+
+    optimized_attention_override.__module__ = "comfy.model_patcher"
+    optimized_attention_override.__qualname__ = "ModelPatcher.set_model_optimized_attention.<locals>.override"
+    assert attention_in_use({OVERRIDE: optimized_attention_override}).host is Host.OVERRIDE
+
+
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
 def test_pytorch_is_asked_in_comfyuis_own_context(backend, monkeypatch):
     """Versions of ComfyUI order the backends in this function of theirs."""
@@ -88,3 +123,20 @@ def test_pytorch_is_asked_in_comfyuis_own_context(backend, monkeypatch):
     monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", scaled_dot_product_attention)
     q, k, v = (torch.zeros(2, 3, 8, 64) for _ in range(3))
     assert pytorch_backend(q, k, v) == backend
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_pytorch_is_asked_for_as_much_as_a_video_has(head_dim, monkeypatch):
+    """ComfyUI 0.16.3 on Windows orders the backends for what is not small alone."""
+    def scaled_dot_product_attention(q, k, v, *args, **kwargs):
+        if q.nelement() < 1024 * 128:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, *args, **kwargs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", scaled_dot_product_attention)
+    sources = [StateSource(backend.name, "cpu", naive_state, backend=backend)
+               for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)]
+    monkeypatch.setattr("standin_core.attention.choice.FUSED", sources)
+    choice = choose_attention("auto", (), attention_in_use({}), torch.device("cpu"), torch.float32, head_dim)
+    assert choice.source is sources[1]

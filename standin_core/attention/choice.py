@@ -12,13 +12,15 @@ from torch.nn.attention import SDPBackend
 
 from ..contracts import UserError
 from .extend import extend_by_kernel, extend_by_state, kernel_refusal
-from .measured import extra_ms
+from .measured import extra_ms, part_of
 from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FUSED, TILE, TILED, StateSource
-from .trial import trial_inputs
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
+# of the q for which PyTorch says its backend: on Windows, ComfyUI 0.16.3 takes another backend from 131,072 numbers on,
+# and the q of a video has more
+ASKED_HEADS, ASKED_TOKENS = 2, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,8 @@ def _backend_taken(in_use: AttentionInUse, device: torch.device, dtype: torch.dt
     """Which of PyTorch's computes the model's attention without the identity; None where it is not PyTorch's."""
     if in_use.backend is None:
         return None
-    q, k, v, *_ = trial_inputs(device, dtype, head_dim)
-    return in_use.backend(q, k, v)
+    q = torch.empty(1, ASKED_TOKENS, ASKED_HEADS, head_dim, device=device, dtype=dtype).transpose(1, 2)
+    return in_use.backend(q, q, q)
 
 
 def _sparse_no_more(in_use: AttentionInUse) -> tuple[PassedOver, ...]:
@@ -155,8 +157,10 @@ def _reading_by(needs: tuple[Reason, ...], kept: bool, in_use: AttentionInUse, d
     if needs or not kept:
         passed_over = [*passed_over, PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))]
     if times:
-        passed_over = [*passed_over, *(PassedOver(str(way), Reason(Why.SLOWER, (times[way], str(best), times[best])))
-                                       for way in ways if way is not best)]
+        assert tokens is not None  # without, nothing is timed
+        passed_over = [*passed_over, *(
+            PassedOver(str(way), Reason(Why.SLOWER, (times[way], str(best), times[best], part_of(*tokens))))
+            for way in ways if way is not best)]
     elif best is whole:
         passed_over = [*passed_over, PassedOver("merge", Reason(Why.WITH_THE_VIDEO, (source.name,)))]
     elif kept:

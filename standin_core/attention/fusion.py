@@ -87,4 +87,6 @@ def _slower(apart: Apart, device: torch.device, dtype: torch.dtype, heads: int, 
                                 for way in (norm_rope, apart))
     except torch.cuda.OutOfMemoryError:
         return None
-    return None if fused < two_steps else Reason(Why.SLOWER, (fused, "ComfyUI's way", two_steps))
+    if fused < two_steps:
+        return None
+    return Reason(Why.SLOWER, (fused, "ComfyUI's way", two_steps, f"{tokens} tokens of two videos"))

@@ -9,6 +9,7 @@ Nothing is concatenated, so the host's keys and values are never copied.
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable
@@ -101,12 +102,11 @@ def _cuda_efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 
 # Both take and give [B, N, H, D], so that nothing is copied on the way; neither is to be traced by torch.compile.
 @torch.compiler.disable
-def _sage(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> State:
+def _sage(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, smooth_k: bool = False) -> State:
     from sageattention import sageattn  # optional
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    # as ComfyUI calls it (attention_sage); smoothing K would take another product for the log-sum-exp
-    state = sageattn(q, k, v, tensor_layout="NHD", is_causal=False, sm_scale=scale, smooth_k=False, return_lse=True)
+    state = sageattn(q, k, v, tensor_layout="NHD", is_causal=False, sm_scale=scale, smooth_k=smooth_k, return_lse=True)
     if not isinstance(state, tuple):
         raise TypeError("this version of sageattention returns no log-sum-exp, version 2 does")
     output, log_sum_exp = state
@@ -145,6 +145,8 @@ FUSED = (
 )
 # where ComfyUI was started with them; SageAttention computes q k^T in int8 and the weights times v in fp8 or fp16
 SAGE = StateSource("SageAttention", "cuda", _sage, package="sageattention", rounding=0.1)
+# with the mean taken off the keys, which costs another product for the log-sum-exp
+SMOOTHED_SAGE = dataclasses.replace(SAGE, state=functools.partial(_sage, smooth_k=True))
 FLASH_ATTN = StateSource("FlashAttention", "cuda", _flash_attn, package="flash_attn")
 TILED = StateSource("fp32 attention in tiles of queries", None, _tiled)
 
