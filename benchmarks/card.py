@@ -1,11 +1,12 @@
 """What the identity costs on one card: all that is to be known of it, in one command of under 25 minutes.
 
     python benchmarks/card.py --name h100        # inside the environment that scripts/test.py prepares
-    python benchmarks/card.py --dry-run          # every branch, at toy sizes on a CPU
+    python benchmarks/card.py --dry-run          # every branch, at toy sizes on a CPU; says how long a card takes
 
 First it checks that the card computes rightly, by the tests that run on one. Nothing is timed behind a red check. Then
 it calls ``overhead.py`` for one stage after the other, each in a process of its own, because ComfyUI reads at its start
-which attention it runs. It prints the tables and writes a record and a plot to benchmarks/results.
+which attention it runs. It prints the tables and writes a record and a plot to benchmarks/results. The record is
+written after each stage: called again, the command goes on with the stages that are not in it.
 """
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -27,33 +29,115 @@ VIDEO_480P, VIDEO_720P = 32768, 75776  # of 832x480x81 and 1280x720x81, to a mul
 CHECKS = ["tests/test_kernel.py", "tests/test_fusion.py", "tests/test_attention.py"]
 TOY_CHECKS = ["tests/test_kernel.py", "-k", "test_one_identity_after_another"]
 
+# 10^12 operations a second in attention and in linears, by which docs/performance.md computes its table
+THROUGHPUT = {"RTX 4090": (150, 138), "H100": (371, 607)}
+WIDTH, FFN = 5120, 13824
+# guesses: the checks; a process that imports ComfyUI and makes the weights; torch.compile
+CHECK_SECONDS, START_SECONDS, COMPILE_SECONDS = 120, 40, 120
+STEPS = 3  # of a turn of the model, as in overhead.py
+# The whole range of so many rounds holds the median with 98 % (1 - 2 / 2^7), and that of fewer than 6 not with 95 %.
+# Turns of the attention alone are short, and more of them tell the copies of a concatenation from none.
+ROUNDS, SHORT_ROUNDS = 7, 15
+# how many variants take turns: plain twice, auto, merge, concatenate; three caches more; the attention of one host
+PATHS, CACHES, WAYS = 5, 3, 7
+ATTENTION_HEADS = 10  # of 40: a quarter of the time, and thousands of tiles keep every card busy
+ATTENTION_TOKENS = (32760, 75600)
+# of PyTorch's and of packages; PyTorch's memory-efficient one takes about twice the time
+ATTENTION_COSTS = {"flash": 1, "cuDNN": 1, "memory-efficient": 2, "sageattention": 1, "flash_attn": 1}
 
-def stages(dry: bool, timeline: Path) -> dict[str, list[str]]:
-    """By name, what ``overhead.py`` is given; on a card those of a package that is not installed are left out.
+
+@dataclass(frozen=True)
+class Stage:
+    """What ``overhead.py`` is given for some figures, and how long that takes.
+
+    tokens: of the video.
+    blocks: of the model; two show a cache that fetches the next block's keys and values.
+    caches: whether every cache mode is timed.
+    short: whether the pieces of a block and the attention alone are timed, instead of a model.
+    more: arguments of overhead.py.
+    """
+
+    tokens: int
+    blocks: int = 1
+    batch: int = 1
+    caches: bool = False
+    short: bool = False
+    more: tuple[str, ...] = ()
+
+    def arguments(self, dry: bool) -> list[str]:
+        """dry: at toy sizes on a CPU."""
+        tokens = {VIDEO_480P: 256, VIDEO_720P: 512}[self.tokens] if dry else self.tokens
+        rounds = 2 if dry else SHORT_ROUNDS if self.short else ROUNDS
+        common = ["--video-tokens", str(tokens), "--blocks", str(self.blocks), "--rounds", str(rounds), *self.more]
+        common += ["--width", "128"] if dry else ["--cuda", "--dtype", "bfloat16", "--warm-up", "3"]
+        if self.short:
+            sizes = ["64"] if dry else map(str, ATTENTION_TOKENS)
+            heads = "1" if dry else str(ATTENTION_HEADS)
+            return ["--parts", "pieces", "attention", "--attention-tokens", *sizes, "--attention-heads", heads, *common]
+        return ["--parts", "model", "--batch", str(self.batch), *([] if self.caches else ["--no-caches"]), *common]
+
+    @property
+    def variants(self) -> int:
+        """How many take turns, where a model is timed."""
+        return PATHS + (CACHES if self.caches else 0)
+
+    def seconds(self, card: str) -> float:
+        """About, by arithmetic.
+
+        card: of THROUGHPUT.
+        """
+        if self.short:
+            attention, _ = THROUGHPUT[card]
+            a_round = sum(WAYS * cost * ATTENTION_HEADS / 40 * attention_tflop(n) / attention
+                          for n in ATTENTION_TOKENS for cost in ATTENTION_COSTS.values())
+            a_round += 5 * block_seconds(self.tokens, card)  # two blocks, their pieces, and attention a second time
+            return START_SECONDS + (SHORT_ROUNDS + 1) * a_round
+        a_turn = STEPS * self.blocks * self.batch * block_seconds(self.tokens, card)
+        compiling = COMPILE_SECONDS if "--compile" in self.more else 0
+        return START_SECONDS + compiling + (ROUNDS + 1) * self.variants * a_turn
+
+
+def attention_tflop(tokens: int) -> float:
+    """Of the self-attention of one block with 40 heads."""
+    return 4 * tokens**2 * WIDTH / 1e12
+
+
+def block_seconds(tokens: int, card: str) -> float:
+    attention, linears = THROUGHPUT[card]
+    return attention_tflop(tokens) / attention + 4 * tokens * WIDTH * (3 * WIDTH + FFN) / 1e12 / linears
+
+
+def stages(dry: bool, timeline: Path) -> dict[str, Stage]:
+    """By name, in their order.
 
     timeline: the file for the trace of the offloaded cache.
     """
-    # 15 rounds: with 30, an RTX 4090 would take more than STAGE_SECONDS for the attention alone, by arithmetic
-    size = (["--width", "128", "--rounds", "2"] if dry else
-            ["--cuda", "--dtype", "bfloat16", "--rounds", "15", "--warm-up", "3"])
-    if dry:
-        tokens, heads, more, compiler = ["64"], "1", ["256", "512"], "eager"
-    else:
-        tokens, heads, more, compiler = ["32760", "75600"], "40", [str(VIDEO_480P), str(VIDEO_720P)], "inductor"
-    smaller, larger = (["--parts", "model", "--video-tokens", count, *size] for count in more)
-    found = {
-        "attention": ["--parts", "attention", "--attention-tokens", *tokens, "--attention-heads", heads, *size],
-        "480p, every cache": [*smaller, "--timeline", str(timeline)],
-        "720p": [*larger, "--no-caches"],
-        "480p, batch of 2": [*smaller, "--no-caches", "--batch", "2"],
-        "480p, fp8 weights": [*smaller, "--no-caches", "--weights", "float8_e4m3fn"],
-        "480p, torch.compile": [*smaller, "--no-caches", "--compile", compiler],
-        "480p, DynamicVRAM": [*smaller, "--dynamic-vram", "--blocks", "2" if dry else "8"],
+    return {
+        "block": Stage(VIDEO_480P, short=True),
+        "480p, every cache": Stage(VIDEO_480P, blocks=2, caches=True, more=("--timeline", str(timeline))),
+        "720p": Stage(VIDEO_720P),
+        "480p, batch of 2": Stage(VIDEO_480P, batch=2),
+        "480p, fp8 weights": Stage(VIDEO_480P, more=("--weights", "float8_e4m3fn")),
+        "480p, torch.compile": Stage(VIDEO_480P, more=("--compile", "eager" if dry else "inductor")),
+        "480p, DynamicVRAM": Stage(VIDEO_480P, blocks=2, caches=True, more=("--dynamic-vram",)),
+        "480p, sageattention": Stage(VIDEO_480P, more=("--host", "sage")),
+        "480p, flash_attn": Stage(VIDEO_480P, more=("--host", "flash")),
     }
-    for host, package in (("sage", "sageattention"), ("flash", "flash_attn")):
-        if importlib.util.find_spec(package) is not None:
-            found[f"480p, {package}"] = [*smaller, "--no-caches", "--host", host]
-    return found
+
+
+def installed(stage: str) -> bool:
+    """Whether the package is there that a stage is named after, if it is."""
+    return all(importlib.util.find_spec(package) for package in ("sageattention", "flash_attn") if package in stage)
+
+
+def expected(found: dict[str, Stage]) -> str:
+    """How many minutes the whole takes, as a table."""
+    rows = [["minutes, by arithmetic", *THROUGHPUT], ["---"] * (1 + len(THROUGHPUT)),
+            ["check", *[f"{CHECK_SECONDS / 60:.1f}"] * len(THROUGHPUT)]]
+    rows += [[name, *(f"{stage.seconds(card) / 60:.1f}" for card in THROUGHPUT)] for name, stage in found.items()]
+    totals = (CHECK_SECONDS + sum(stage.seconds(card) for stage in found.values()) for card in THROUGHPUT)
+    rows.append(["all", *(f"{total / 60:.1f}" for total in totals)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main() -> None:
@@ -67,11 +151,16 @@ def main() -> None:
         parser.error("--name: say which card it is, as in h100")
     name = options.name or "dry_run"
     started = time.monotonic()
+    found = stages(options.dry_run, options.results / f"card_{name}_timeline.json.gz")
+    sys.stdout.write(expected(found))
+    sys.stdout.flush()
     check(options.check or (TOY_CHECKS if options.dry_run else CHECKS))
-    record = {}
-    for stage, arguments in stages(options.dry_run, options.results / f"card_{name}_timeline.json.gz").items():
-        record[stage] = timed(stage, arguments)
-    (options.results / f"card_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    path = options.results / f"card_{name}.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for stage in filter(installed, found):
+        if "failed" in record.get(stage, {"failed": "not timed yet"}):
+            record[stage] = timed(stage, found[stage].arguments(options.dry_run))
+            path.write_text(json.dumps(record, indent=1) + "\n")
     plot(record, options.results / f"card_{name}.png")
     sys.stdout.write(f"done in {(time.monotonic() - started) / 60:.1f} minutes\n")
 

@@ -3,9 +3,10 @@
     python benchmarks/overhead.py                    # inside the environment that scripts/test.py prepares
 
 Model: two blocks of Wan 14B's width, random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
-sampler. Attention: the self-attention of such a block alone with the 32,760 tokens of 832x480x81, on a few of its
-heads; there the share of the identity is 1/32 and stands out of the noise. On a GPU, ``benchmarks/card.py`` calls this
-program for all that is to be known of a card.
+sampler; *auto* is what a run chooses. Attention: the self-attention of such a block alone with the 32,760 tokens of
+832x480x81, on a few of its heads; there the share of the identity is 1/32 and stands out of the noise. Pieces: each
+piece of such a block alone, beside the whole block. On a GPU, ``benchmarks/card.py`` calls this program for all that is
+to be known of a card.
 
 Variants take turns within each round. A ratio is taken within a round, to the plain model on the same attention; its
 median over the rounds is given with half the interquartile range, and with an interval that has the true median with
@@ -33,7 +34,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=5120, help="of the model; 5120 is Wan 14B's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warm-up", type=float, default=0.0, help="seconds of work before the first round")
-    parser.add_argument("--video-tokens", type=int, default=1024, help="of the model, a multiple of 256")
+    parser.add_argument("--video-tokens", type=int, default=1024, help="of the model and of the block whose pieces are "
+                        "timed, a multiple of 256")
     parser.add_argument("--batch", type=int, default=1, help="videos in a call of the model")
     parser.add_argument("--attention-tokens", type=int, nargs="+", default=[32760])
     parser.add_argument("--attention-heads", type=int, default=2)
@@ -46,8 +48,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, which the model then runs under")
     parser.add_argument("--dynamic-vram", action="store_true", help="as ComfyUI's main program switches it on")
     parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--parts", nargs="+", choices=("model", "attention"), default=("model", "attention"),
-                        help="the record keeps the other one")
+    parser.add_argument("--parts", nargs="+", choices=("model", "attention", "pieces"), default=("model", "attention"),
+                        help="the record keeps the others")
     parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
     parser.add_argument("--record", type=Path, help="a file elsewhere")
     options = parser.parse_args()
@@ -70,8 +72,17 @@ import comfy.sd
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 import dynamic_vram
 from machine import machine
+from pieces import BLOCK, WITH_IDENTITY, pieces_of
 from small_world.tiny_models import TinyWan, adapter_weights
-from standin_core.attention.choice import AttentionChoice, restricted_attention, split_heads
+from standin_core.attention import (
+    ATTENTION_PATHS,
+    AttentionChoice,
+    AttentionInUse,
+    Host,
+    choose_attention,
+    restricted_attention,
+    split_heads,
+)
 from standin_core.attention.extend import kernel_refusal, kernel_trial, triton_refusal
 from standin_core.attention.fusion import fusion_trial
 from standin_core.attention.states import FLASH_ATTN, FUSED, SAGE, state_trial
@@ -79,6 +90,7 @@ from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES
+from standin_core.wan import Wan
 from timing import beside, clocks, in_turns, seconds_of
 
 HEAD_DIM, RANK = 128, 128
@@ -103,19 +115,41 @@ def main() -> None:
             result["model"] = {**about, **whole_model(options)}
         if "attention" in options.parts:
             result["attention"] = [{**about, **attention_alone(options, n)} for n in options.attention_tokens]
+        if "pieces" in options.parts:
+            result["pieces"] = {**about, **pieces(options)}
     result["clocks_after"] = clocks()
     path.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(as_markdown(result))
 
 
-def whole_model(options) -> dict:
-    dtype = getattr(torch, options.dtype)
-    width, ffn = options.width, options.width * 27 // 10 // 256 * 256  # 13,824 for Wan 14B
+def random_model(options):
+    dtype, width = getattr(torch, options.dtype), options.width
+    ffn = width * 27 // 10 // 256 * 256  # 13,824 for Wan 14B
     wan = TinyWan(dim=width, ffn_dim=ffn, heads=width // HEAD_DIM, blocks=options.blocks, text_dim=TEXT_DIM)
     model = comfy.sd.load_diffusion_model_state_dict(
         wan.weights(), metadata=wan.metadata(),
         model_options={"dtype": getattr(torch, options.weights) if options.weights else dtype})
     model.set_model_compute_dtype(dtype)
+    return model
+
+
+def pieces(options) -> dict:
+    """The pieces of a block, beside the whole block."""
+    model, device = random_model(options), comfy.model_management.get_torch_device()
+    comfy.model_management.load_models_gpu([model])
+    n = options.video_tokens
+    found, left_out = pieces_of(Wan(model.model), device, n, n // RATIO, PROMPT_TOKENS)
+    timed = in_turns(found, lambda name: seconds_of(found[name].call, device), options.rounds,
+                     dict.fromkeys(found, BLOCK), options.warm_up)
+    for name, row in timed.items():
+        row["tflops_per_second"] = found[name].flops / row["ms"] / 1e9 if found[name].flops else None
+    return {"what": f"pieces of one block of width {options.width}, {n} video and {n // RATIO} identity tokens, "
+                    f"{options.dtype}, ComfyUI with {options.host}",
+            "flops_share": found[WITH_IDENTITY].flops / found[BLOCK].flops - 1, "timed": timed, "refused": left_out}
+
+
+def whole_model(options) -> dict:
+    model, width = random_model(options), options.width
     adapter = parse_adapter(adapter_weights(width, options.blocks, RANK), "benchmark")
     frames = options.video_tokens // 256
     latent = torch.zeros(options.batch, 16, frames, 32, 32)
@@ -123,7 +157,7 @@ def whole_model(options) -> dict:
     reference = torch.randn(1, 16, 1, 8, identity_tokens // 4 * 2)
     prompt = [[torch.randn(1, PROMPT_TOKENS, TEXT_DIM), {}]]
     variants = {"plain": model, "plain again": model}
-    for path in ("merge", "concatenate"):
+    for path in ATTENTION_PATHS:
         variants[path] = apply_identity_branch(model, adapter, reference, attention=path, cache="resident")
     for mode in CACHE_MODES if options.caches else ():
         if mode not in ("auto", "resident"):
@@ -151,7 +185,7 @@ def whole_model(options) -> dict:
     timed = in_turns(variants, step_seconds, options.rounds, dict.fromkeys(variants, "plain"), options.warm_up)
     n, c = options.video_tokens, width
     block = (6 * 2 * n * c * c  # q, k, v, o of the self-attention, q and o of the cross-attention
-             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * ffn
+             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * model.model.diffusion_model.ffn_dim
              + 4 * n * n * c + 4 * n * PROMPT_TOKENS * c)
     return {
         "what": ", ".join([
@@ -214,7 +248,7 @@ def attention_alone(options, n: int) -> dict:
         for tokens in (n, n, n, IDENTITY_TOKENS, IDENTITY_TOKENS))
     longer_k, longer_v = torch.cat((k, identity_k), dim=1), torch.cat((v, identity_v), dim=1)
     identities = [(identity_k, identity_v, torch.zeros(1, 1, device=device))]
-    variants, against, refused = {}, {}, {}
+    variants, against, refused, taken = {}, {}, {}, {}
 
     def add(host: str, plain, source) -> None:
         """What is timed on one attention: plain(q, k, v, heads) computes the video's, source its state."""
@@ -235,6 +269,11 @@ def attention_alone(options, n: int) -> dict:
             refused["Triton kernel"] = str(no_kernel)
         for name, call in calls.items():
             variants[f"{host}: {name}"], against[f"{host}: {name}"] = call, f"{host}: plain"
+        in_use = AttentionInUse(Host.PYTORCH, backend=lambda *_: source.backend, compute=plain)
+        if source.package is not None:
+            in_use = AttentionInUse(Host.SAGE if source is SAGE else Host.FLASH, source, compute=plain)
+        choice = choose_attention("auto", (), in_use, device, dtype, HEAD_DIM, (n, IDENTITY_TOKENS))
+        taken[host] = [str(choice), *map(str, choice.passed_over)]
 
     def state(source, k, v):
         split = (split_heads(x, heads) for x in (q, k, v))
@@ -262,7 +301,7 @@ def attention_alone(options, n: int) -> dict:
     return {
         "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {IDENTITY_TOKENS} identity tokens, "
                 f"{options.dtype}",
-        "flops_share": IDENTITY_TOKENS / n, "timed": timed, "refused": refused,
+        "flops_share": IDENTITY_TOKENS / n, "timed": timed, "refused": refused, "auto": taken,
     }
 
 
@@ -286,7 +325,7 @@ def cuda_peak(call) -> int:
 
 def as_markdown(result: dict) -> str:
     lines = []
-    for part in (*([result["model"]] if "model" in result else []), *result.get("attention", [])):
+    for part in (*(result[part] for part in ("model", "pieces") if part in result), *result.get("attention", [])):
         lines += [f"{part['what']}; reading the identity adds {100 * part['flops_share']:.2f} % FLOPs; "
                   f"{part['machine']}, torch {part['torch']}, ComfyUI {part['comfyui']}", "",
                   "| | ms | ratio to plain | the median lies in | identity ms | TFLOP/s | peak MiB |",
@@ -296,9 +335,11 @@ def as_markdown(result: dict) -> str:
                   f"{_number(row.get('identity_ms'), 1)} | {_number(row.get('tflops_per_second'), 1)} | "
                   f"{_number(row.get('peak_bytes'), 2**20)} |"
                   for name, row in part["timed"].items()]
-        lines += ["", *(f"left out {name}: {why}" for name, why in part.get("refused", {}).items())]
+        lines += ["", *(f"left out {name}: {why}" for name, why in part.get("refused", {}).items()),
+                  *(f"{host}: auto takes {choice}" for host, (choice, *_) in part.get("auto", {}).items())]
     if "model" in result:
         model = result["model"]
+        lines.append(f"auto takes {model['attention']['auto'][0]}")
         lines += [f"once a process, {name}: trial {row['trial_ms']:.1f} ms, compiling {row['compile_ms']:.1f} ms"
                   for name, row in model.get("once_a_process", {}).items()]
         if model.get("timeline", {}).get("copies_ms"):

@@ -8,21 +8,39 @@ import pytest
 
 from pack import PACK
 
+sys.path.append(str(PACK / "benchmarks"))
+import card
+import timing
+
 CARD = PACK / "benchmarks" / "card.py"
 
 
 def test_every_stage_leaves_its_figures(tmp_path):
     program = subprocess.run([sys.executable, CARD, "--dry-run", "--results", tmp_path], capture_output=True, text=True)
     assert program.returncode == 0, program.stdout + program.stderr
+    found = card.stages(True, tmp_path)
+    assert card.expected(found) in program.stdout
     record = json.loads((tmp_path / "card_dry_run.json").read_text())
-    assert {"attention", "480p, every cache", "720p", "480p, batch of 2", "480p, fp8 weights", "480p, torch.compile",
-            "480p, DynamicVRAM"} <= set(record)
+    assert set(record) == set(filter(card.installed, found))
     for stage, result in record.items():
         assert "failed" not in result, (stage, result)
-        for part in result["attention"] if stage == "attention" else [result["model"]]:
-            assert {"plain", "plain again", "merge", "concatenate"} <= {
-                name.rpartition(": ")[2] for name in part["timed"]}
+        block = [result["pieces"], *result["attention"]] if stage == "block" else []
+        for part in block or [result["model"]]:
             assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in part["timed"].values())
+        if not block:  # as many as its time was computed for
+            assert {"plain", "plain again", "auto", "merge", "concatenate"} <= set(result["model"]["timed"])
+            assert len(result["model"]["timed"]) == found[stage].variants
+    (attention,) = record["block"]["attention"]
+    hosts = [name.rpartition(": ") for name in attention["timed"]]
+    assert {ways for _, _, ways in hosts} >= {"plain", "plain again", "merge", "concatenate"}
+    assert len(hosts) + ("Triton kernel" in attention["refused"]) == card.WAYS
+    assert attention["auto"].keys() == {host for host, _, _ in hosts}
+    assert all(choice.startswith("merge, ") for choice, *_ in attention["auto"].values())
+    pieces = record["block"]["pieces"]
+    assert {"block", "block that reads an identity", "q, k, v", "RMSNorm and RoPE of q and k", "attention",
+            "identity's state", "merge of two states", "feed-forward"} <= set(pieces["timed"])
+    assert pieces["timed"]["block"]["ratio"] == 1 > pieces["timed"]["feed-forward"]["ratio"]
+    assert "it runs on CUDA, not on cpu" == pieces["refused"]["identity by the Triton kernel"]
     assert set(record["480p, every cache"]["model"]["timed"]) >= {
         "merge, offloaded", "merge, streaming", "merge, fp8"}
     assert (tmp_path / "card_dry_run.png").stat().st_size > 10_000
@@ -32,6 +50,44 @@ def test_every_stage_leaves_its_figures(tmp_path):
     assert model["timeline"] == {"copies_ms": 0, "share_beside_computing": 1}  # a CPU copies nothing to itself
     (trial,) = model["once_a_process"].values()  # of PyTorch's attention; the kernels need a card
     assert trial["trial_ms"] > 0 and "compile_ms" in trial
+
+
+@pytest.mark.parametrize("name", card.THROUGHPUT)
+def test_a_card_is_done_in_an_evenings_minutes(name, tmp_path):
+    """By arithmetic; and no stage comes near to being stopped."""
+    seconds = [stage.seconds(name) for stage in card.stages(False, tmp_path).values()]
+    assert card.CHECK_SECONDS + sum(seconds) < 25 * 60
+    assert max(seconds) < card.STAGE_SECONDS / 2
+
+
+def test_the_time_of_a_block_is_that_of_the_documentation():
+    """Where it is given to the millisecond."""
+    table = (PACK / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name, flash in (("H100", "H100, flash"), ("RTX 4090", "RTX 4090, flash")):
+        for size, tokens in (("832x480x81", 32760), ("1280x720x81", 75600)):
+            assert f"| {flash}, {size} | {1000 * card.block_seconds(tokens, name):,.0f} ms |" in table
+
+
+def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch):
+    asked, stops_at = [], "720p"
+
+    def timed(stage, arguments):
+        if stage == stops_at:
+            raise KeyboardInterrupt
+        asked.append(stage)
+        row = {"ratio": 1.0, "low": 1.0, "high": 1.0}
+        return {"failed": "no memory"} if stage == "block" else {"model": {"timed": {"plain": row, "auto": row}}}
+
+    monkeypatch.setattr(card, "timed", timed)
+    monkeypatch.setattr(card, "check", lambda arguments: None)
+    monkeypatch.setattr(sys, "argv", ["card.py", "--name", "a_card", "--results", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        card.main()
+    assert asked == ["block", "480p, every cache"]
+    asked, stops_at = [], None
+    card.main()
+    assert asked == [stage for stage in filter(card.installed, card.stages(False, tmp_path))
+                     if stage != "480p, every cache"]
 
 
 def test_nothing_is_timed_behind_a_red_check(tmp_path):
@@ -48,18 +104,12 @@ def test_nothing_is_timed_behind_a_red_check(tmp_path):
     ([(0, 10)], [(6, 8), (0, 4), (2, 4)], 0.6), ([(0, 4), (10, 14)], [(2, 12)], 0.5),
     ([(0, 10)], [(0, 9), (1, 2), (8, 10)], 1.0)])
 def test_copies_beside_computing(copies, work, share):
-    sys.path.append(str(PACK / "benchmarks"))
-    from timing import beside
-
-    assert beside(copies, work) == pytest.approx(share)
+    assert timing.beside(copies, work) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("variant, low, high", [("as long", 0.8, 1.25), ("twice as long", 1.6, 2.5)])
 def test_the_ratio_is_that_of_the_work(variant, low, high):
     """By a clock that is made: noise is on both sides alike, and every third round is a slow one."""
-    sys.path.append(str(PACK / "benchmarks"))
-    from timing import in_turns
-
     calls = iter(range(10**6))
     work = {"plain": 1.0, "as long": 1.0, "twice as long": 2.0}
 
@@ -67,6 +117,6 @@ def test_the_ratio_is_that_of_the_work(variant, low, high):
         i = next(calls)
         return work[name] * (3.0 if i // 3 % 3 == 0 else 1.0) * (1 + 0.01 * (i % 7))
 
-    row = in_turns(work, seconds, 30, dict.fromkeys(work, "plain"))[variant]
+    row = timing.in_turns(work, seconds, 30, dict.fromkeys(work, "plain"))[variant]
     assert low < row["low"] <= row["ratio"] <= row["high"] < high
     assert row["high"] - row["low"] < 0.2

@@ -23,26 +23,6 @@ from .ranks import over_ranks
 from .reasons import Host, Need, PassedOver, Reason, Why
 from .states import FLASH_ATTN, SAGE, SMOOTHED_SAGE
 
-__all__ = [
-    "ATTACHED",
-    "ATTENTION_PATHS",
-    "FLASH_ATTN",
-    "PYTORCH",
-    "SAGE",
-    "SMOOTHED_SAGE",
-    "AttentionChoice",
-    "AttentionInUse",
-    "Host",
-    "Need",
-    "PassedOver",
-    "Reason",
-    "Why",
-    "can_fuse",
-    "choose_attention",
-    "fusion_refusal",
-    "norm_rope",
-    "over_ranks",
-    "require_plain",
-    "restricted_attention",
-    "split_heads",
-]
+__all__ = ["ATTACHED", "ATTENTION_PATHS", "FLASH_ATTN", "PYTORCH", "SAGE", "SMOOTHED_SAGE", "AttentionChoice",
+           "AttentionInUse", "Host", "Need", "PassedOver", "Reason", "Why", "can_fuse", "choose_attention",
+           "fusion_refusal", "norm_rope", "over_ranks", "require_plain", "restricted_attention", "split_heads"]
