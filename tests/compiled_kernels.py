@@ -96,6 +96,14 @@ def compiled_fusion(card: Card, dtype: torch.dtype, heads: int, batch: int = 1, 
 
 FUSION_RUNS = ({}, {"tokens": 75600}, {"tokens": 1}, {"batch": 2}, {"batch": 2, "rotations": 2})
 
+def bytes_at_a_time(binary) -> dict[str, list[int]]:
+    """Of each instruction that loads from global memory or stores there."""
+    found: dict[str, list[int]] = {"ld": [], "st": []}
+    for kind, vector, bits in re.findall(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", binary.asm["ptx"]):
+        found[kind].append(int(vector or 1) * int(bits) // 8)
+    return {"loads": found["ld"], "stores": found["st"]}
+
+
 # how each is compiled, what differs between its runs, and its head dims or its counts of heads
 KERNELS = ((compiled_attention, ATTENTION_RUNS, (64, 128)), (compiled_fusion, FUSION_RUNS, (12, 40)))
 
@@ -123,7 +131,8 @@ def main() -> None:
             binaries = {id(binary): binary for binary in (compiled(CARDS[name], dtype, size, **run) for run in runs)}
             sys.stdout.write(json.dumps({
                 "what": f"{compiled.__name__}, {dtype}, {size}", "compilations": len(binaries),
-                **resources(next(iter(binaries.values())), CARDS[name])}) + "\n")
+                **resources(next(iter(binaries.values())), CARDS[name]),
+                **bytes_at_a_time(next(iter(binaries.values())))}) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,3 +34,6 @@ def test_nothing_spills_and_two_blocks_fit(card, tmp_path):
         assert each["spilled"] == 0, each
         assert each["blocks"] >= 2, each  # no block fits where one needs more shared memory than there is
         assert each["compilations"] == 1, each
+        if each["what"].startswith("compiled_fusion"):  # what it reads and writes costs more than what it computes
+            assert set(each["stores"]) == {16}, each
+            assert each["loads"].count(16) == 2 * len(each["stores"]), each  # queries and weights; matrices by 4 bytes

@@ -3,10 +3,13 @@ import functools
 import random
 import weakref
 
+import comfy.model_management
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+import tiny
+from standin_core.stand_in.budget import cache_spec
 from standin_core.stand_in.kv_cache import (
     CACHE_MODES,
     IdentityCache,
@@ -16,6 +19,9 @@ from standin_core.stand_in.kv_cache import (
     ResidentLayers,
     hold,
 )
+from standin_core.stand_in.run import StandInRun
+from standin_core.stand_in.wrappers import installed
+from standin_core.wan import Wan
 
 
 def layers(blocks=3, tokens=4, dim=6, dtype=torch.float16):
@@ -288,6 +294,41 @@ def test_offloaded_layers_pin_what_they_hold_and_no_more(monkeypatch, refuses):
     layers.clear()
     assert not gpu.host.pinned
     assert all(torch.equal(*pair) for layer, wanted in zip(found, random_layers()) for pair in zip(layer, wanted))
+
+
+class CudaRuntime:
+    """In the place of the driver, which is not here: what it has pinned, by address."""
+
+    def __init__(self):
+        self.pinned = {}
+
+    def cudaHostRegister(self, address, size, flags):
+        self.pinned[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address):
+        del self.pinned[address]
+        return 0
+
+
+def test_a_run_pins_by_comfyuis_functions(gpu, monkeypatch):
+    """They count what is pinned, until the run lets go of it."""
+    runtime = CudaRuntime()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(comfy.model_management, "MAX_PINNED_MEMORY", 2**30)
+    counted = comfy.model_management.TOTAL_PINNED_MEMORY
+    model, device = tiny.with_identity(tiny.load(), cache="offloaded"), CudaOnTheHost("cpu")
+    wan, applied = Wan(model.model), installed(model)
+    run = StandInRun(applied, steps=1, hook_groups=1, whole=(3, 4, 6))
+    run.modes[device] = "offloaded"  # what a card has free is not asked
+    with torch.inference_mode():
+        run.layers(0, model.model, wan, device)
+    held = cache_spec(applied.identities[0], wan, 1).device_bytes("resident")
+    assert list(runtime.pinned.values()) == [held]
+    assert comfy.model_management.TOTAL_PINNED_MEMORY - counted == held
+    run.release()
+    assert not runtime.pinned and counted == comfy.model_management.TOTAL_PINNED_MEMORY
 
 
 def test_host_memory_stays_until_the_last_copy_from_it(gpu):

@@ -159,7 +159,7 @@ def _reading_by(needs: tuple[Reason, ...], kept: bool, in_use: AttentionInUse, d
     if times:
         assert tokens is not None  # without, nothing is timed
         passed_over = [*passed_over, *(
-            PassedOver(str(way), Reason(Why.SLOWER, (times[way], str(best), times[best], part_of(*tokens))))
+            PassedOver(str(way), Reason(Why.SLOWER, (times[way], str(best), times[best], str(part_of(*tokens)))))
             for way in ways if way is not best)]
     elif best is whole:
         passed_over = [*passed_over, PassedOver("merge", Reason(Why.WITH_THE_VIDEO, (source.name,)))]
