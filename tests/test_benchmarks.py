@@ -41,7 +41,7 @@ def test_every_stage_leaves_its_figures(tmp_path):
     pieces = record["block"]["pieces"]
     assert {"block", "block that reads an identity", "q, k, v", "RMSNorm and RoPE of q and k", "attention",
             "identity's state", "merge of two states", "feed-forward"} <= set(pieces["timed"])
-    assert pieces["timed"]["block"]["ratio"] == 1 > pieces["timed"]["feed-forward"]["ratio"]
+    assert pieces["timed"]["block"]["ratio"] == 1
     assert pieces["refused"]["identity by the Triton kernel"] == "it runs on CUDA, not on cpu"
     assert set(record["480p, every cache"]["model"]["timed"]) >= {
         "merge, offloaded", "merge, streaming", "merge, fp8"}
