@@ -376,7 +376,9 @@ def _smooths_keys(attention_sage: Callable) -> bool:
         return q
 
     own = inspect.unwrap(attention_sage)
-    asked = types.FunctionType(own.__code__, {**own.__globals__, "sageattn": sageattn}, own.__name__, own.__defaults__)
+    asked = types.FunctionType(own.__code__, {**own.__globals__, "sageattn": sageattn}, own.__name__, own.__defaults__,
+                               own.__closure__)
+    asked.__kwdefaults__ = own.__kwdefaults__
     asked(*3 * [torch.zeros(1, 1, 64)], heads=1)
     return given.get("smooth_k", True) is True
 
