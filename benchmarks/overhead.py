@@ -123,6 +123,7 @@ def main() -> None:
 
 
 def random_model(options):
+    """A Wan of random weights."""
     dtype, width = getattr(torch, options.dtype), options.width
     ffn = width * 27 // 10 // 256 * 256  # 13,824 for Wan 14B
     wan = TinyWan(dim=width, ffn_dim=ffn, heads=width // HEAD_DIM, blocks=options.blocks, text_dim=TEXT_DIM)

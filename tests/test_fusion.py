@@ -1,11 +1,11 @@
 """RMSNorm and RoPE in one kernel, on a GPU where there is one, else through Triton's interpreter."""
-import contextlib
 import math
 
 import comfy.ldm.wan.model
 import comfy.ops
 import pytest
 import torch
+from launches import noted_launches
 
 import tiny
 from standin_core.attention import can_fuse, fusion, fusion_refusal
@@ -85,22 +85,10 @@ def test_nothing_else_is_read_or_written(monkeypatch):
 
 def test_it_runs_on_the_device_of_its_tensors(monkeypatch):
     """Which need not be the current one, where ComfyUI has several GPUs."""
-    current, launched_on = [], []
-
-    @contextlib.contextmanager
-    def on(device):
-        current.append(device)
-        yield
-        current.pop()
-
-    def launch(*_, **__):
-        launched_on.extend(current)
-
     x, weight, rotation = inputs("Wan 14B", torch.float32)
-    monkeypatch.setattr("standin_core.attention.fusion_kernel.on", on)
-    monkeypatch.setattr("standin_core.attention.fusion_kernel._norm_rope_kernel", {(3,): launch})
+    launched_on = noted_launches(monkeypatch, "standin_core.attention.fusion_kernel", "_norm_rope_kernel", (3,))
     norm_and_rotate(x, weight, 1e-6, rotation)
-    assert launched_on == [x.device] and not current
+    assert launched_on == [x.device]
 
 
 @pytest.mark.parametrize("change, fit", [

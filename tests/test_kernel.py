@@ -1,9 +1,9 @@
 """The Triton kernel against fp32, on a GPU where there is one, else through Triton's interpreter."""
-import contextlib
 import math
 
 import pytest
 import torch
+from launches import noted_launches
 
 from standin_core.attention import extend, restricted_attention
 from standin_core.attention.choice import AttentionChoice
@@ -169,22 +169,10 @@ def test_within_the_restricted_attention(dtype):
 
 def test_it_runs_on_the_device_of_its_tensors(monkeypatch):
     """Which need not be the current one, where ComfyUI has several GPUs."""
-    current, launched_on = [], []
-
-    @contextlib.contextmanager
-    def on(device):
-        current.append(device)
-        yield
-        current.pop()
-
-    def launch(*_, **__):
-        launched_on.extend(current)
-
-    monkeypatch.setattr("standin_core.attention.kernel.on", on)
-    monkeypatch.setattr("standin_core.attention.kernel._extend_kernel", {(1, 1): launch})
+    launched_on = noted_launches(monkeypatch, "standin_core.attention.kernel", "_extend_kernel", (1, 1))
     q, k, v, identity_k, identity_v = inputs("less than one tile of either", torch.float32)
     extend_state_(q, identity_k, identity_v, *video_state(q, k, v, 0.125), 0.125, torch.zeros(1, 5, device=DEVICE))
-    assert launched_on == [q.device] and not current
+    assert launched_on == [q.device]
 
 
 def test_torch_compile_knows_the_tiles(monkeypatch):
