@@ -122,6 +122,19 @@ def test_a_video_with_a_pause_of_a_day(tmp_path):
     assert sum(1 for _ in decoded(tmp_path / "short.mkv", 16.0)) == 72
 
 
+def test_a_pause_among_frames_without_stamps(tmp_path):
+    """Which MPEG-TS may have: two bits of a packet's header say whether stamps follow."""
+    file = tmp_path / "gap.ts"
+    written(file, [*range(12), *range(12 + 16 * 60, 24 + 16 * 60)], "libx264")
+    data = bytearray(file.read_bytes())
+    headers = [place for place in range(len(data) - 8) if data[place:place + 4] == b"\0\0\1\xe0"]
+    for place in headers[8:16]:
+        data[place + 7] &= 0b00111111
+    file.write_bytes(data)
+    with pytest.raises(Unusable, match="and a pause is at most 5 s"):
+        sum(1 for _ in decoded(file, 16.0))
+
+
 def test_a_video_that_claims_huge_frames(tmp_path):
     """Its header says so; no memory is taken for them."""
     file = tmp_path / "huge.avi"
