@@ -73,7 +73,8 @@ def test_a_file_is_named_by_a_text(value):
     for node in pack.node_classes().values():
         for widget in node.GET_SCHEMA().inputs:
             if isinstance(widget, io.Combo.Input) and type(widget) is not io.Combo.Input:
-                with pytest.raises(of_the_pack, match=f"^{widget.id} is of type {type(value).__name__}, needed is a text"):
+                came = f"^{widget.id} is of type {type(value).__name__}"
+                with pytest.raises(of_the_pack, match=f"{came}, needed is a text"):
                     node.execute(**{widget.id: value})
                 found += 1
     assert found >= 4
