@@ -55,12 +55,12 @@ def run_cases(what, few, many, case, goes_on=True):
 
     Fails at the end with every case that failed and how to repeat it.
     """
-    first, count = None, many if NIGHTLY else few
+    first, wanted = None, many if NIGHTLY else few
     stopped = _recorded().get(what, {}) if NIGHTLY and goes_on else {}
-    if stopped.get("seed") != SEED or stopped["tried"] >= count:
+    if stopped.get("seed") != SEED or stopped["tried"] >= wanted:
         stopped = {"tried": 0, "errors": [], "hangs": [], "seed": SEED}
     record = _records[what] = stopped
-    for number in range(record["tried"], count):
+    for number in range(record["tried"], wanted):
         try:
             with noted(what, f"case {number}"):
                 case(random.Random(f"{SEED}:{what}:{number}"))
@@ -74,6 +74,11 @@ def run_cases(what, few, many, case, goes_on=True):
 def note(what, **facts):
     """Add to the record of a kind of case what was found after all of them."""
     _records[what].update(facts)
+
+
+def count(what, **facts):
+    """Add numbers to those in the record of a kind of case."""
+    note(what, **{name: _records[what].get(name, 0) + number for name, number in facts.items()})
 
 
 def write_record():

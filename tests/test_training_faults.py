@@ -11,13 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from random_cases import NIGHTLY, note, run_cases
+from random_cases import count, run_cases
 
 pytestmark = [pytest.mark.nightly,
               pytest.mark.skipif(sys.platform == "win32", reason="has no fork, and no limit on the size of files")]
 
 
-MOMENTS = 5  # at which one training is disturbed; 50 trainings of a nightly run are met at more than 200
+MOMENTS = 5  # at which one training is disturbed
 
 
 class Trainings:
@@ -69,23 +69,18 @@ def try_moments(trainings, expected, what, disturbance, ends):
     """Disturb whole trainings at MOMENTS random moments each, one after the other, and compare what they end with.
 
     disturbance: takes a random.Random.
-    ends: how a call may end that the disturbance met.
+    ends: how a call ends that the disturbance meets; the others are done before it.
     """
-    met = 0
-
     def case(r):
-        nonlocal met
         name = trainings.new_name()
         for _ in range(MOMENTS):
             ended = trainings.train(name, **disturbance(r))
             assert ended["ended"] in (ends, "done"), ended["said"]
             assert ended["ended"] != "UserError" or "make room" in ended["said"]
-            met += ended["ended"] == ends
+            count(what, moments=ended["ended"] == ends)
         assert_ends_well(trainings, name, expected)
 
-    run_cases(what, few=1, many=50, case=case, goes_on=False)
-    note(what, moments=met)
-    assert met >= 200 or not NIGHTLY
+    run_cases(what, few=1, many=50, case=case)
 
 
 def test_killed_at_random_moments(trainings, expected):
