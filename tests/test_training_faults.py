@@ -72,13 +72,14 @@ def try_moments(trainings, expected, what, disturbance, ends):
     ends: how a call ends that the disturbance meets; the others are done before it.
     """
     def case(r):
-        name = trainings.new_name()
+        name, met = trainings.new_name(), 0
         for _ in range(MOMENTS):
             ended = trainings.train(name, **disturbance(r))
             assert ended["ended"] in (ends, "done"), ended["said"]
             assert ended["ended"] != "UserError" or "make room" in ended["said"]
-            count(what, moments=ended["ended"] == ends)
+            met += ended["ended"] == ends
         assert_ends_well(trainings, name, expected)
+        count(what, moments=met)
 
     run_cases(what, few=1, many=50, case=case)
 
