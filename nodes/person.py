@@ -109,6 +109,7 @@ class LoadPerson(io.ComfyNode):
         return fingerprint(PEOPLE, person)
 
     @classmethod
+    @checked
     def execute(cls, person):
         loaded = load_person(listed_file(PEOPLE, person))
         show_text(cls, loaded.as_text())

@@ -58,7 +58,7 @@ def checked(execute):
         schema = cls.SCHEMA or cls.GET_SCHEMA()  # ComfyUI runs a class that takes no attributes any more
         for widget in schema.inputs:
             came = inputs.get(widget.id)
-            if came is not None:
+            if widget.id in inputs and not (widget.optional and came is None):
                 for value in came if schema.is_input_list else [came]:
                     _check(widget, value)
         return execute(cls, **inputs)
@@ -69,11 +69,11 @@ def checked(execute):
 def _check(widget, value) -> None:
     if isinstance(widget, io.Int.Input | io.Float.Input):
         check_number(value, widget.id, widget.min, widget.max, whole=isinstance(widget, io.Int.Input))
-    elif isinstance(widget, io.String.Input):
+    elif isinstance(widget, io.String.Input | FileInput):
         check_text(value, widget.id)
     elif isinstance(widget, io.Boolean.Input):
         check_switch(value, widget.id)
-    elif isinstance(widget, io.Combo.Input) and not isinstance(widget, FileInput):
+    elif isinstance(widget, io.Combo.Input):
         check_choice(value, widget.id, widget.options)
 
 

@@ -272,8 +272,6 @@ class Wan:
                     has_read=False, maps_mass=note is not None, note_mass=note, split_tokens=split_tokens,
                     fused=fused))
                 modules.append(block.attn)
-            # an exception would keep this frame, and with it K and V of the last block
-            identities, in_block = (), []
             yield lambda: sum(module.has_read for module in modules)
 
 
@@ -295,7 +293,6 @@ def exchanged(module, made: Callable[[type], type], **state) -> Iterator[None]:
     try:
         module.__dict__.update(state, foreign_forward=foreign,
                                thread=None if torch.is_grad_enabled() else threading.get_ident())
-        state.clear()  # an exception would keep this frame, and with it the tensors
         module.__class__ = made(original)
         module.__dict__.pop("forward", None)  # last, and back first: other threads always find it
         yield

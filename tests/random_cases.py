@@ -46,24 +46,28 @@ def noted(what, name):
         raise AssertionError(f"{name} took {seconds:.0f} s, and a case has {HANG_SECONDS}")
 
 
-def run_cases(what, few, many, case):
+def run_cases(what, few, many, case, goes_on=True):
     """Call ``case`` with a random.Random for each case.
 
     what: the kind of case, for the record.
     few, many: how many in every run, and in a nightly one.
+    goes_on: whether a nightly run with the seed of the record goes on where that one was stopped.
 
     Fails at the end with every case that failed and how to repeat it.
     """
-    first = None
-    for number in range(many if NIGHTLY else few):
+    first, wanted = None, many if NIGHTLY else few
+    stopped = _recorded().get(what, {}) if NIGHTLY and goes_on else {}
+    if stopped.get("seed") != SEED or stopped["tried"] >= wanted:
+        stopped = {"tried": 0, "errors": [], "hangs": [], "seed": SEED}
+    record = _records[what] = stopped
+    for number in range(record["tried"], wanted):
         try:
             with noted(what, f"case {number}"):
                 case(random.Random(f"{SEED}:{what}:{number}"))
         except FAILURES as error:
             first = first or error
-    note(what, seed=SEED)
-    if first is not None:
-        found = _records[what]["errors"] + _records[what]["hangs"]
+    found = record["errors"] + record["hangs"]
+    if found:
         raise AssertionError("\n".join([f"STAND_IN_SEED={SEED} repeats these:", *found])) from first
 
 
@@ -72,8 +76,16 @@ def note(what, **facts):
     _records[what].update(facts)
 
 
+def count(what, **facts):
+    """Add numbers to those in the record of a kind of case."""
+    note(what, **{name: _records[what].get(name, 0) + number for name, number in facts.items()})
+
+
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
-    before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    now = {what: {"date": time.strftime("%Y-%m-%d"), **record} for what, record in _records.items()}
-    RECORD.write_text(json.dumps({**before, **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    now = {what: {**record, "date": time.strftime("%Y-%m-%d")} for what, record in _records.items()}
+    RECORD.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _recorded():
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}

@@ -20,7 +20,7 @@ from examples import examples
 from small_world.tiny_models import adapter_weights
 from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import load_adapter
-from standin_core.weights import LONGEST_KEY, MOST_BYTES
+from standin_core.weights import LONGEST_KEY, MOST_BYTES, MOST_SHARING, read_weights
 
 LONGEST_SENTENCE = 1500
 MOST_SECONDS = 5  # of the process's own time
@@ -134,6 +134,34 @@ def test_tensors_that_are_none(what, keys, wrapped, legacy):
         assert_sound(adapter)
 
 
+@pytest.mark.parametrize("word", ["sparse", "without data", "complex", "nested", "quantized"])
+def test_a_refusal_says_which_tensor_is_odd_and_how(tmp_path, word):
+    change, _ = ODD[word]
+    with torch.inference_mode(False):
+        data = saved({"fine": torch.ones(4, 4), "odd": change(torch.ones(4, 4))})
+    (tmp_path / "a.ckpt").write_bytes(data)
+    with pytest.raises(UserError, match=rf"^a\.ckpt has a tensor that is {word} \(odd\)"):
+        read_weights(tmp_path / "a.ckpt", "")
+
+
+def test_parameters_are_read_as_plain_tensors(tmp_path):
+    """Also where gradients are kept, as in a training."""
+    with torch.inference_mode(False):
+        (tmp_path / "a.ckpt").write_bytes(saved({"state_dict": {"a": as_parameter(torch.ones(4))}}))
+        found = read_weights(tmp_path / "a.ckpt", "").content["state_dict"]["a"]
+    assert not found.requires_grad and torch.equal(found, torch.ones(4))
+
+
+def test_tensors_that_share_their_data(tmp_path):
+    """Weights and a copy of them do; a few bytes that claim to be a thousand tensors are refused."""
+    shared = torch.ones(100_000)
+    for count in (MOST_SHARING, MOST_SHARING + 1):
+        (tmp_path / f"{count}.ckpt").write_bytes(saved({f"tensor {i}": shared for i in range(count)}))
+    assert len(read_weights(tmp_path / f"{MOST_SHARING}.ckpt", "").content) == MOST_SHARING
+    with pytest.raises(UserError, match=r"bytes and claims tensors of 2,000,000 \(tensor 0\)"):
+        read_weights(tmp_path / f"{MOST_SHARING + 1}.ckpt", "")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name, save", [("a.safetensors", safetensors.torch.save), ("a.ckpt", saved)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -153,8 +181,16 @@ def test_block_numbers_that_no_model_has(number, alone):
 
 
 @pytest.mark.parametrize("key", ["x" * (LONGEST_KEY + 1), "a\nb", "\x1b[31m", "x" * 1_000_000])
-def test_names_that_no_tensor_has(key):
-    assert load("a.safetensors", safetensors.torch.save(adapter_weights() | {key: torch.zeros(1)})) is None
+def test_names_that_no_tensor_has(tmp_path, key):
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save({key: torch.zeros(1)}))
+    with pytest.raises(UserError, match=r"^a\.safetensors has the name .*, which is none of a tensor") as error:
+        read_weights(tmp_path / "a.safetensors", "")
+    assert len(str(error.value)) < LONGEST_SENTENCE and str(error.value).isprintable()
+
+
+def test_the_longest_name_of_a_tensor(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save({"x" * LONGEST_KEY: torch.zeros(1)}))
+    assert list(read_weights(tmp_path / "a.safetensors", "").content) == ["x" * LONGEST_KEY]
 
 
 def test_rank_zero():

@@ -44,13 +44,14 @@ def test_every_number_has_both_ends(all_widgets):
 
 def beyond(widget):
     """Values that the widget itself would not let a user type."""
+    nothing = st.nothing() if widget.optional else st.none()
     if not isinstance(widget, NUMBERS):
-        return st.integers() | st.just(["auto"]) | (
+        return nothing | st.integers() | st.just(["auto"]) | (
             st.text().filter(lambda text: text not in widget.options) if isinstance(widget, io.Combo.Input)
             else st.floats())
     above = st.integers(min_value=math.floor(widget.max) + 1) | st.just(math.inf)
     below = st.integers(max_value=math.ceil(widget.min) - 1) | st.just(-math.inf)
-    return above | below | st.just(math.nan) | st.text() | st.booleans()
+    return nothing | above | below | st.just(math.nan) | st.text() | st.booleans()
 
 
 @given(st.data())
@@ -63,6 +64,20 @@ def test_no_bound_is_only_in_the_widget(all_widgets, data):
     with pytest.raises(of_the_pack, match=f"^{widget.id} is .*needed is") as error:
         node.execute(**{widget.id: [value] if takes_lists else value})
     assert len(str(error.value)) < LONGEST_SENTENCE
+
+
+@pytest.mark.parametrize("value", [5, None, ["a.safetensors"], b"a.safetensors"], ids=str)
+def test_a_file_is_named_by_a_text(value):
+    """Anything may come through a link."""
+    of_the_pack, found = pack.module("standin_core.contracts").UserError, 0
+    for node in pack.node_classes().values():
+        for widget in node.GET_SCHEMA().inputs:
+            if isinstance(widget, io.Combo.Input) and type(widget) is not io.Combo.Input:
+                came = f"^{widget.id} is of type {type(value).__name__}"
+                with pytest.raises(of_the_pack, match=f"{came}, needed is a text"):
+                    node.execute(**{widget.id: value})
+                found += 1
+    assert found >= 4
 
 
 def test_best_of_n_takes_one_of_what_is_single(all_widgets):

@@ -2,17 +2,14 @@
 import struct
 
 import av
-import comfy.clip_vision
 import comfy.model_management
 import numpy as np
 import pytest
 import torch
 
 import faces
-from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
-from small_world.tiny_models import clip_vision_weights
 from standin_core.evaluation import CompareSettings, compare
-from standin_core.face import FaceSettings, crop_faces
+from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces
 from standin_core.files import sha256_of
 from standin_core.train.data.dropped import Unusable
 from standin_core.train.data.manifest import Clip
@@ -54,8 +51,17 @@ def test_many_photos():
     assert CancelsWhenRead.read == 1
 
 
-def test_a_long_video_beside_a_photo():
-    clip = comfy.clip_vision.load_clipvision_from_sd(clip_vision_weights())
+@pytest.fixture
+def sface(models_dir):
+    """An embedder that OpenCV runs: where ComfyUI runs a network, it asks for the user's Cancel itself."""
+    faces.put(models_dir, YUNET, SFACE)
+    return CompareSettings("sface")
+
+
+NOBODY = torch.zeros(4, 96, 96, 3)
+
+
+def test_a_long_video_beside_a_photo(sface):
     turns = []
 
     def progress():
@@ -63,9 +69,15 @@ def test_a_long_video_beside_a_photo():
         cancel()
 
     with pytest.raises(Interrupted):
-        compare(torch.rand(4, 64, 64, 3), torch.rand(1, 64, 64, 3), CompareSettings("clip vision", "whole frame"), clip,
-                progress)
+        compare(NOBODY, faces.as_image(faces.marked(96, 96, ("red", 40, 40, 8))), sface, progress=progress)
     assert len(turns) == 1
+
+
+def test_many_photos_beside_a_video(sface):
+    """The first of them would be refused."""
+    cancel()
+    with pytest.raises(Interrupted):
+        compare(NOBODY, NOBODY, sface)
 
 
 def test_a_video_that_is_read(tmp_path):
@@ -108,6 +120,19 @@ def test_a_video_with_a_pause_of_a_day(tmp_path):
         assert sum(1 for _ in frames) < 30
     written(tmp_path / "short.mkv", [*range(12), *range(12 + 48, 24 + 48)], "libx264")  # three seconds
     assert sum(1 for _ in decoded(tmp_path / "short.mkv", 16.0)) == 72
+
+
+def test_a_pause_among_frames_without_stamps(tmp_path):
+    """Which MPEG-TS may have: two bits of a packet's header say whether stamps follow."""
+    file = tmp_path / "gap.ts"
+    written(file, [*range(12), *range(12 + 16 * 60, 24 + 16 * 60)], "libx264")
+    data = bytearray(file.read_bytes())
+    headers = [place for place in range(len(data) - 8) if data[place:place + 4] == b"\0\0\1\xe0"]
+    for place in headers[8:16]:
+        data[place + 7] &= 0b00111111
+    file.write_bytes(data)
+    with pytest.raises(Unusable, match="and a pause is at most 5 s"):
+        sum(1 for _ in decoded(file, 16.0))
 
 
 def test_a_video_that_claims_huge_frames(tmp_path):

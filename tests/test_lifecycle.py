@@ -309,7 +309,8 @@ def growth(model, what):
 
     tiny.sample(model, steps=1)
     tensors, objects = alive()
-    run_cases(what, few=50, many=5000, case=lambda r: tiny.sample(model, steps=1, seed=r.randrange(2**32)))
+    run_cases(what, few=50, many=5000, case=lambda r: tiny.sample(model, steps=1, seed=r.randrange(2**32)),
+              goes_on=False)
     tensors_after, objects_after = alive()
     return tensors_after - tensors, objects_after - objects
 

@@ -10,6 +10,7 @@ import torch
 from comfy.ldm.wan.model import sinusoidal_embedding_1d
 
 import tiny
+from pickles import Opens
 from small_world.tiny_models import adapter_weights
 from standin_core.contracts import UserError
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
@@ -262,6 +263,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(wan, tmp_path, caplog
     (tmp_path / "checkpoint_before.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"checkpoint.pt is damaged .* and checkpoint_before.pt is damaged"):
         resume(trainer(wan), file)
+
+
+def test_a_checkpoint_with_code_is_not_run(wan, tmp_path):
+    torch.save({"step": Opens(tmp_path / "opened"), "settings": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(UnpicklingError\)"):
+        resume(trainer(wan), tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "opened").exists()
 
 
 def test_a_kill_between_two_checkpoints(wan, tmp_path):

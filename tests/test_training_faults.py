@@ -11,10 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from random_cases import run_cases
+from random_cases import count, run_cases
 
 pytestmark = [pytest.mark.nightly,
               pytest.mark.skipif(sys.platform == "win32", reason="has no fork, and no limit on the size of files")]
+
+
+MOMENTS = 5  # at which one training is disturbed
 
 
 class Trainings:
@@ -62,24 +65,30 @@ def assert_ends_well(trainings, name, expected):
     assert not unfinished, "what the kill left is still there"
 
 
-def test_killed_at_random_moments(trainings, expected):
-    def case(r):
-        name = trainings.new_name()
-        for _ in range(r.choice([1, 1, 2])):
-            kill = {"kill": r.randrange(1, 90)} if r.random() < 0.5 else {"kill_beyond": int(2**r.uniform(5, 19))}
-            ended = trainings.train(name, **kill)
-            assert ended["ended"] in ("killed", "done"), ended["said"]
-        assert_ends_well(trainings, name, expected)
+def try_moments(trainings, expected, what, disturbance, ends):
+    """Disturb whole trainings at MOMENTS random moments each, one after the other, and compare what they end with.
 
-    run_cases("trainings killed", few=2, many=200, case=case)
+    disturbance: takes a random.Random.
+    ends: how a call ends that the disturbance meets; the others are done before it.
+    """
+    def case(r):
+        name, met = trainings.new_name(), 0
+        for _ in range(MOMENTS):
+            ended = trainings.train(name, **disturbance(r))
+            assert ended["ended"] in (ends, "done"), ended["said"]
+            assert ended["ended"] != "UserError" or "make room" in ended["said"]
+            met += ended["ended"] == ends
+        assert_ends_well(trainings, name, expected)
+        count(what, moments=met)
+
+    run_cases(what, few=1, many=50, case=case)
+
+
+def test_killed_at_random_moments(trainings, expected):
+    try_moments(trainings, expected, "trainings killed", lambda r: {"kill": r.randrange(1, 40)} if r.random() < 0.5
+                else {"kill_beyond": int(2**r.uniform(5, 19))}, ends="killed")
 
 
 def test_out_of_room_at_random_moments(trainings, expected):
-    def case(r):
-        name = trainings.new_name()
-        ended = trainings.train(name, room=int(2**r.uniform(5, 19)))
-        assert ended["ended"] in ("UserError", "done"), ended["said"]
-        assert ended["ended"] == "done" or "make room" in ended["said"]
-        assert_ends_well(trainings, name, expected)
-
-    run_cases("trainings out of room", few=2, many=200, case=case)
+    try_moments(trainings, expected, "trainings out of room", lambda r: {"room": int(2**r.uniform(5, 19))},
+                ends="UserError")

@@ -9,7 +9,10 @@ Reads a JSON line for each training: "name" of data and adapter, and at most one
 Answers with a JSON line: "ended", one of "done", "killed", "UserError" and "error", and what it said. Every training is
 a fork of this process, so what they share is loaded once.
 """
+import contextlib
 import functools
+import gc
+import importlib
 import json
 import os
 import resource
@@ -87,8 +90,14 @@ def disturbed_training(name, **disturbance):
     train(made, TRAINED[made.method].of(made.settings), lambda line: None)
 
 
+def imported_by_a_training():
+    """The names of all modules that a process has after one, in a line."""
+    disturbed_training("first")
+    return " ".join(sys.modules)
+
+
 def answer(work):
-    """How work ended in a fork, and what it said."""
+    """How work ended in a fork, and what it said or returned."""
     read, write = os.pipe()
     process = os.fork()
     if not process:
@@ -96,7 +105,7 @@ def answer(work):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the answers go there
         said = {"ended": "done", "said": ""}
         try:
-            work()
+            said["said"] = work() or ""
         except UserError as error:
             said = {"ended": "UserError", "said": str(error)}
         except BaseException:
@@ -113,6 +122,12 @@ def answer(work):
 def main():
     assert answer(write_inputs)["ended"] == "done"
     register_folder(ADAPTERS)
+    imported = answer(imported_by_a_training)
+    assert imported["ended"] == "done", imported["said"]
+    for name in imported["said"].split():
+        with contextlib.suppress(ImportError):  # some have no name to import them by
+            importlib.import_module(name)
+    gc.freeze()  # a fork then copies less of the memory
     for line in sys.stdin:
         sys.stdout.write(json.dumps(answer(functools.partial(disturbed_training, **json.loads(line)))) + "\n")
         sys.stdout.flush()

@@ -40,10 +40,11 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
             graph, before = None, None
             for frame in _frames(container, stream):
                 _check_size(frame.width, frame.height, stream.sample_aspect_ratio)
-                if before is not None and frame.time is not None and frame.time - before > LONGEST_PAUSE_SECONDS:
-                    raise Unusable(Cause.UNREADABLE, f"after {before:.1f} s, the next frame is stamped "
-                                   f"{frame.time:.1f} s, and a pause is at most {LONGEST_PAUSE_SECONDS:g} s")
-                before = frame.time
+                if frame.time is not None:
+                    if before is not None and frame.time - before > LONGEST_PAUSE_SECONDS:
+                        raise Unusable(Cause.UNREADABLE, f"after {before:.1f} s, the next frame is stamped "
+                                       f"{frame.time:.1f} s, and a pause is at most {LONGEST_PAUSE_SECONDS:g} s")
+                    before = frame.time
                 graph = graph or _graph(stream, frame, fps, size)
                 graph.vpush(frame)
                 for out in _ready(graph):
