@@ -158,6 +158,16 @@ def test_every_workflow_runs(server, photo, video, people, path):
         assert reports[0]["cache"] == "offloaded"
 
 
+@pytest.mark.parametrize("name", ["identity_text_to_video", "choose_a_seed", "concat_id_text_to_video"])
+def test_one_picture_first(server, photo, name):
+    """The switch in *Empty video*: a single frame, from the same graph."""
+    prompt = on_tiny_models(PACK / "workflows" / "api" / f"{name}.json", photo, WIDTH, HEIGHT, LENGTH, STEPS)
+    prompt[node_id(prompt, "PrimitiveBoolean")]["inputs"]["value"] = True
+    prompt["seen"] = {"class_type": "SaveImage", "inputs": {
+        "images": prompt[node_id(prompt, "CreateVideo")]["inputs"]["images"], "filename_prefix": "one"}}
+    assert pictures(server, server.run(prompt), "seen").shape == (1, HEIGHT, WIDTH, 3)
+
+
 def pictures(server, result, key):
     return np.stack([np.asarray(PIL.Image.open(server.path_of(item))) for item in result.outputs[key]["images"]])
 

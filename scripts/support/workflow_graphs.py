@@ -77,7 +77,7 @@ NEGATIVE = ("overexposed, static, blurred details, subtitles, painting, still pi
 PROMPT_TIP = "Say *a man* or *a woman* and what happens. Do not describe the face: the photo does."
 FACE_FILES = ("The first run downloads two face networks (163 MB, facexlib on GitHub). With *download face models* "
               "off, it does without: the photo keeps its background.")
-QUICK_LOOK = "A quick look first: *length* 1 in **Empty video** makes one picture."
+QUICK_LOOK = "A quick look first: *one picture* in **Empty video** makes a picture instead of a video."
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,15 @@ def prompts(positive: str, negative: str = NEGATIVE, source: tuple = ("encoder",
             Node("negative", "CLIPTextEncode", {"clip": source, "text": negative}, "Negative prompt", 190))
 
 
-EMPTY = Node("latent", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1},
-             "Empty video")
+EMPTY = (Node("whole", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1}),
+         Node("first", "LatentCut", {"samples": ("whole", 0), "dim": "t", "index": 0, "amount": 1}),
+         Node("one", "PrimitiveBoolean", {"value": False}, "One picture"),
+         Node("latent", "ComfySwitchNode", {"switch": ("one", 0), "on_false": ("whole", 0), "on_true": ("first", 0)}))
+EMPTY_NODE = Subgraph(
+    "Empty video", "The size and the length of the video; with *one picture* on, its first frame alone.",
+    tuple(node.key for node in EMPTY), (("whole", "width", "width"), ("whole", "height", "height"),
+                                        ("whole", "length", "length"), ("one", "value", "one picture")),
+    outputs=("latent",))
 
 
 def sampler(source: str = "identity", latent: tuple = ("latent", 0),
@@ -274,7 +281,7 @@ PERSON, PERSON_NODE = identity_from_photo()
 IDENTITY = Workflow(
     "identity_text_to_video", "One photo,\na video", 1,
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", PERSON),
-     ("Sample", (EMPTY, sampler())), ("Video", video())),
+     ("Sample", (*EMPTY, sampler())), ("Video", video())),
     f"""## One photo in, a video of that person out
 
 1. **Photo**: one clear, frontal photo.
@@ -285,7 +292,7 @@ Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, a
 *Enter subgraph* opens the face crop and all controls.
 
 {FACE_FILES}""",
-    subgraphs=(PERSON_NODE,), app=App((("photo", "image"), ("positive", "text")), ("save",)),
+    subgraphs=(EMPTY_NODE, PERSON_NODE), app=App((("photo", "image"), ("positive", "text")), ("save",)),
     when="Begin here. Wan 2.1 with the authors' sampling: 20 steps.")
 
 QUICK, QUICK_NODE = identity_from_photo(source=("distilled", 0))
@@ -294,7 +301,7 @@ DISTILLED_STEPS = Workflow(
     (("Models", (model(), Node("distilled", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": DISTILLED, "strength_model": 1.0}, "Distilled LoRA"), *MODELS[1:])),
      ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", QUICK),
-     ("Sample", (EMPTY, sampler(steps=4, cfg=1.0))), ("Video", video())),
+     ("Sample", (*EMPTY, sampler(steps=4, cfg=1.0))), ("Video", video())),
     f"""## The same in 4 steps
 
 A distilled LoRA: 4 steps and **cfg 1**, which skips the negative prompt. A tenth of the time, with a little less
@@ -303,7 +310,8 @@ motion. It stands before the identity, which is therefore computed with it.
 {PROMPT_TIP} Where the face looks pasted, lower *strength*.
 
 {FACE_FILES}""",
-    subgraphs=(QUICK_NODE,), when="Wan 2.1 with a distilled LoRA: a tenth of the time, a little less motion.")
+    subgraphs=(EMPTY_NODE, QUICK_NODE),
+    when="Wan 2.1 with a distilled LoRA: a tenth of the time, a little less motion.")
 
 
 def four_steps_or_twenty() -> tuple[tuple[Node, ...], Subgraph]:
@@ -339,7 +347,7 @@ WAN22 = Workflow(
                  encoder(), vae())),
      ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("4 steps or 20", SPEED),
      ("Identity in both experts", (*HIGH, *LOW)),
-     ("Sample", (EMPTY, sampler(low_noise_model=("low_identity", 0), steps=("steps", 0), cfg=("cfg", 0)))),
+     ("Sample", (*EMPTY, sampler(low_noise_model=("low_identity", 0), steps=("steps", 0), cfg=("cfg", 0)))),
      ("Video", video())),
     f"""## Wan 2.2 A14B, both experts
 
@@ -351,7 +359,7 @@ noise falls below *boundary*, so there are no start and end steps to set.
 {PROMPT_TIP} {QUICK_LOOK}
 
 {FACE_FILES}""",
-    subgraphs=(SPEED_NODE, HIGH_NODE, LOW_NODE),
+    subgraphs=(EMPTY_NODE, SPEED_NODE, HIGH_NODE, LOW_NODE),
     when="The newer model: both experts in one sampler, a switch for the speed.")
 
 POSES = (Node("pose_model", "CheckpointLoaderSimple", {"ckpt_name": POSE}),
@@ -402,7 +410,7 @@ STYLED = Workflow(
          "Studio Ghibli style. A woman runs up a green hill against the wind, stops at the top and looks out over the "
          "sea. Summer clouds.")),
      ("Identity", DRAWN),
-     ("Sample", (EMPTY, sampler())), ("Video", video())),
+     ("Sample", (*EMPTY, sampler())), ("Video", video())),
     f"""## A person in a style
 
 **Style LoRA**: any for Wan 2.1 14B, with its trigger words first in the prompt. The one named here is *Studio Ghibli*
@@ -413,7 +421,7 @@ A photo that stays a photo: *strength* 0.7, or *start* 0.1. A style that loses t
 {PROMPT_TIP}
 
 {FACE_FILES}""",
-    subgraphs=(DRAWN_NODE,), when="Any style LoRA for Wan 2.1, and the person stays the person.")
+    subgraphs=(EMPTY_NODE, DRAWN_NODE), when="Any style LoRA for Wan 2.1, and the person stays the person.")
 
 HALF_WIDTH = 416
 HALVES = (Node("nothing", "SolidMask", {"value": 0.0, "width": 832, "height": 480}, "Nowhere"),
@@ -433,7 +441,7 @@ TWO_PEOPLE = Workflow(
      ("What happens", prompts(
          "A woman on the left and a man on the right sit on a park bench and talk; he laughs, she turns to him. Autumn "
          "leaves, medium shot.")),
-     ("Sample", (EMPTY, sampler())), ("Video", video())),
+     ("Sample", (*EMPTY, sampler())), ("Video", video())),
     f"""## Two people, each in a region
 
 Each **Identity** adds a person, with a photo, a *region* and a *strength* of its own. A region is a mask in the size of
@@ -445,7 +453,8 @@ are untrained: the adapters were made with one person, everywhere.
 {PROMPT_TIP}
 
 {FACE_FILES}""",
-    subgraphs=(Subgraph("Left and right half", "Masks of the left and of the right half of the video.",
+    subgraphs=(EMPTY_NODE,
+               Subgraph("Left and right half", "Masks of the left and of the right half of the video.",
                         tuple(node.key for node in HALVES), outputs=("left half", "right half")),
                LEFT_NODE, RIGHT_NODE),
     when="Each in a region, with a photo and a strength. Untrained.")
@@ -460,7 +469,7 @@ SUBJECT = Workflow(
          "A toy robot walks across a wooden desk, stops in front of a lamp and waves. Warm light, shallow depth of "
          "field.")),
      ("Identity", THING),
-     ("Sample", (EMPTY, sampler())), ("Video", video())),
+     ("Sample", (*EMPTY, sampler())), ("Video", video())),
     f"""## An object, an animal, a cartoon
 
 The whole picture is the reference here, padded to a square on white; no face is looked for. The subject should fill it
@@ -470,16 +479,17 @@ Name the subject in the prompt ("a toy robot") and say what it does; do not desc
 trained on people: subjects are what they happen to be good at.
 
 {QUICK_LOOK}""",
-    subgraphs=(Subgraph("Identity from a picture", "Gives a Wan model the identity of the subject of a picture.",
+    subgraphs=(EMPTY_NODE,
+               Subgraph("Identity from a picture", "Gives a Wan model the identity of the subject of a picture.",
                         tuple(node.key for node in THING),
-                        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength")), shows="face"),),
+                        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength")), shows="face")),
     when="No face needed: the whole picture is the reference.")
 
 LEAN, LEAN_NODE = identity_from_photo(widgets=(("cache", "cache"),), cache="offloaded")
 LOW_MEMORY = Workflow(
     "low_memory", "On a\nsmall card", 1,
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", LEAN),
-     ("Sample", (EMPTY, sampler())),
+     ("Sample", (*EMPTY, sampler())),
      ("Video", video(decode=Node("decoded", "VAEDecodeTiled", {
          "samples": ("sampler", 0), "vae": ("vae", 0), "tile_size": 256, "overlap": 64, "temporal_size": 64,
          "temporal_overlap": 8})))),
@@ -492,7 +502,7 @@ LOW_MEMORY = Workflow(
 - **GGUF**: *Unet Loader (GGUF)* of ComfyUI-GGUF in place of Load Diffusion Model.
 
 {PROMPT_TIP} {FACE_FILES}""",
-    subgraphs=(LEAN_NODE,), when="fp8 or GGUF weights, the identity in host memory, tiled decoding.")
+    subgraphs=(EMPTY_NODE, LEAN_NODE), when="fp8 or GGUF weights, the identity in host memory, tiled decoding.")
 
 PHOTOS = ("photo", "photo_2", "photo_3")
 CROPS = (face("face", PHOTOS[0]), face("face_2", PHOTOS[1]), face("face_3", PHOTOS[2]),
@@ -503,7 +513,7 @@ SEVERAL_PHOTOS = Workflow(
     "several_photos", "Three photos\nof one person", 3,
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
      ("Who", tuple(photo(key, title) for key, title in zip(PHOTOS, ("Photo", "Second photo", "Third photo")))),
-     ("Identity", CROPS), ("What happens", prompts(CAFE)), ("Sample", (EMPTY, sampler())), ("Video", video()),
+     ("Identity", CROPS), ("What happens", prompts(CAFE)), ("Sample", (*EMPTY, sampler())), ("Video", video()),
      ("Is it the person?", (Node("report", "IdentityReport", {
          "images": ("decoded", 0), "reference_image": ("batch", 0), "clip_vision": ("clip_vision", 0)}),))),
     f"""## Several photos of one person
@@ -515,10 +525,11 @@ without it, three times as much. Experimental: the published adapters were train
 in *models/facexlib* tells faces apart better.
 
 {PROMPT_TIP} The first run downloads two face networks (163 MB, facexlib on GitHub).""",
-    subgraphs=(Subgraph("Identity from three photos", "Gives a Wan model the identity of the person in three photos.",
+    subgraphs=(EMPTY_NODE,
+               Subgraph("Identity from three photos", "Gives a Wan model the identity of the person in three photos.",
                         tuple(node.key for node in CROPS),
                         (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
-                         ("identity", "normalize_references", "normalize references")), shows="face"),),
+                         ("identity", "normalize_references", "normalize references")), shows="face")),
     when="More views of one face, and a report on the likeness.")
 
 SEEDS = (*(Node(f"seed_{number}", "PrimitiveInt", {"value": number}) for number in (1, 2, 3, 4)),
@@ -527,7 +538,7 @@ CHOOSE = Workflow(
     "choose_a_seed", "Four seeds,\nthe best one", 1,
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
      ("What happens", prompts(CAFE)), ("Identity", PERSON), ("Four seeds", SEEDS),
-     ("Tries", (EMPTY, sampler(key="tries", title="Few steps", seed=("seeds", 0), steps=6),
+     ("Tries", (*EMPTY, sampler(key="tries", title="Few steps", seed=("seeds", 0), steps=6),
                 Node("tried", "VAEDecode", {"samples": ("tries", 0), "vae": ("vae", 0)}),
                 Node("best", "BestOfN", {"images": ("tried", 0), "reference_image": ("photo", 0),
                                          "clip_vision": ("clip_vision", 0), "seeds": ("seeds", 0)}))),
@@ -538,13 +549,13 @@ CHOOSE = Workflow(
 2. **Best of N** orders them by likeness to the photo, copies last, and shows them on one sheet.
 3. **All steps** makes the best one again, in full.
 
-One picture first: *length* 1 in **Empty video** makes tries and result single pictures. Tries have the size and the
+One picture first: *one picture* in **Empty video** makes tries and result single pictures. Tries have the size and the
 length of the result, because a seed is other noise at another size or length.
 
 {PROMPT_TIP} Likeness is by CLIP vision; a face recognition network in *models/facexlib* tells faces apart better.
 
 {FACE_FILES}""",
-    subgraphs=(PERSON_NODE, Subgraph(
+    subgraphs=(EMPTY_NODE, PERSON_NODE, Subgraph(
         "Seeds", "A list of four seeds.", tuple(node.key for node in SEEDS),
         tuple((f"seed_{number}", "value", f"seed {number}") for number in (1, 2, 3, 4)), outputs=("seeds",))),
     when="Rough tries first, ordered by likeness; the best one in full.")
@@ -707,7 +718,7 @@ TRAIN = Workflow(
      ("Train", (Node("training", "TrainStandIn", {"model": ("model", 0), "training_data": ("data", 0),
                                                   "vae": ("vae", 0)}),)),
      ("What happens", prompts(CAFE)), ("Try it on somebody else", (photo(), *TRIED)),
-     ("Sample", (EMPTY, sampler())), ("Video", video())),
+     ("Sample", (*EMPTY, sampler())), ("Video", video())),
     """## An adapter of your own
 
 1. A folder of videos of people in ComfyUI's *input* folder, here *people*: each longer than a clip, with a text file of
@@ -718,10 +729,11 @@ TRAIN = Workflow(
 
 By estimate, the 1.3B model takes 9.3 GiB of the card's memory, a 14B model in bf16 51 GiB. The authors trained on
 thousands of people; with a handful, the adapter learns those. The guide is *docs/training.md*.""",
-    subgraphs=(Subgraph("Identity by the new adapter", "The face of a photo, read by the adapter that was trained.",
+    subgraphs=(EMPTY_NODE,
+               Subgraph("Identity by the new adapter", "The face of a photo, read by the adapter that was trained.",
                         tuple(node.key for node in TRIED),
                         (("identity", "strength", "strength"), ("face", "download_missing", "download face models")),
-                        shows="face"),),
+                        shows="face")),
     when="From a folder of videos, tried on somebody else.", since="0.30.0")
 
 LIKENESS = Node("report", "IdentityReport", {
@@ -735,7 +747,7 @@ CONCATENATED = Workflow(
     "concat_id_text_to_video", "Concat-ID\non Wan 1.3B", 1,
     (("Models", (Node("model", "LoadConcatID", {"file": CONCAT_ID, "weight_dtype": "default"}), encoder(), vae(),
                  Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
-     ("Who", (photo(),)), ("What happens", (EMPTY, *prompts(CAFE, "..."))), ("Identity", CONCATENATED_FACE),
+     ("Who", (photo(),)), ("What happens", (*EMPTY, *prompts(CAFE, "..."))), ("Identity", CONCATENATED_FACE),
      ("Sample", (sampler(steps=50),)), ("Video", video()),
      ("Is it the person?", (LIKENESS,))),
     f"""## One photo in, a video of that person out, with a model of 1.3B
@@ -751,9 +763,10 @@ The settings are the authors': 50 steps, cfg 5, shift 5, and *...* as the negati
 *first_stage.pt*, works as well.
 
 {FACE_FILES}""",
-    subgraphs=(Subgraph("Identity by Concat-ID", "Gives a Concat-ID model the person in a photo.",
+    subgraphs=(EMPTY_NODE,
+               Subgraph("Identity by Concat-ID", "Gives a Concat-ID model the person in a photo.",
                         tuple(node.key for node in CONCATENATED_FACE),
-                        (("face", "download_missing", "download face models"),), shows="face"),),
+                        (("face", "download_missing", "download face models"),), shows="face")),
     when="A model of 1.3B that was fine-tuned to keep a person, and a report.")
 
 SD15_MODELS = (Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": SD15}),
