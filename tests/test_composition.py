@@ -176,7 +176,8 @@ def test_an_attention_that_is_not_pytorchs(model, expected, monkeypatch):
 @pytest.mark.parametrize("name", ["SageAttention", "FlashAttention"])
 def test_a_package_that_gives_states(model, monkeypatch, name):
     """As with --use-sage-attention and --use-flash-attention: the video's attention is the package's, and merged."""
-    function, module = {"SageAttention": ("attention_sage", "SAGE"),
+    # this attention does not turn the smoothing of the keys off
+    function, module = {"SageAttention": ("attention_sage", "SMOOTHED_SAGE"),
                         "FlashAttention": ("attention_flash", "FLASH_ATTN")}[name]
     plain = tiny.sample(tiny.with_identity(model, strength=0.5))[0]
 
