@@ -11,8 +11,8 @@ import functools
 import hashlib
 import inspect
 import math
+import re
 import threading
-import types
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_sta
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 OVERRIDE = "optimized_attention_override"
 MODULE = "identity_module"
+SMOOTHING_OFF = r"""\bsmooth_k["']?\s*[=:]\s*False\b"""  # an argument of SageAttention, or what ** hands it
 # of the source of WanSelfAttention.forward, the same in ComfyUI 0.16.3 and 0.30.0, which ``_fused_forward`` follows
 FORWARD_SHA256 = "e57709825263ea246f18b461a9a6e79185fb9b3696e7fbbd6d4908779182efd4"
 
@@ -354,30 +355,24 @@ def _by_function(function: Callable) -> AttentionInUse:
     if function is not getattr(comfy.ldm.modules.attention, name, None):
         return AttentionInUse(Host.OTHER)  # another pack's, by whatever name
     if name == "attention_sage":
-        return AttentionInUse(Host.SAGE, SMOOTHED_SAGE if _smooths_keys(function) else SAGE, compute=function)
+        try:
+            source = SMOOTHED_SAGE if _smooths_keys(function) else SAGE
+        except (OSError, TypeError):  # there is no source to tell which
+            return AttentionInUse(Host.OTHER)
+        return AttentionInUse(Host.SAGE, source, compute=function)
     known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_backend, compute=function),
              "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
              "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
     return known.get(name, AttentionInUse(Host.OTHER))
 
 
+@functools.cache
 def _smooths_keys(attention_sage: Callable) -> bool:
     """Whether ComfyUI leaves SageAttention's smoothing of the keys on, as 0.16.3 does and 0.30.0 does not.
 
-    A copy of ComfyUI's function is asked, which calls the function below instead of SageAttention.
+    Raises OSError or TypeError where the function has no source.
     """
-    given: dict[str, object] = {}
-
-    def sageattn(q, *_, **settings):
-        given.update(settings)
-        return q
-
-    own = inspect.unwrap(attention_sage)
-    asked = types.FunctionType(own.__code__, {**own.__globals__, "sageattn": sageattn}, own.__name__, own.__defaults__,
-                               own.__closure__)
-    asked.__kwdefaults__ = own.__kwdefaults__
-    asked(*3 * [torch.zeros(1, 1, 64)], heads=1)
-    return given.get("smooth_k", True) is True
+    return re.search(SMOOTHING_OFF, inspect.getsource(inspect.unwrap(attention_sage))) is None
 
 
 class _Asking(TorchFunctionMode):

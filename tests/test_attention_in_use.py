@@ -16,7 +16,23 @@ from standin_core.attention.naive import naive_state
 from standin_core.attention.states import StateSource
 from standin_core.wan import OVERRIDE, attention_in_use, pytorch_backend
 
-HOSTS = {"attention_pytorch": (Host.PYTORCH, None), "attention_sage": (Host.SAGE, SAGE),
+
+def own_source():
+    """Of SageAttention, by what this version of ComfyUI gives it."""
+    given = {}
+
+    def recorded(q, *_, **settings):
+        given.update(settings)
+        return q
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(comfy.ldm.modules.attention, "sageattn", recorded, raising=False)
+        comfy.ldm.modules.attention.attention_sage(*3 * [torch.zeros(1, 1, 64)], heads=1)
+    assert given["tensor_layout"] == "NHD"
+    return SMOOTHED_SAGE if given.get("smooth_k", True) else SAGE
+
+
+HOSTS = {"attention_pytorch": (Host.PYTORCH, None), "attention_sage": (Host.SAGE, own_source()),
          "attention_flash": (Host.FLASH, FLASH_ATTN), "attention_comfy_kitchen_int8": (Host.KITCHEN, None),
          "attention_split": (Host.OTHER, None)}
 
@@ -31,25 +47,55 @@ def attention_named(name):
     return comfy.ldm.modules.attention.wrap_attn(function)
 
 
+def of_0_16_3(q, k, v, heads, mask=None, **kwargs):
+    return sageattn(q, k, v, attn_mask=mask, is_causal=False, tensor_layout="NHD")
+
+
+def with_an_import_and_a_pair(q, k, v, heads, **kwargs):
+    from sageattention import sageattn
+
+    out, _ = sageattn(q, k, v, tensor_layout="NHD", smooth_k=False)
+    return out
+
+
+class OfNoFunction:
+    def __call__(self, q, k, v, heads, **kwargs):
+        return sageattn(q, k, v)
+
+
 def sageattn(*_, **__):
     raise AssertionError("SageAttention is not to be computed")
 
 
-@comfy.ldm.modules.attention.wrap_attn
-def attention_sage(q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False,
-                   **kwargs):
-    """The call in ComfyUI 0.16.3."""
-    q, k, v = (t.view(len(t), -1, heads, t.shape[-1] // heads) for t in (q, k, v))
-    return sageattn(q, k, v, attn_mask=mask, is_causal=False, tensor_layout="NHD").flatten(2)
+def without_source():
+    made = {"sageattn": sageattn}
+    exec("def attention(q, k, v, heads, **kwargs):\n    return sageattn(q, k, v)", made)
+    return made["attention"]
+
+
+def in_use_as_attention_sage(function, monkeypatch):
+    monkeypatch.setattr(comfy.ldm.modules.attention, "attention_sage", function)
+    monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", function)
+    return attention_in_use({})
 
 
 def test_keys_are_smoothed_where_comfyui_has_them_smoothed(monkeypatch):
     """The log-sum-exps are asked of the attention that the model has without an identity."""
-    for function, source in ((comfy.ldm.modules.attention.attention_sage, SAGE), (attention_sage, SMOOTHED_SAGE)):
-        monkeypatch.setattr(comfy.ldm.modules.attention, "attention_sage", function)
-        monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", function)
-        found = attention_in_use({})
+    own = comfy.ldm.modules.attention.attention_sage
+    for function, source in ((own, own_source()), (of_0_16_3, SMOOTHED_SAGE),
+                             (with_an_import_and_a_pair, SAGE)):
+        if function is not own:
+            function.__name__ = "attention_sage"
+            function = comfy.ldm.modules.attention.wrap_attn(function)
+        found = in_use_as_attention_sage(function, monkeypatch)
         assert (found.host, found.source, found.compute) == (Host.SAGE, source, function)
+
+
+@pytest.mark.parametrize("made", [OfNoFunction, without_source])
+def test_where_nothing_tells_whether_keys_are_smoothed(made, monkeypatch):
+    function = made()
+    function.__name__ = "attention_sage"
+    assert in_use_as_attention_sage(function, monkeypatch).host is Host.OTHER
 
 
 class ModelPatcher:
