@@ -9,8 +9,8 @@ piece of such a block alone, beside the whole block. On a GPU, ``benchmarks/card
 to be known of a card.
 
 Variants take turns within each round. A ratio is taken within a round, to the plain model on the same attention; its
-median over the rounds is given with half the interquartile range, and with an interval that has the true median with
-95 %. The plain model takes a second turn in each round: its ratio is the machine's noise.
+median over the rounds is given with half the interquartile range, and from 6 rounds on with an interval that holds the
+true median with 95 % or more. The plain model takes a second turn in each round: its ratio is the machine's noise.
 """
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Timing in turns: each variant once in every round, so that what else a machine does falls on all of them alike."""
 from __future__ import annotations
 
-import random
+import functools
+import math
 import statistics
 import subprocess
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-RESAMPLES = 1000
+CONFIDENCE = 0.95
 CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
 
 
@@ -34,8 +35,8 @@ def in_turns(names: Iterable[str], seconds: Callable[[str], float], rounds: int,
     seconds: takes those of one variant, by its name.
     against: for each variant the one that it is divided by, within a round.
     warm_up: seconds of work that is not counted, in which a card raises its clocks; one round at least.
-    -> ms; ratio and noise, the median and half the interquartile range; low and high, between which the median lies
-    with 95 % (bootstrap).
+    -> ms; ratio and noise, the median and half the interquartile range; low and high, of ``median_interval``, which are
+    left out where there is none.
     """
     names = list(names)
     started = time.perf_counter()
@@ -56,10 +57,30 @@ def in_turns(names: Iterable[str], seconds: Callable[[str], float], rounds: int,
 def _summary(times: list[float], others: list[float]) -> dict[str, float]:
     ratios = [a / b for a, b in zip(times, others)]
     quarter, median, three_quarters = statistics.quantiles(ratios, n=4, method="inclusive")
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
     return {"ms": 1000 * statistics.median(times), "ratio": median, "noise": (three_quarters - quarter) / 2,
-            "low": medians[RESAMPLES // 40], "high": medians[-1 - RESAMPLES // 40]}
+            **dict(zip(("low", "high"), median_interval(ratios) or ()))}
+
+
+def median_interval(values: list[float]) -> tuple[float, float] | None:
+    """The narrowest interval from the k-th least to the k-th greatest value that holds the true median with CONFIDENCE.
+
+    None for fewer than 6 values, whose whole range does not.
+    """
+    k = _place(len(values))
+    ordered = sorted(values)
+    return (ordered[k - 1], ordered[-k]) if k else None
+
+
+@functools.cache
+def _place(count: int) -> int:
+    """The largest k for which 1 - 2 P(Bin(count, 1/2) < k) is CONFIDENCE at least, or 0.
+
+    Each value is below the true median with 1/2, and that lies below the k-th least where fewer than k values do.
+
+    Source: H. A. David and H. N. Nagaraja, Order Statistics (2003), section 7.1.
+    """
+    return max(k for k in range(count // 2 + 1)
+               if 1 - 2 * sum(math.comb(count, below) for below in range(k)) / 2**count >= CONFIDENCE)
 
 
 def beside(copies: list[tuple[float, float]], work: list[tuple[float, float]]) -> float:

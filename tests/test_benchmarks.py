@@ -1,5 +1,6 @@
 """The benchmark of a card, with every branch at toy sizes on a CPU; its figures are not looked at."""
 import gzip
+import itertools
 import json
 import re
 import subprocess
@@ -28,7 +29,9 @@ def test_every_stage_leaves_its_figures(tmp_path):
         assert "failed" not in result, (stage, result)
         block = [result["pieces"], *result["attention"]] if stage == "block" else []
         for part in block or [result["model"]]:
-            assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in part["timed"].values())
+            for row in part["timed"].values():
+                assert 0 < row.get("low", row["ratio"]) <= row["ratio"] <= row.get("high", row["ratio"])
+                assert ("low" in row) == (stage == "block")  # whose rounds are enough
         if not block:  # as many as its time was computed for
             assert {"plain", "plain again", "auto", "merge", "concatenate"} <= set(result["model"]["timed"])
             assert len(result["model"]["timed"]) == found[stage].variants
@@ -107,6 +110,27 @@ def test_nothing_is_timed_behind_a_red_check(tmp_path):
     ([(0, 10)], [(0, 9), (1, 2), (8, 10)], 1.0)])
 def test_copies_beside_computing(copies, work, share):
     assert timing.beside(copies, work) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("rounds, first, last", [(6, 1, 6), (7, 1, 7), (9, 2, 8), (15, 4, 12)])
+def test_the_interval_holds_the_median(rounds, first, last):
+    """In 95 % of the cases or more, and not the next narrower one: each value is below 0, the true median, or above it
+    in half of them, and all are counted."""
+    held = narrower = 0
+    for signs in itertools.product((-1, 1), repeat=rounds):
+        values = [sign * (1 + i) for i, sign in enumerate(signs)]
+        ordered = sorted(values)
+        low, high = timing.median_interval(values)
+        assert (ordered.index(low), ordered.index(high)) == (first - 1, last - 1)
+        held += low < 0 < high
+        narrower += ordered[first] < 0 < ordered[last - 2]
+    assert narrower < 0.95 * 2**rounds <= held
+
+
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_few_rounds_have_no_interval(rounds):
+    row = timing.in_turns(["plain"], lambda name: 1.0, rounds, {"plain": "plain"})["plain"]
+    assert row.keys() == {"ms", "ratio", "noise"}
 
 
 @pytest.mark.parametrize("variant, low, high", [("as long", 0.8, 1.25), ("twice as long", 1.6, 2.5)])
