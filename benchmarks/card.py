@@ -6,7 +6,8 @@
 First it checks that the card computes rightly, by the tests that run on one. Nothing is timed behind a red check. Then
 it calls ``overhead.py`` for one stage after the other, each in a process of its own, because ComfyUI reads at its start
 which attention it runs. It prints the tables and writes a record and a plot to benchmarks/results. The record is
-written after each stage: called again, the command goes on with the stages that are not in it.
+written after each stage: called again with the same commit, machine, torch and ComfyUI, the command goes on with the
+stages that are not in it. A dry run begins anew.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,12 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 RESULTS = PACK / "benchmarks" / "results"
 STAGE_SECONDS = 600
+MACHINE = """
+from support.environment import import_comfyui
+import_comfyui()
+import json, machine
+print(json.dumps(machine.machine()))
+"""
 VIDEO_480P, VIDEO_720P = 32768, 75776  # of 832x480x81 and 1280x720x81, to a multiple of 256
 # tests that run on the device where there is one
 CHECKS = ["tests/test_kernel.py", "tests/test_fusion.py", "tests/test_attention.py"]
@@ -156,15 +164,44 @@ def main() -> None:
     found = stages(options.dry_run, options.results / f"card_{name}_timeline.json.gz")
     sys.stdout.write(expected(found))
     sys.stdout.flush()
-    check(options.check or (TOY_CHECKS if options.dry_run else CHECKS))
     path = options.results / f"card_{name}.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
+    record = begun(path, measured_on(), options.dry_run)
+    check(options.check or (TOY_CHECKS if options.dry_run else CHECKS))
+    results = record["stages"]
     for stage in filter(installed, found):
-        if "failed" in record.get(stage, {"failed": "not timed yet"}):
-            record[stage] = timed(stage, found[stage].arguments(options.dry_run))
+        if "failed" in results.get(stage, {"failed": "not timed yet"}):
+            results[stage] = timed(stage, found[stage].arguments(options.dry_run))
             path.write_text(json.dumps(record, indent=1) + "\n")
-    plot(record, options.results / f"card_{name}.png")
+    plot(results, options.results / f"card_{name}.png")
     sys.stdout.write(f"done in {(time.monotonic() - started) / 60:.1f} minutes\n")
+
+
+def measured_on() -> dict[str, str]:
+    """Commit, machine, torch and ComfyUI, asked in a process of its own, since it takes memory of the card.
+
+    commit: with "-dirty" where files of it are changed; empty where git knows none.
+    """
+    asked = subprocess.run([sys.executable, "-c", MACHINE], cwd=PACK, text=True, stdout=subprocess.PIPE, check=True,
+                           env={**os.environ, "PYTHONPATH": f"{PACK / 'scripts'}{os.pathsep}{PACK / 'benchmarks'}"})
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, cwd=PACK, text=True, capture_output=True).stdout if shutil.which("git") else ""
+    found = json.loads(asked.stdout)
+    return {"commit": commit.strip(), **{part: found[part] for part in ("machine", "torch", "comfyui")}}
+
+
+def begun(path: Path, here: dict[str, str], dry: bool) -> dict:
+    """The record to go on with, or a new one.
+
+    Raises SystemExit where figures of something else are there.
+    """
+    if dry or not path.exists():
+        return {"measured_on": here, "stages": {}}
+    record = json.loads(path.read_text())
+    if record["measured_on"] != here:
+        other = ", ".join(f"{part} {came!r} and not {here[part]!r}" for part, came in record["measured_on"].items()
+                          if came != here[part])
+        raise SystemExit(f"{path} was measured on {other}: take another --name, or move that file away.")
+    return record
 
 
 def check(arguments: list[str]) -> None:
@@ -191,14 +228,14 @@ def timed(stage: str, arguments: list[str]) -> dict:
         return json.loads(record.read_text())
 
 
-def plot(record: dict, path: Path) -> None:
+def plot(results: dict, path: Path) -> None:
     """What each variant costs beside the plain one on the same attention, with the interval of its median."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [(f"{stage}: {name}", row) for stage, result in record.items()
+    rows = [(f"{stage}: {name}", row) for stage, result in results.items()
             for part in (*([result["model"]] if "model" in result else []), *result.get("attention", []))
             for name, row in part["timed"].items() if not name.endswith("plain")]
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(rows)), layout="constrained")

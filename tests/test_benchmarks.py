@@ -14,6 +14,7 @@ sys.path.append(str(PACK / "benchmarks"))
 import card
 
 import timing
+from machine import machine
 
 CARD = PACK / "benchmarks" / "card.py"
 
@@ -24,6 +25,10 @@ def test_every_stage_leaves_its_figures(tmp_path):
     found = card.stages(True, tmp_path)
     assert card.expected(found) in program.stdout
     record = json.loads((tmp_path / "card_dry_run.json").read_text())
+    here = machine()
+    assert record["measured_on"] == {"commit": card.measured_on()["commit"], "machine": here["machine"],
+                                     "torch": here["torch"], "comfyui": here["comfyui"]}
+    record = record["stages"]
     assert set(record) == set(filter(card.installed, found))
     for stage, result in record.items():
         assert "failed" not in result, (stage, result)
@@ -73,6 +78,47 @@ def test_the_time_of_a_block_is_that_of_the_documentation(name, size, tokens):
     assert 1000 * card.block_seconds(tokens, name) == pytest.approx(int(milliseconds.replace(",", "")), rel=0.01)
 
 
+ROW = {"ratio": 1.0, "low": 1.0, "high": 1.0}
+HERE = {"commit": "c0ffee", "machine": "a card", "torch": "2.11.0", "comfyui": "0.30.0"}
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """Calls the program with these arguments, and gives the stages that it timed."""
+    asked = []
+
+    def timed(stage, arguments):
+        asked.append(stage)
+        return {"model": {"timed": {"plain": ROW, "auto": ROW}}}
+
+    def call(*arguments, here=HERE):
+        asked.clear()
+        monkeypatch.setattr(card, "measured_on", lambda: here)
+        monkeypatch.setattr(sys, "argv", ["card.py", *arguments, "--results", str(tmp_path)])
+        card.main()
+        return list(asked)
+
+    monkeypatch.setattr(card, "timed", timed)
+    monkeypatch.setattr(card, "check", lambda arguments: None)
+    return call
+
+
+@pytest.mark.parametrize("part", HERE)
+def test_figures_of_something_else_are_not_gone_on_with(part, called, tmp_path):
+    called("--name", "a_card")
+    before = (tmp_path / "card_a_card.json").read_bytes()
+    with pytest.raises(SystemExit, match=f"was measured on {part} '{HERE[part]}' and not 'other': take another --name"):
+        called("--name", "a_card", here=HERE | {part: "other"})
+    assert (tmp_path / "card_a_card.json").read_bytes() == before
+    assert not called("--name", "a_card")
+
+
+def test_a_dry_run_begins_anew(called, tmp_path):
+    every = called("--dry-run")
+    assert every and called("--dry-run") == every
+    assert called("--dry-run", here=HERE | {"commit": "other"}) == every
+
+
 def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch):
     asked, stops_at = [], "720p"
 
@@ -80,8 +126,7 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch
         if stage == stops_at:
             raise KeyboardInterrupt
         asked.append(stage)
-        row = {"ratio": 1.0, "low": 1.0, "high": 1.0}
-        return {"failed": "no memory"} if stage == "block" else {"model": {"timed": {"plain": row, "auto": row}}}
+        return {"failed": "no memory"} if stage == "block" else {"model": {"timed": {"plain": ROW, "auto": ROW}}}
 
     monkeypatch.setattr(card, "timed", timed)
     monkeypatch.setattr(card, "check", lambda arguments: None)
