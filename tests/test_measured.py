@@ -130,6 +130,16 @@ def card(monkeypatch):
     return takes
 
 
+def test_sageattention_with_smoothed_keys(card, monkeypatch):
+    """What the log-sum-exps of the video cost is not timed, so concatenation is not compared with a merge."""
+    monkeypatch.setattr("standin_core.attention.choice.SMOOTHED_SAGE", SOURCE)
+    in_use = AttentionInUse(Host.SAGE, SOURCE, compute=never)
+    for needs, times, taken in (((), (None, None, None), WHOLE), (NEED, (2.0, 3.0, None), KERNEL),
+                                (NEED, (3.0, 2.0, None), MERGE)):
+        card(*times)
+        assert choose_attention("auto", needs, in_use, CUDA, torch.bfloat16, 128, TOKENS) == taken
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_fastest_is_taken_and_told(name, card):
     requested, needs, times, taken, words = CASES[name]

@@ -14,7 +14,7 @@ from ..contracts import UserError
 from .extend import extend_by_kernel, extend_by_state, kernel_refusal
 from .measured import extra_ms, part_of
 from .reasons import Host, Need, PassedOver, Reason, Why
-from .states import FUSED, TILE, TILED, StateSource
+from .states import FUSED, SMOOTHED_SAGE, TILE, TILED, StateSource
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
@@ -152,7 +152,9 @@ def _reading_by(needs: tuple[Reason, ...], kept: bool, in_use: AttentionInUse, d
     beside_sage = source is in_use.source and in_use.host is Host.SAGE
     ways = [whole, merge, with_kernel] if beside_sage else [with_kernel, merge, whole]
     ways = [way for way in ways if (kept or way is not whole) and (no_kernel is None or way is not with_kernel)]
-    times = _times(ways, in_use, device, dtype, head_dim, tokens)
+    # a log-sum-exp of the video would cost another product, which is not in what is timed
+    incomparable = whole in ways and source is SMOOTHED_SAGE
+    times = {} if incomparable else _times(ways, in_use, device, dtype, head_dim, tokens)
     best = min(times, key=lambda way: times[way]) if times else ways[0]
     if needs or not kept:
         passed_over = [*passed_over, PassedOver("concatenate", Reason(Why.ONE_WEIGHT if needs else Why.COPIES))]
