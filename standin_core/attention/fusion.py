@@ -14,7 +14,7 @@ from .trial import on, tried
 Apart = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor]
 
 TRIAL_TOKENS = 5
-TIMED_TOKENS = 8192  # 84 MB for Wan 14B in bf16, more than any card keeps in its caches
+TIMED_TOKENS = 8192  # of two videos: 168 MB for Wan 14B in bf16, more than any card keeps in its caches
 EPS = 1e-6
 
 

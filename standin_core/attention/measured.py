@@ -14,9 +14,10 @@ from .trial import on
 
 # Each way takes time in proportion to heads and queries, so that a part of them tells which is fastest. More keys get
 # fewer heads. From KEYS on the products outweigh all else, so that more keys change no order. A call has at most
-# 69 GFLOP. By arithmetic that is 0.2 ms on an H100 and 3 ms at 23 TFLOP/s, and all ways together take less than 20 ms.
+# 69 GFLOP. By arithmetic that is 0.2 ms on an H100 and 3 ms at 23 TFLOP/s in the model's dtype, and all ways together
+# take less than 20 ms.
 HEADS, QUERIES, KEYS = 8, 16384, 8192
-ROUNDS, ENOUGH_MS = 3, 2.0  # a call of 2 ms tells as much as three
+ROUNDS, ENOUGH_MS = 3, 2.0  # one call of 2 ms tells as much as three short ones
 
 
 class Part(NamedTuple):
