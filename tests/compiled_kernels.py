@@ -96,6 +96,7 @@ def compiled_fusion(card: Card, dtype: torch.dtype, heads: int, batch: int = 1, 
 
 FUSION_RUNS = ({}, {"tokens": 75600}, {"tokens": 1}, {"batch": 2}, {"batch": 2, "rotations": 2})
 
+
 def bytes_at_a_time(binary) -> dict[str, list[int]]:
     """Of each instruction that loads from global memory or stores there."""
     found: dict[str, list[int]] = {"ld": [], "st": []}

@@ -119,7 +119,7 @@ def test_a_dry_run_begins_anew(called, tmp_path):
     assert called("--dry-run", here=HERE | {"commit": "other"}) == every
 
 
-def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch):
+def test_a_second_call_goes_on_where_the_first_one_stopped(called, tmp_path, monkeypatch):
     asked, stops_at = [], "720p"
 
     def timed(stage, arguments):
@@ -129,13 +129,11 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch
         return {"failed": "no memory"} if stage == "block" else {"model": {"timed": {"plain": ROW, "auto": ROW}}}
 
     monkeypatch.setattr(card, "timed", timed)
-    monkeypatch.setattr(card, "check", lambda arguments: None)
-    monkeypatch.setattr(sys, "argv", ["card.py", "--name", "a_card", "--results", str(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
-        card.main()
+        called("--name", "a_card")
     assert asked == ["block", "480p, every cache"]
     asked, stops_at = [], None
-    card.main()
+    called("--name", "a_card")
     assert asked == [stage for stage in filter(card.installed, card.stages(False, tmp_path))
                      if stage != "480p, every cache"]
 
