@@ -17,14 +17,18 @@ NIGHTLY = os.environ.get("STAND_IN_NIGHTLY") == "1"
 SEED = os.environ.setdefault("STAND_IN_SEED", str(random.SystemRandom().randrange(10**9)))
 HANG_SECONDS = 5  # of the process's own time, on a machine that may be busy with other things
 RECORD = Path(__file__).parent / "nightly.json"
+WRITTEN_EVERY = 10  # seconds of a nightly run, so that one that is killed loses no more
 FAILURES = (Exception, pytest.fail.Exception)  # pytest's own, where nothing was raised, is no Exception
 
 _records: dict[str, dict] = {}
+_written = time.monotonic()
 
 
 @contextlib.contextmanager
 def noted(what, name):
     """Within it a case is tried: it is counted, and what it raises is noted and goes on.
+
+    A nightly run's record is written after it, if it was not in the last WRITTEN_EVERY seconds.
 
     what: the kind of case, for the record.
     name: of the case.
@@ -39,11 +43,15 @@ def noted(what, name):
         record["tried"] += 1
         record["errors"].append(f"{name}: {''.join(traceback.format_exception_only(error)).strip()}")
         raise
-    record["tried"] += 1
-    seconds = time.process_time() - began
-    if seconds > HANG_SECONDS:
-        record["hangs"].append(f"{name}: {seconds:.0f} s")
-        raise AssertionError(f"{name} took {seconds:.0f} s, and a case has {HANG_SECONDS}")
+    else:
+        record["tried"] += 1
+        seconds = time.process_time() - began
+        if seconds > HANG_SECONDS:
+            record["hangs"].append(f"{name}: {seconds:.0f} s")
+            raise AssertionError(f"{name} took {seconds:.0f} s, and a case has {HANG_SECONDS}")
+    finally:
+        if NIGHTLY and time.monotonic() - _written > WRITTEN_EVERY:
+            write_record()
 
 
 def run_cases(what, few, many, case, goes_on=True):
@@ -83,8 +91,12 @@ def count(what, **facts):
 
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
+    global _written
     now = {what: {**record, "date": time.strftime("%Y-%m-%d")} for what, record in _records.items()}
-    RECORD.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part = RECORD.with_suffix(".part")
+    part.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(RECORD)
+    _written = time.monotonic()
 
 
 def _recorded():

@@ -16,9 +16,10 @@ def test_the_oldest_version_that_is_promised_can_be_tested():
     assert max(CARRIERS, key=in_order) == COMFYUI_VERSION
 
 
-def test_ci_runs_the_oldest_version():
-    workflow = (PACK / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
-    assert re.findall(r"--comfyui (\S+)", workflow) == [min(CARRIERS, key=in_order)]
+@pytest.mark.parametrize("file", (".github/workflows/test.yml", ".ci/run"))
+def test_ci_runs_the_oldest_version(file):
+    commands = (PACK / file).read_text(encoding="utf-8")
+    assert re.findall(r"--comfyui (\S+)", commands) == [min(CARRIERS, key=in_order)]
 
 
 def test_the_table_has_every_version_that_can_be_tested():
