@@ -1,12 +1,13 @@
-"""What the identity costs on one card: all that is to be known of it, in one command of under 25 minutes.
+"""What the identity costs on one card, in one command of under 25 minutes.
 
     python benchmarks/card.py --name h100        # inside the environment that scripts/test.py prepares
     python benchmarks/card.py --dry-run          # every branch, at toy sizes on a CPU; says how long a card takes
 
-First it checks that the card computes rightly, by the tests that run on one. Nothing is timed behind a red check. Then
-it calls ``overhead.py`` for one stage after the other, each in a process of its own, because ComfyUI reads at its start
-which attention it runs. It prints the tables and writes a record and a plot to benchmarks/results. The record is
-written after each stage: called again with the same commit, machine, torch and ComfyUI, the command goes on with the
+First it checks that the card computes rightly: by the tests that run on one, and by whole runs in which every path and
+cache mode has to sample the same. Nothing is timed behind a red check. Then it calls ``overhead.py`` for one stage
+after the other, each in a process of its own, because ComfyUI reads at its start which attention it runs. It prints the
+tables and writes a record and a plot to benchmarks/results. The record is written after each stage: called again with
+the same commit, machine and software, the command goes on with the
 stages that are not in it. A dry run begins anew.
 """
 from __future__ import annotations
@@ -36,12 +37,14 @@ VIDEO_480P, VIDEO_720P = 32768, 75776  # of 832x480x81 and 1280x720x81, to a mul
 # tests that run on the device where there is one
 CHECKS = ["tests/test_kernel.py", "tests/test_fusion.py", "tests/test_attention.py"]
 TOY_CHECKS = ["tests/test_kernel.py", "-k", "test_one_identity_after_another"]
+# whole runs on the device, in which every path and cache mode has to sample the same: arguments of overhead.py
+AGREEMENTS = {"ComfyUI as it is": (), "torch.compile": ("--compile", "inductor"), "DynamicVRAM": ("--dynamic-vram",)}
 
 # 10^12 operations a second in attention and in linears, by which docs/performance.md computes its table
 THROUGHPUT = {"RTX 4090": (150, 138), "H100": (371, 607)}
 WIDTH, FFN = 5120, 13824
-# guesses: the checks; a process that imports ComfyUI and makes the weights; torch.compile
-CHECK_SECONDS, START_SECONDS, COMPILE_SECONDS = 120, 40, 120
+# guesses: tests and whole runs of the check; a process that imports ComfyUI and makes the weights; torch.compile
+CHECK_SECONDS, START_SECONDS, COMPILE_SECONDS = 120 + 90, 40, 120
 STEPS = 3  # of a turn of the model, as in overhead.py
 # The interval of timing.py is the whole range of 7 rounds, which holds the median with 98 %; of 15 rounds it goes from
 # the 4th value to the 12th (96 %). Fewer than 6 have none. Turns of the attention alone are short, and more of them
@@ -100,7 +103,8 @@ class Stage:
             attention, _ = THROUGHPUT[card]
             a_round = sum(WAYS * cost * ATTENTION_HEADS / 40 * attention_tflop(n) / attention
                           for n in ATTENTION_TOKENS for cost in ATTENTION_COSTS.values())
-            a_round += 5 * block_seconds(self.tokens, card)  # two blocks, their pieces, and attention a second time
+            # two blocks, their pieces, and attention a second time; each call behind another
+            a_round += 2 * 5 * block_seconds(self.tokens, card)
             return START_SECONDS + (SHORT_ROUNDS + 1) * a_round
         a_turn = STEPS * self.blocks * self.batch * block_seconds(self.tokens, card)
         compiling = COMPILE_SECONDS if "--compile" in self.more else 0
@@ -166,18 +170,20 @@ def main() -> None:
     sys.stdout.flush()
     path = options.results / f"card_{name}.json"
     record = begun(path, measured_on(), options.dry_run)
-    check(options.check or (TOY_CHECKS if options.dry_run else CHECKS))
+    record["agreement"] = check(options.check or (TOY_CHECKS if options.dry_run else CHECKS), options.dry_run)
     results = record["stages"]
     for stage in filter(installed, found):
         if "failed" in results.get(stage, {"failed": "not timed yet"}):
             results[stage] = timed(stage, found[stage].arguments(options.dry_run))
             path.write_text(json.dumps(record, indent=1) + "\n")
     plot(results, options.results / f"card_{name}.png")
+    failed = [stage for stage, result in results.items() if "failed" in result]
+    sys.stdout.write(f"failed: {', '.join(failed)}\n" if failed else "")
     sys.stdout.write(f"done in {(time.monotonic() - started) / 60:.1f} minutes\n")
 
 
 def measured_on() -> dict[str, str]:
-    """Commit, machine, torch and ComfyUI, asked in a process of its own, since it takes memory of the card.
+    """Commit, machine, and the software that matters, asked in a process of its own, since it takes memory of the card.
 
     commit: with "-dirty" where files of it are changed; empty where git knows none.
     """
@@ -186,7 +192,7 @@ def measured_on() -> dict[str, str]:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(command, cwd=PACK, text=True, capture_output=True).stdout if shutil.which("git") else ""
     found = json.loads(asked.stdout)
-    return {"commit": commit.strip(), **{part: found[part] for part in ("machine", "torch", "comfyui")}}
+    return {"commit": commit.strip(), **{part: value for part, value in found.items() if part != "threads"}}
 
 
 def begun(path: Path, here: dict[str, str], dry: bool) -> dict:
@@ -204,23 +210,45 @@ def begun(path: Path, here: dict[str, str], dry: bool) -> dict:
     return record
 
 
-def check(arguments: list[str]) -> None:
-    """Raises SystemExit where a test is red: figures of a wrong result are worth nothing."""
+def check(arguments: list[str], dry: bool) -> dict[str, dict[str, float]]:
+    """How far the paths and cache modes are from each other, for each of AGREEMENTS.
+
+    arguments: of pytest.
+
+    Raises SystemExit where a test is red or they differ: figures of a wrong result are worth nothing.
+    """
     if subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=PACK).returncode:
         raise SystemExit("the check is red, so nothing was timed: mend what it names, or report it with its output.")
+    return {name: agreed(name, dry) for name in AGREEMENTS}
+
+
+def agreed(name: str, dry: bool) -> dict:
+    """The distances in one of AGREEMENTS, in fp32."""
+    size = ["--width", "128", "--video-tokens", "256"] if dry else ["--cuda", "--video-tokens", "1024"]
+    more = [word if word != "inductor" or not dry else "eager" for word in AGREEMENTS[name]]
+    result = overhead(["--parts", "agreement", *size, *more])
+    if "failed" in result:
+        raise SystemExit(f"{name}: {result['failed']} Nothing was timed.")
+    return result["agreement"]["found"]
 
 
 def timed(stage: str, arguments: list[str]) -> dict:
-    """The record of one stage; where it failed or took too long, what was said of it, and the next stage goes on."""
+    """The record of one stage, or how it failed; the next stage goes on."""
     sys.stdout.write(f"\n## {stage}\n\n")
     sys.stdout.flush()
+    return overhead(arguments)
+
+
+def overhead(arguments: list[str]) -> dict:
+    """The record of ``overhead.py``; where it failed or took too long, what was said of it."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.json"
         command = [sys.executable, str(PACK / "benchmarks" / "overhead.py"), *arguments, "--record", str(record)]
         try:
             program = subprocess.run(command, cwd=PACK, timeout=STAGE_SECONDS, text=True, stderr=subprocess.PIPE,
                                      env={**os.environ, "PYTHONUNBUFFERED": "1"})
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as late:
+            sys.stdout.write(str(late.stderr or ""))
             return {"failed": f"took more than {STAGE_SECONDS} s"}
         if program.returncode:
             sys.stdout.write(program.stderr)

@@ -5,7 +5,8 @@
 Model: two blocks of Wan 14B's width, random weights, a 1:32 ratio of identity to video tokens, through ComfyUI's
 sampler; *auto* is what a run chooses. Attention: the self-attention of such a block alone with the 32,760 tokens of
 832x480x81, on a few of its heads; there the share of the identity is 1/32 and stands out of the noise. Pieces: each
-piece of such a block alone, beside the whole block. On a GPU, ``benchmarks/card.py`` calls this program for all that is
+piece of such a block alone, beside the whole block. Agreement: times nothing, and stops where a path or cache mode
+samples something else than the others. On a GPU, ``benchmarks/card.py`` calls this program for all that is
 to be known of a card.
 
 Variants take turns within each round. A ratio is taken within a round, to the plain model on the same attention; its
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -23,6 +25,7 @@ from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "scripts")]  # before this folder, which has a small_world.py
+sys.path.append(str(PACK / "tests"))  # for the bars
 from support.environment import import_comfyui
 
 HOSTS = {"pytorch": "--use-pytorch-cross-attention", "sage": "--use-sage-attention", "flash": "--use-flash-attention"}
@@ -48,8 +51,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--compile", metavar="BACKEND", help="of torch.compile, which the model then runs under")
     parser.add_argument("--dynamic-vram", action="store_true", help="as ComfyUI's main program switches it on")
     parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--parts", nargs="+", choices=("model", "attention", "pieces"), default=("model", "attention"),
-                        help="the record keeps the others")
+    parser.add_argument("--parts", nargs="+", choices=("agreement", "model", "attention", "pieces"),
+                        default=("model", "attention"), help="the record keeps the others")
     parser.add_argument("--name", default="cpu", help="of the file in benchmarks/results")
     parser.add_argument("--record", type=Path, help="a file elsewhere")
     options = parser.parse_args()
@@ -91,7 +94,8 @@ from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.wan import Wan
-from timing import beside, clocks, in_turns, seconds_of
+from timing import Clocks, beside, in_turns, seconds_of
+from tolerances import WHOLE_RUN, relative_rms
 
 HEAD_DIM, RANK = 128, 128
 PROMPT_TOKENS, TEXT_DIM = 512, 64
@@ -100,16 +104,19 @@ IDENTITY_TOKENS = 1024  # of a photo of 512x512
 # of the attention of a variant over n video tokens, where not the video's and the identity's
 KEYS = {"plain": lambda n: n, "plain again": lambda n: n, "identity alone, as a state": lambda n: IDENTITY_TOKENS}
 STEPS = 3  # the first builds the identity K/V and is not counted
+FP8_SHARE = 0.05  # of what the identity changes, which rounding its keys and values to fp8 may cost
 
 
 def main() -> None:
     options = OPTIONS
     path = options.record or PACK / "benchmarks" / "results" / f"overhead_{options.name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    about = {**machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]), "clocks_before": clocks()}
+    about = {**machine(), "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]])}
     if options.dynamic_vram:
         about["dynamic_vram"] = dynamic_vram.switch_on()
     with torch.inference_mode():
+        if "agreement" in options.parts:
+            result["agreement"] = {**about, **agreement(options)}
         if "model" in options.parts:
             about["once_a_process"] = once_a_process(getattr(torch, options.dtype), options.width // HEAD_DIM)
             result["model"] = {**about, **whole_model(options)}
@@ -117,7 +124,6 @@ def main() -> None:
             result["attention"] = [{**about, **attention_alone(options, n)} for n in options.attention_tokens]
         if "pieces" in options.parts:
             result["pieces"] = {**about, **pieces(options)}
-    result["clocks_after"] = clocks()
     path.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(as_markdown(result))
 
@@ -140,53 +146,92 @@ def pieces(options) -> dict:
     comfy.model_management.load_models_gpu([model])
     n = options.video_tokens
     found, left_out = pieces_of(Wan(model.model), device, n, n // RATIO, PROMPT_TOKENS)
-    timed = in_turns(found, lambda name: seconds_of(found[name].call, device), options.rounds,
-                     dict.fromkeys(found, BLOCK), options.warm_up)
+    clocks = Clocks()
+    timed = in_turns(found, lambda name: seconds_of(found[name].call, device, queued=True), options.rounds,
+                     dict.fromkeys(found, BLOCK), options.warm_up, clocks.note)
     for name, row in timed.items():
         row["tflops_per_second"] = found[name].flops / row["ms"] / 1e9 if found[name].flops else None
     return {"what": f"pieces of one block of width {options.width}, {n} video and {n // RATIO} identity tokens, "
                     f"{options.dtype}, ComfyUI with {options.host}",
-            "flops_share": found[WITH_IDENTITY].flops / found[BLOCK].flops - 1, "timed": timed, "refused": left_out}
+            "flops_share": found[WITH_IDENTITY].flops / found[BLOCK].flops - 1, "timed": timed, "refused": left_out,
+            "clocks": clocks.noted}
+
+
+class Runs:
+    """Short runs of a model through ComfyUI's sampler: plain, and with the identity in every path and cache mode."""
+
+    def __init__(self, options):
+        self.options, self.model = options, random_model(options)
+        self.identity_tokens = options.video_tokens // RATIO
+        draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+        self.latent = torch.zeros(options.batch, 16, options.video_tokens // 256, 32, 32)
+        self.prompt = [[draw(1, PROMPT_TOKENS, TEXT_DIM), {}]]
+        adapter = parse_adapter(adapter_weights(options.width, options.blocks, RANK), "benchmark")
+        reference = draw(1, 16, 1, 8, self.identity_tokens // 4 * 2)
+        self.variants = {"plain": self.model, "plain again": self.model}
+        for path in ATTENTION_PATHS:
+            self.variants[path] = apply_identity_branch(self.model, adapter, reference, attention=path,
+                                                        cache="resident")
+        for mode in CACHE_MODES if options.caches else ():
+            if mode not in ("auto", "resident"):
+                self.variants[f"merge, {mode}"] = apply_identity_branch(self.model, adapter, reference,
+                                                                        attention="merge", cache=mode)
+
+    def run(self, name: str, after_step=None) -> tuple[torch.Tensor, list]:
+        """The latent that comes out, and the run's reports.
+
+        after_step: called after each step.
+        """
+        patched, sink = self.variants[name].clone(), ReportSink()
+        if self.options.compile:
+            set_torch_compile_wrapper(patched, backend=self.options.compile)
+        sink.listen(patched)
+        latent = comfy.sample.sample(patched, comfy.sample.prepare_noise(self.latent, 0), STEPS, 1.0, "euler", "simple",
+                                     self.prompt, self.prompt, self.latent, callback=after_step, disable_pbar=True,
+                                     seed=0)
+        return latent, sink.reports
+
+
+def agreement(options) -> dict:
+    """How far the paths and cache modes are from each other, which compute the same.
+
+    Raises SystemExit where one is further than tests/tolerances.py allows, or where the identity changes nothing.
+    """
+    runs = Runs(options)
+    latents = {name: runs.run(name)[0] for name in runs.variants}
+    found = {name: relative_rms(latent, latents["concatenate"]) for name, latent in latents.items()}
+    bars = {"merge, fp8": FP8_SHARE * found["plain"]}
+    wrong = {name: distance for name, distance in found.items()
+             if not name.startswith("plain") and not distance <= bars.get(name, WHOLE_RUN)}
+    if wrong or not found["plain"] > 100 * WHOLE_RUN:
+        raise SystemExit(f"what computes the same differs on this device: {found}")
+    return {"what": "relative RMS to concatenate", "found": found}
 
 
 def whole_model(options) -> dict:
-    model, width = random_model(options), options.width
-    adapter = parse_adapter(adapter_weights(width, options.blocks, RANK), "benchmark")
-    frames = options.video_tokens // 256
-    latent = torch.zeros(options.batch, 16, frames, 32, 32)
-    identity_tokens = options.video_tokens // RATIO
-    reference = torch.randn(1, 16, 1, 8, identity_tokens // 4 * 2)
-    prompt = [[torch.randn(1, PROMPT_TOKENS, TEXT_DIM), {}]]
-    variants = {"plain": model, "plain again": model}
-    for path in ATTENTION_PATHS:
-        variants[path] = apply_identity_branch(model, adapter, reference, attention=path, cache="resident")
-    for mode in CACHE_MODES if options.caches else ():
-        if mode not in ("auto", "resident"):
-            variants[f"merge, {mode}"] = apply_identity_branch(model, adapter, reference, attention="merge", cache=mode)
+    runs, width = Runs(options), options.width
+    variants, identity_tokens = runs.variants, runs.identity_tokens
     reports, first_run = {}, {}
 
     def step_seconds(name: str) -> float:
-        patched, sink = variants[name].clone(), ReportSink()
-        if options.compile:
-            set_torch_compile_wrapper(patched, backend=options.compile)
-        sink.listen(patched)
         ends, started = [], time.perf_counter()
 
         def note_end(*_):
             comfy.model_management.synchronize()
             ends.append(time.perf_counter())
 
-        comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 0), STEPS, 1.0, "euler", "simple", prompt,
-                            prompt, latent, callback=note_end, disable_pbar=True, seed=0)
+        _, made = runs.run(name, note_end)
         first_run.setdefault(name, ends[0] - started)
-        if sink.reports:
-            (reports[name],) = sink.reports
+        if made:
+            (reports[name],) = made
         return (ends[-1] - ends[0]) / (STEPS - 1)
 
-    timed = in_turns(variants, step_seconds, options.rounds, dict.fromkeys(variants, "plain"), options.warm_up)
+    clocks = Clocks()
+    timed = in_turns(variants, step_seconds, options.rounds, dict.fromkeys(variants, "plain"), options.warm_up,
+                     clocks.note)
     n, c = options.video_tokens, width
     block = (6 * 2 * n * c * c  # q, k, v, o of the self-attention, q and o of the cross-attention
-             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * model.model.diffusion_model.ffn_dim
+             + 2 * 2 * PROMPT_TOKENS * c * c + 2 * 2 * n * c * runs.model.model.diffusion_model.ffn_dim
              + 4 * n * n * c + 4 * n * PROMPT_TOKENS * c)
     return {
         "what": ", ".join([
@@ -194,7 +239,7 @@ def whole_model(options) -> dict:
             f"{identity_tokens} identity tokens", options.dtype,
             *([f"weights {options.weights}"] if options.weights else []),
             *([f"torch.compile {options.compile}"] if options.compile else []), f"ComfyUI with {options.host}"]),
-        "flops_share": 4 * n * identity_tokens * c / block, "timed": timed,
+        "flops_share": 4 * n * identity_tokens * c / block, "timed": timed, "clocks": clocks.noted,
         **({"timeline": timeline(lambda: step_seconds("merge, offloaded"), options.timeline)}
            if options.timeline else {}),
         "build_ms": reports["merge"].build_ms, "builds_per_run": reports["merge"].builds,
@@ -291,8 +336,9 @@ def attention_alone(options, n: int) -> dict:
                 *(split_heads(x, heads) for x in (q, k, v)), HEAD_DIM**-0.5)[0]
                 .transpose(1, 2).flatten(2), source)
 
+    clocks = Clocks()
     timed = in_turns(variants, lambda name: seconds_of(variants[name], device), options.rounds, against,
-                     options.warm_up)
+                     options.warm_up, clocks.note)
     for name, row in timed.items():
         host, _, what = name.partition(": ")
         keys = KEYS.get(what, lambda n: n + IDENTITY_TOKENS)(n)
@@ -302,7 +348,7 @@ def attention_alone(options, n: int) -> dict:
     return {
         "what": f"self-attention of {heads} heads x {HEAD_DIM}, {n} video and {IDENTITY_TOKENS} identity tokens, "
                 f"{options.dtype}",
-        "flops_share": IDENTITY_TOKENS / n, "timed": timed, "refused": refused, "auto": taken,
+        "flops_share": IDENTITY_TOKENS / n, "timed": timed, "refused": refused, "auto": taken, "clocks": clocks.noted,
     }
 
 

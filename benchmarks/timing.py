@@ -14,13 +14,19 @@ CONFIDENCE = 0.95
 CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
 
 
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """By the events of a GPU, which do not count what the host does beside; by the clock on a CPU."""
+def seconds_of(call: Callable[[], object], device: torch.device, queued: bool = False) -> float:
+    """By the events of a GPU, by the clock on a CPU.
+
+    queued: on a GPU, behind another such call, during which the host launches the one that is timed. Otherwise what the
+        host does until its last launch counts as well.
+    """
     if device.type != "cuda":
         started = time.perf_counter()
         call()
         return time.perf_counter() - started
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    if queued:
+        call()
     begin.record()
     call()
     end.record()
@@ -29,12 +35,13 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turns(names: Iterable[str], seconds: Callable[[str], float], rounds: int, against: dict[str, str],
-             warm_up: float = 0.0) -> dict[str, dict[str, float]]:
+             warm_up: float = 0.0, after_round: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
     """Each variant's time and its ratio to another one, over the rounds.
 
     seconds: takes those of one variant, by its name.
     against: for each variant the one that it is divided by, within a round.
     warm_up: seconds of work that is not counted, in which a card raises its clocks; one round at least.
+    after_round: called after each round that counts.
     -> ms; ratio and noise, the median and half the interquartile range; low and high, of ``median_interval``, which are
     left out where there is none.
     """
@@ -51,6 +58,7 @@ def in_turns(names: Iterable[str], seconds: Callable[[str], float], rounds: int,
         first = i % len(names)
         for name in (*names[first:], *names[:first]):
             times[name].append(seconds(name))
+        after_round()
     return {name: _summary(times[name], times[against[name]]) for name in names}
 
 
@@ -99,10 +107,18 @@ def beside(copies: list[tuple[float, float]], work: list[tuple[float, float]]) -
     return shared / whole if whole else 1.0
 
 
-def clocks() -> str | None:
-    """Clocks, power, temperature and why a card holds back, as its driver tells them; None without one."""
-    if not torch.cuda.is_available() or torch.version.hip is not None:
-        return None
-    asked = subprocess.run(["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"], capture_output=True,
-                           text=True)
-    return asked.stdout.strip() or asked.stderr.strip()
+class Clocks:
+    """What a card's driver tells at the end of each round, while the card is still warm from it; nothing on a CPU.
+
+    noted: clocks, power, temperature and why the card holds back.
+    """
+
+    def __init__(self):
+        self.noted: list[str] = []
+
+    def note(self) -> None:
+        if not torch.cuda.is_available() or torch.version.hip is not None:
+            return
+        asked = subprocess.run(["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"], capture_output=True,
+                               text=True)
+        self.noted.append(asked.stdout.strip() or asked.stderr.strip())

@@ -15,6 +15,7 @@ import card
 
 import timing
 from machine import machine
+from tolerances import WHOLE_RUN
 
 CARD = PACK / "benchmarks" / "card.py"
 
@@ -27,7 +28,13 @@ def test_every_stage_leaves_its_figures(tmp_path):
     record = json.loads((tmp_path / "card_dry_run.json").read_text())
     assert re.fullmatch("([0-9a-f]{40}(-dirty)?)?", record["measured_on"].pop("commit"))
     here = machine()
-    assert record["measured_on"] == {part: here[part] for part in ("machine", "torch", "comfyui")}
+    assert record["measured_on"] == {part: here[part] for part in ("machine", "torch", "comfyui", "beside")}
+    assert "triton" in here["beside"] and "comfy-kitchen" in here["beside"]
+    assert set(record["agreement"]) == set(card.AGREEMENTS)
+    for distances in record["agreement"].values():
+        assert distances["plain"] > 0.005 and distances["concatenate"] == 0
+        assert max(distances[name] for name in ("auto", "merge", "merge, offloaded", "merge, streaming")) < WHOLE_RUN
+        assert 0 < distances["merge, fp8"] < 0.05 * distances["plain"]
     record = record["stages"]
     assert set(record) == set(filter(card.installed, found))
     for stage, result in record.items():
@@ -83,7 +90,7 @@ def test_the_time_of_a_block_is_that_of_the_documentation(name, size, tokens):
 
 
 ROW = {"ratio": 1.0, "low": 1.0, "high": 1.0}
-HERE = {"commit": "c0ffee", "machine": "a card", "torch": "2.11.0", "comfyui": "0.30.0"}
+HERE = {"commit": "c0ffee", "machine": "a card", "torch": "2.11.0", "comfyui": "0.30.0", "beside": "triton 3.6"}
 
 
 @pytest.fixture
@@ -103,7 +110,7 @@ def called(tmp_path, monkeypatch):
         return list(asked)
 
     monkeypatch.setattr(card, "timed", timed)
-    monkeypatch.setattr(card, "check", lambda arguments: None)
+    monkeypatch.setattr(card, "check", lambda arguments, dry: {})
     return call
 
 

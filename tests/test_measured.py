@@ -42,6 +42,15 @@ def test_each_way_takes_its_own_time(monkeypatch):
     assert extra_ms(None, False, computing(0.05, calls), CPU, torch.float32, 64, TOKENS) > 50
 
 
+def test_random_numbers_stay_the_samplers():
+    """A sampler that draws from PyTorch's generator finds it as the seed of the run left it."""
+    device = CUDA if torch.cuda.is_available() else CPU
+    asked = torch.cuda.get_rng_state if device == CUDA else torch.get_rng_state
+    before = asked()
+    extra_ms(StateSource("drawn apart", device.type, naive_state), False, never, device, torch.float32, 64, (7, 5))
+    assert torch.equal(asked(), before)
+
+
 def test_the_kernel_is_timed_by_itself(monkeypatch):
     """It runs on the part, through Triton's interpreter where there is no GPU."""
     pytest.importorskip("triton")

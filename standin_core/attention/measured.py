@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,8 +48,10 @@ def extra_ms(source: StateSource | None, kernel: bool, compute: Callable, device
     tokens: how many the video has, and how many all identities have together.
     """
     heads, queries, keys = part_of(*tokens)
-    q, k, v = (torch.randn(1, queries, heads * head_dim, device=device, dtype=dtype) for _ in range(3))
-    identity_k, identity_v = (torch.randn(1, keys, heads * head_dim, device=device, dtype=dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # a sampler may draw from PyTorch's, which the seed of the run set
+    q, k, v, identity_k, identity_v = (
+        torch.randn(1, count, heads * head_dim, device=device, dtype=dtype, generator=own)
+        for count in (queries, queries, queries, keys, keys))
     if source is None:
         def call():
             for video, identity in ((k, identity_k), (v, identity_v)):
@@ -58,7 +61,8 @@ def extra_ms(source: StateSource | None, kernel: bool, compute: Callable, device
         extend = extend_by_kernel if kernel else extend_by_state(source.state)
         split_q, output = (x.unflatten(-1, (heads, head_dim)).transpose(1, 2) for x in (q, v))
         split_k, split_v = (x[0].unflatten(-1, (heads, head_dim)) for x in (identity_k, identity_v))
-        log_sum_exp = torch.zeros(1, heads, queries, device=device)
+        # as that of about so many keys; far below the identity's, the kernel would walk its slower, safe way
+        log_sum_exp = torch.full((1, heads, queries), math.log(queries), device=device)
         bias = torch.zeros(1, 1, device=device)
 
         def call():
