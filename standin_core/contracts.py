@@ -20,6 +20,11 @@ class UserError(ValueError):
     __module__ = "builtins"  # ComfyUI shows the module before the sentence, and the module of a pack is a path
 
 
+def counted(count: int, what: str) -> str:
+    """"1 step", "2 steps"; what: in the singular, of a word whose plural ends in s."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class CroppedFace:
     """What is known of a face in a crop.

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .contracts import counted
+
 LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 
 
@@ -77,14 +79,14 @@ class ReportSink:
 
 def as_text(report: RunReport) -> str:
     """One fact a line."""
+    steps = f"{counted(report.steps, 'step')}, {report.ms_per_step:.0f} ms each"
     if report.identity_calls == 0:
         when = "; ".join(identity.when for identity in report.identities)
-        return (f"{report.model}: identity not applied ({when}); {report.steps} steps, {report.ms_per_step:.0f} ms "
-                "each")
+        return f"{report.model}: identity not applied ({when}); {steps}"
     assert report.video_grid is not None  # a model call has read the identity
     return "\n".join([  # the first lines are what a node has room for
-        f"{report.model}: identity read in {report.identity_calls} of {report.model_calls} model calls",
-        f"{report.steps} steps, {report.ms_per_step:.0f} ms each",
+        f"{report.model}: identity read in {report.identity_calls} of {counted(report.model_calls, 'model call')}",
+        steps,
         *(line for identity in report.identities for line in identity.lines(report.video_grid)),
         *report.lines(),
     ])

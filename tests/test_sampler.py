@@ -1,4 +1,5 @@
 """StandInSampler's sampling: the authors' schedule, ComfyUI's samplers, two experts, masks, progress and refusals."""
+import dataclasses
 import itertools
 
 import comfy.sample
@@ -250,6 +251,8 @@ def test_report(model):
     assert "32 identity tokens beside 72 video tokens" in text
     assert "built once" in text and f"{STEPS} steps" in text
     assert '"tokens": 32' in as_json([report])
+    once = as_text(dataclasses.replace(report, steps=1, model_calls=1, reads=1))
+    assert "\n1 step, " in once and "of 1 model call\n" in once and once.endswith("read once")
 
 
 def test_report_of_a_run_without_identity(model):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..checks import check_choice, check_number, checked_pictures
-from ..contracts import UserError
+from ..contracts import UserError, counted
 from ..face import to_uint8
 from .embedders import (
     FACE_EMBEDDERS,
@@ -91,12 +91,12 @@ class Comparison:
         """One fact a line."""
         frames, summary = len(self.similarity), summarize(self.similarity)
         seen = round(summary.coverage * frames)
-        lines = [f"{frames} frames, compared by {self.embedder}"]
+        lines = [f"{counted(frames, 'frame')}, compared by {self.embedder}"]
         if not seen:
             return "\n".join([*lines, "no face in any frame"])
         copied = summarize(self.copied)
         lines += [
-            f"seen in {seen} of {frames} frames ({100 * summary.coverage:.0f} %)",
+            f"seen in {seen} of {counted(frames, 'frame')} ({100 * summary.coverage:.0f} %)",
             f"similarity: mean {summary.mean:.3f}, 5th percentile {summary.p05:.3f}, lowest {summary.minimum:.3f} in "
             f"frame {int(np.nanargmin(self.similarity)) + 1}, drift {summary.drift:+.3f} from first to last frame",
             f"copied pixels: mean {copied.mean:.3f}, most {np.nanmax(self.copied):.3f} in frame "

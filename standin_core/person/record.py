@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..checks import shown
-from ..contracts import FaceCrop, UserError
+from ..contracts import FaceCrop, UserError, counted
 from ..reference import answer_of
 
 SAME_VAE = 0.1  # share of the answer's norm; measured on a tiny VAE: in bf16 0.005 from fp32, random weights 1.0
@@ -75,7 +75,7 @@ class Person:
     def as_text(self) -> str:
         """One fact a line."""
         count, height, width = self.photos.shape[:3]
-        lines = [f"{self.name}: {count} photo(s) of {width}x{height}"]
+        lines = [f"{self.name}: {counted(count, 'photo')} of {width}x{height}"]
         stand_in, concat_id = self.latents.get(Use.STAND_IN), self.latents.get(Use.CONCAT_ID)
         lines.append("Stand-In: " + ("needs the VAE" if stand_in is None else "latents kept, needs no VAE"))
         lines.append("Concat-ID: needs the VAE" + ("" if concat_id is None else

@@ -72,11 +72,15 @@ class StandInReport(RunReport):
         return [
             f"attention: {self.attention}",
             *(f"  passed over {refusal}" for refusal in self.refusals),
-            f"identity K/V: {self.cache}, {self.cache_bytes / 2**20:.1f} MiB, {self._built()}, read {self.reads} times",
+            f"identity K/V: {self.cache}, {self.cache_bytes / 2**20:.1f} MiB, {self._built()}, "
+            f"read {_times(self.reads)}",
         ]
 
     def _built(self) -> str:
         if self.cache == "streaming":
             return "computed anew in every call"
-        times = "once" if self.builds == 1 else f"{self.builds} times"
-        return f"built {times} in {self.build_ms:.0f} ms"
+        return f"built {_times(self.builds)} in {self.build_ms:.0f} ms"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
