@@ -12,7 +12,7 @@ from standin_core.contracts import UserError
 from standin_core.files import read_lines, sha256_of, write_lines
 
 from .people import Person
-from .workflow import filled, pictures_needed, videos_named
+from .workflow import filled, photos_measured, pictures_needed, videos_named
 
 MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".gguf")
 
@@ -40,6 +40,11 @@ class Job:
 
     def contents(self) -> dict[str, bytes]:
         return {name: path.read_bytes() for name, path in self.files.items()}
+
+    def of_photos(self) -> tuple[dict, dict[str, bytes]]:
+        """A prompt that measures the person's photos as if they were the video, and the contents that it needs."""
+        graph = photos_measured(self.graph)
+        return graph, {name: path.read_bytes() for name, path in _named(self.files, graph).items()}
 
 
 def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int], comfyui_base: Path,
@@ -70,9 +75,7 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
         files = {**photos, **{video_names[name]: path for name, path in videos.items()}}
         for words, seed in itertools.product(prompts, seeds):
             prompt = filled(graph, names, video_names, words, seed)
-            named = json.dumps(prompt)
-            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt,
-                            {name: path for name, path in files.items() if name in named}))
+            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt, _named(files, prompt)))
     return list({job.id: job for job in jobs}.values())
 
 
@@ -98,6 +101,12 @@ def _named_models(graph: dict) -> Iterator[str]:
         for value in node["inputs"].values():
             if isinstance(value, str) and value.endswith(MODELS):
                 yield value
+
+
+def _named(files: dict[str, Path], graph: dict) -> dict[str, Path]:
+    """Those of the files that the graph names."""
+    named = json.dumps(graph)
+    return {name: path for name, path in files.items() if name in named}
 
 
 def _uploaded(file: Path) -> str:

@@ -38,6 +38,11 @@ def write_people(folder: Path, *bad: str) -> None:
         (folder / f"{name}.png").write_text("no picture")
 
 
+def write_bundled_workflow(file: Path) -> None:
+    """The first bundled workflow, as it is but for the tiny models and the size."""
+    file.write_text(json.dumps(on_tiny_models(WORKFLOW, "photo.png", SIDE, SIDE, LENGTH, STEPS)))
+
+
 def write_workflow(file: Path, **sampler) -> None:
     """The first bundled workflow on tiny models, with a report by CLIP vision, since no face network is here, and with
     the frames as pictures too: the same frames need not make the same video (PyAV's H.264, measured).

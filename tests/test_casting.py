@@ -10,10 +10,10 @@ from casting.jobs import plan
 from casting.people import read_people, read_prompts
 from casting.ranking import ranked, write_ranking
 from casting.records import Records
-from casting.server import Render
-from casting.workflow import RECORD, REPORT, filled, of_class, read_workflow
+from casting.server import Render, RenderLost
+from casting.workflow import RECORD, REPORT, filled, of_class, photos_measured, read_workflow, unmeasured
 from standin_core.contracts import UserError
-from support.comfyui_server import node_id
+from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 
 API = PACK / "workflows" / "api"
@@ -77,6 +77,14 @@ def test_every_bundled_workflow_is_filled(workflow):
     frames = frames if "images" in frames else graph[frames["video"][0]]["inputs"]
     assert made[report]["inputs"]["images"] == frames["images"]
     assert "words of mine" not in json.dumps(graph)
+    costly = ("StandInSampler", "KSampler", "VAEDecode", "UNETLoader", "CheckpointLoaderSimple")
+    kept = unmeasured(made)
+    assert not of_class(kept, "IdentityReport") and [*kept] == [key for key in graph if key in kept]
+    assert {each for each in costly if of_class(kept, each)} == {each for each in costly if of_class(graph, each)}
+    assert save in kept
+    check = photos_measured(made)
+    assert check[report]["inputs"]["images"] == check[report]["inputs"]["reference_image"] and RECORD in check
+    assert not of_class(check, *costly) and of_class(check, "LoadImage")
 
 
 def test_further_photos_are_for_the_copy_paste_measure():
@@ -142,19 +150,19 @@ def test_the_record_comes_last(people, base, tmp_path, monkeypatch):
     assert (record["person"], record["prompt"], record["seed"]) == ("anna", "a man nods", 0)
 
 
-def test_a_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp_path):
+def test_a_lost_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp_path):
     records, some, said = Records(tmp_path), jobs(people, base), []
     batch = Batch(some, records, said.append)
     bad = some[2].id
     while job := batch.take():
         if job.id == bad:
-            batch.failed(job, "LoadImage: cannot identify image file")
+            batch.failed(job, RenderLost("ComfyUI ended in this render"))
         else:
             batch.rendered(job, render())
-    assert not batch.left and sum("cannot identify" in words for words in said) == TRIES
+    assert not batch.left and sum("ComfyUI ended" in words for words in said) == TRIES
     assert re.search(r"^1/8 anna, seed 0: a man nods: likeness 0.500, copied pixels 0.250, 2 s; .* left$", said[0])
     (failed,) = [record for record in records.of(some) if "error" in record]
-    assert failed["error"] == "LoadImage: cannot identify image file" and failed["tries"] == TRIES
+    assert failed["error"] == "ComfyUI ended in this render" and failed["tries"] == TRIES
     ranking = json.loads((tmp_path / "ranking.json").read_text())
     assert [each["id"] for each in ranking["failed"]] == [bad]
     again = Batch(some, records, said.append)
@@ -163,6 +171,33 @@ def test_a_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp
     ranking = json.loads((tmp_path / "ranking.json").read_text())
     assert not ranking["failed"] and ranking["people"]["anna"][0]["id"] == bad
     assert sum(map(len, ranking["people"].values())) == 8
+
+
+def test_what_a_node_refuses_is_not_rendered_again(people, base, tmp_path):
+    records, some = Records(tmp_path), jobs(people, base)
+    batch = Batch(some, records, lambda words: None)
+    job = batch.take()
+    batch.failed(job, PromptFailed("ApplyIdentityBranch: the adapter is for a model of 14B", "9"))
+    assert batch.left == 7 and job not in iter(batch.take, None)
+    (failed,) = records.of(some)
+    assert failed["error"].startswith("ApplyIdentityBranch: ") and failed["tries"] == 1
+
+
+def test_photos_are_checked_before_any_render(people, base, tmp_path):
+    """A person's jobs fail where their photos are refused; where everybody's are, there is no batch."""
+    records, some, said = Records(tmp_path), jobs(people, base), []
+    (ben,) = [person.photos[0] for person in read_people(people) if person.name == "ben"]
+
+    def refusal(graph, contents):
+        return "IdentityReport: no face" if [*contents.values()] == [ben.read_bytes()] else None
+
+    batch = Batch(some, records, said.append)
+    batch.check(refusal)
+    assert batch.left == 4 and {job.person for job in iter(batch.take, None)} == {"anna"}
+    assert {(record["person"], record["error"]) for record in records.of(some)} == {("ben", "IdentityReport: no face")}
+    assert len(said) == 4
+    with pytest.raises(UserError, match=r"nothing was rendered\. IdentityReport: no face$"):
+        Batch([job for job in some if job.person == "ben"], records, said.append).check(refusal)
 
 
 def test_the_ranking(tmp_path):
