@@ -1,4 +1,5 @@
 """What a batch is made of, without a server: people, prompts, workflows, ids, records and the ranking."""
+import hashlib
 import json
 import re
 
@@ -6,7 +7,7 @@ import PIL.Image
 import pytest
 
 from casting.batch import TRIES, Batch
-from casting.jobs import plan
+from casting.jobs import model_hashes, models_named, plan
 from casting.people import read_people, read_prompts
 from casting.ranking import ranked, write_ranking
 from casting.records import Records
@@ -46,8 +47,12 @@ def base(tmp_path):
 
 
 def jobs(people, base, workflow=WORKFLOW, words=("a man nods", "a man sits"), seeds=2):
-    return plan(read_workflow(workflow), read_people(people), list(words), list(range(seeds)), base,
-                base.parent / "models.jsonl")
+    graph = read_workflow(workflow)
+    return plan(graph, read_people(people), list(words), list(range(seeds)), base / "input", hashes(graph, base))
+
+
+def hashes(graph, base):
+    return model_hashes(models_named(graph), sorted((base / "models").iterdir()), base.parent / "models.jsonl")
 
 
 def test_people_and_prompts(people, tmp_path):
@@ -116,9 +121,36 @@ def test_an_id_is_of_all_that_a_render_depends_on(people, base):
     graph = read_workflow(WORKFLOW)
     weaker = json.loads(json.dumps(graph))
     weaker[node_id(graph, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.5
-    first, second = (plan(each, read_people(people), ["a"], [0], base, base.parent / "models.jsonl")
+    first, second = (plan(each, read_people(people), ["a"], [0], base / "input", hashes(each, base))
                      for each in (graph, weaker))
     assert not {job.id for job in first} & {job.id for job in second}
+
+
+def test_every_file_of_a_name_counts(tmp_path):
+    """Which one a node takes, it alone knows. A bracket in a name is a letter, and a folder in it is a folder."""
+    files = [tmp_path / folder / name for folder, name in (
+        ("stand_in", "anna.safetensors"), ("loras", "anna.safetensors"), ("stand_in", "[v2] a*.ckpt"),
+        ("stand_in", "wan/ben.bin"))]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(str(file).encode())
+    graph = {str(index): {"class_type": "LoadStandIn", "inputs": {"adapter": name, "model": ["1", 0]}}
+             for index, name in enumerate(("anna.safetensors", "[v2] a*.ckpt", "wan/ben.bin", "zoe.pt", "no model"))}
+    names = models_named(graph)
+    assert names == ["[v2] a*.ckpt", "anna.safetensors", "wan/ben.bin", "zoe.pt"]
+
+    def found():
+        return model_hashes(names, [tmp_path / "loras", tmp_path / "stand_in"], tmp_path / "models.jsonl")
+
+    before = found()
+    assert before.keys() == {*names[:3]}
+    assert before["wan/ben.bin"] == hashlib.sha256(str(files[3]).encode()).hexdigest()
+    for file in files:
+        file.write_bytes(b"other weights of " + file.name.encode() + file.parent.name.encode())
+        after = found()
+        name = "wan/ben.bin" if file.name == "ben.bin" else file.name
+        assert {each for each in names[:3] if after[each] != before[each]} == {name}
+        before = after
 
 
 def test_a_video_is_part_of_the_id(people, base):

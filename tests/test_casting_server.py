@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import av
 import numpy as np
@@ -18,10 +19,12 @@ import pytest
 import casts
 import faces
 import pack
+from casting.jobs import models_named
 from casting.local import run_here
 from casting.server import RenderLost, Worker
 from standin_core.contracts import UserError
 from standin_core.face import SFACE, YUNET
+from standin_core.files import read_lines
 from support.comfyui_server import node_id
 from support.environment import PACK
 
@@ -68,13 +71,13 @@ def test_seeds_and_people_make_other_videos(done):
     assert all(not np.array_equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
 
 
-def command(cast, *arguments):
+def command(cast, *arguments, **environment):
     (cast.folder / "prompts.txt").write_text("a woman smiles\n")
     return subprocess.run(
         [sys.executable, str(PACK / "scripts" / "batch.py"), str(cast.folder / "people"),
          str(cast.folder / "prompts.txt"), "--seeds", "2", "--workflow", str(cast.folder / "workflow.json"), "--out",
          str(cast.records.folder), *arguments, *casts.comfyui_arguments(cast.base)],
-        env={**os.environ, "COMFYUI_PATH": str(pack.COMFYUI)}, capture_output=True, text=True)
+        env={**os.environ, "COMFYUI_PATH": str(pack.COMFYUI), **environment}, capture_output=True, text=True)
 
 
 def test_the_command_says_what_is_missing(done):
@@ -84,6 +87,34 @@ def test_the_command_says_what_is_missing(done):
     with done.records.locked():
         answer = command(done, "--dry-run")
     assert answer.returncode == 1 and "stopped: another batch works in" in answer.stdout
+
+
+def test_models_of_extra_folders_are_part_of_the_id(base, tmp_path):
+    """Those that are nowhere are said."""
+    cast = casts.Cast(tmp_path / "cast", base)
+    graph = json.loads((cast.folder / "workflow.json").read_text())
+    graph[node_id(graph, "LoadStandIn")]["inputs"]["adapter"] = "mine.safetensors"
+    graph[node_id(graph, "VAELoader")]["inputs"]["vae_name"] = "nowhere.safetensors"
+    (cast.folder / "workflow.json").write_text(json.dumps(graph))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.safetensors").write_bytes(b"weights")
+    (tmp_path / "paths.yaml").write_text("mine:\n  stand_in: elsewhere\n")
+    answer = command(cast, "--dry-run", "--extra-model-paths-config", str(tmp_path / "paths.yaml"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "not found here, so not in the id: nowhere.safetensors\n" in answer.stdout
+    known = [Path(line["path"]) for line in read_lines(cast.records.folder / "models.jsonl")]
+    assert tmp_path / "elsewhere" / "mine.safetensors" in known and len(known) == len(models_named(graph)) - 1
+
+
+def test_ray_is_missed_before_any_work(base, tmp_path):
+    """A folder in which it cannot be imported stands before the installed packages."""
+    cast = casts.Cast(tmp_path / "cast", base)
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\")")
+    answer = command(cast, "--ray", "auto", PYTHONPATH=str(tmp_path))
+    assert answer.returncode == 1 and not list(cast.records.folder.iterdir())
+    assert answer.stdout == ("stopped: --ray needs Ray (No module named 'ray'): pip install 'ray>=2.60', or leave out "
+                             "--ray.\n")
+    assert not answer.stderr
 
 
 @pytest.fixture
