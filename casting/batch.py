@@ -5,12 +5,15 @@ import collections
 import time
 from collections.abc import Callable
 
+from standin_core.contracts import UserError
+from support.comfyui_server import PromptFailed
+
 from .jobs import Job
 from .ranking import write_ranking
 from .records import Records
-from .server import Render
+from .server import Render, RenderLost
 
-TRIES = 3  # of a job, before it is kept as failed
+TRIES = 3  # of a job whose renders are lost, before it is kept as failed
 
 
 class Batch:
@@ -29,40 +32,71 @@ class Batch:
         """The next job, or None where all are taken or done."""
         return self._todo.popleft() if self._todo else None
 
+    def check(self, refusal: Callable[[dict, dict[str, bytes]], str | None]) -> None:
+        """Measure each person's photos, and fail the jobs of those whose reports would fail, before any is rendered.
+
+        refusal: takes a prompt and its files; returns ComfyUI's words of why it cannot run, or None.
+
+        Raises UserError where no photo can be measured.
+        """
+        of_person = {job.person: job for job in self._todo}
+        refusals = {person: words for person, job in of_person.items() if (words := refusal(*job.of_photos()))}
+        if refusals and refusals.keys() == of_person.keys():
+            why = " ".join(dict.fromkeys(refusals.values()))
+            raise UserError(f"no photo can be measured, so nothing was rendered. {why}")
+        refused = [job for job in self._todo if job.person in refusals]
+        self._todo = collections.deque(job for job in self._todo if job.person not in refusals)
+        for job in refused:
+            self._fail(job, refusals[job.person])
+
     def rendered(self, job: Job, render: Render) -> None:
         self._tries[job.id] += 1
         self._keep(self._records.keep(job, render, self._tries[job.id]))
-        summary = render.report["summary"]
-        likeness, copied = summary["similarity"]["mean"], summary["copied_pixels"]["mean"]
-        found = "no face found" if likeness is None else f"likeness {likeness:.3f}, copied pixels {copied:.3f}"
-        self._say(f"{self._all - self.left}/{self._all} {job.title}: {found}, {render.seconds:.0f} s{self._time_left}")
+        self._say(f"{self._all - self.left}/{self._all} {job.title}: {_found(render)}, {render.seconds:.0f} s"
+                  f"{self._time_left}")
 
-    def failed(self, job: Job, words: str) -> None:
-        """Put the job back, or keep it as failed after the last try.
-
-        words: ComfyUI's.
-        """
+    def failed(self, job: Job, failure: PromptFailed) -> None:
+        """Put the job back, or keep it as failed after the last try, and where another would end the same way."""
         self._tries[job.id] += 1
         tries = self._tries[job.id]
-        if tries < TRIES:
+        if isinstance(failure, RenderLost) and tries < TRIES:
             self._todo.append(job)
-            self._say(f"try {tries} of {TRIES} failed, {job.title}: {words}")
+            self._say(f"try {tries} of {TRIES} failed, {job.title}: {failure}")
         else:
-            self._keep(self._records.keep_failure(job, words, tries))
-            self._say(f"{self._all - self.left}/{self._all} {job.title}: failed, {words}{self._time_left}")
+            self._fail(job, str(failure))
 
     def say(self, words: str) -> None:
         self._say(words)
 
+    def _fail(self, job: Job, words: str) -> None:
+        self._keep(self._records.keep_failure(job, words, self._tries[job.id]))
+        self._say(f"{self._all - self.left}/{self._all} {job.title}: failed, {words}{self._time_left}")
+
     def _keep(self, record: dict) -> None:
         self._kept.append(record)
         self.left -= 1
-        write_ranking(self._records.folder, self._kept)
+        write_ranking(self._records.folder, [_to_rank(record) for record in self._kept])
 
     @property
     def _time_left(self) -> str:
         per_job = (time.monotonic() - self._started) / (self._all - self.left)
         return f"; {in_words(per_job * self.left)} left" if self.left else ""
+
+
+def _to_rank(record: dict) -> dict:
+    """A render without figures has no place in the order, so it is listed with what failed."""
+    if "not_measured" not in record:
+        return record
+    return {**record, "error": f"{', '.join(record['files'])}: not measured, {record['not_measured']}"}
+
+
+def _found(render: Render) -> str:
+    """What the report of a render says, in short."""
+    if render.report is None:
+        return f"not measured, {render.not_measured}"
+    summary = render.report["summary"]
+    likeness, copied = summary["similarity"]["mean"], summary["copied_pixels"]["mean"]
+    return "no face found" if likeness is None else f"likeness {likeness:.3f}, copied pixels {copied:.3f}"
 
 
 def in_words(seconds: float) -> str:

@@ -16,7 +16,7 @@ from support.comfyui_server import PromptFailed
 
 from .batch import Batch
 from .jobs import Job
-from .server import Render, ServerSettings, Worker
+from .server import Render, RenderLost, ServerSettings, Worker
 
 POLL_SECONDS = 2  # after which the driver looks for new nodes
 CLOSE_SECONDS = 30
@@ -35,12 +35,15 @@ class RenderActor:
         """Who it is; the answer comes when its server is up."""
         return self.worker.name
 
-    def render(self, graph: dict, files: dict[str, bytes]) -> Render | str:
-        """The render, or ComfyUI's words of what failed."""
+    def render(self, graph: dict, files: dict[str, bytes]) -> Render | PromptFailed:
+        """The render, or what failed."""
         try:
             return self.worker.render(graph, files)
         except PromptFailed as failure:
-            return str(failure)
+            return failure
+
+    def refusal(self, graph: dict, files: dict[str, bytes]) -> str | None:
+        return self.worker.refusal(graph, files)
 
     def close(self) -> None:
         self.worker.close()
@@ -49,7 +52,7 @@ class RenderActor:
 def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None:
     """address: of the cluster, or "auto".
 
-    Raises UserError where there is no cluster or no GPU, and where no ComfyUI comes up on it.
+    Raises UserError where there is no cluster or no GPU, where no ComfyUI comes up on it, and as ``Batch.check`` does.
     """
     try:
         ray.init(address=address, log_to_driver=False)
@@ -67,6 +70,7 @@ class _Driver:
     waiting: what Ray was asked -> the actor that was asked, and its job; None for an actor that starts.
     idle: actors that wait for a job.
     failed_starts: in a row.
+    checked: whether a worker has measured the photos; the others have the same files.
     """
 
     def __init__(self, batch: Batch, settings: ServerSettings):
@@ -76,6 +80,7 @@ class _Driver:
         self.idle: list = []
         self.waiting: dict = {}
         self.failed_starts = 0
+        self.checked = False
 
     def run(self) -> None:
         if not _gpus():
@@ -112,6 +117,9 @@ class _Driver:
     def _settle(self, answer, actor, job: Job | None) -> None:
         try:
             found = ray.get(answer)
+            if not self.checked:
+                self.batch.check(lambda *prompt: ray.get(actor.refusal.remote(*prompt)))
+                self.checked = True
         except ray.exceptions.RayError as error:  # it has ended, or its ComfyUI did not come up
             self._lost(actor, job, error)
             return
@@ -128,7 +136,7 @@ class _Driver:
         self.actors.remove(actor)
         ray.kill(actor)
         if job is not None:
-            self.batch.failed(job, f"its worker was lost ({type(error).__name__})")
+            self.batch.failed(job, RenderLost(f"its worker was lost ({type(error).__name__})"))
             return
         self.failed_starts += 1
         self.batch.say(f"a worker did not start: {error}")

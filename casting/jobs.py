@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from standin_core.contracts import UserError
 from standin_core.files import read_lines, sha256_of, write_lines
 
 from .people import Person
-from .workflow import filled, pictures_needed, videos_named
+from .workflow import filled, photos_measured, pictures_needed, videos_named
 
-MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".gguf")
+MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,18 +40,22 @@ class Job:
     def contents(self) -> dict[str, bytes]:
         return {name: path.read_bytes() for name, path in self.files.items()}
 
+    def of_photos(self) -> tuple[dict, dict[str, bytes]]:
+        """A prompt that measures the person's photos as if they were the video, and the contents that it needs."""
+        graph = photos_measured(self.graph)
+        return graph, {name: path.read_bytes() for name, path in _named(self.files, graph).items()}
 
-def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int], comfyui_base: Path,
-         known: Path) -> list[Job]:
+
+def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int], inputs: Path,
+         hashes: dict[str, str]) -> list[Job]:
     """All jobs, in an order in which a server keeps what it has loaded from one to the next.
 
-    comfyui_base: the folder in which ComfyUI's folders *models* and *input* lie.
-    known: a file that keeps the hashes of models, which take seconds each.
+    inputs: the folder in which the videos of the workflow lie.
+    hashes: of the models, by their names in the graph.
 
     Raises UserError for a person with fewer photos than the workflow loads, and for a video that is not there.
     """
-    hashes = model_hashes(graph, comfyui_base / "models", known)
-    videos = {name: comfyui_base / "input" / name for name in videos_named(graph)}
+    videos = {name: inputs / name for name in videos_named(graph)}
     for name, path in videos.items():
         if not path.is_file():
             raise UserError(f"the workflow loads the video {name}, which is not in {path.parent}: put it there.")
@@ -70,34 +73,43 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
         files = {**photos, **{video_names[name]: path for name, path in videos.items()}}
         for words, seed in itertools.product(prompts, seeds):
             prompt = filled(graph, names, video_names, words, seed)
-            named = json.dumps(prompt)
-            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt,
-                            {name: path for name, path in files.items() if name in named}))
+            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt, _named(files, prompt)))
     return list({job.id: job for job in jobs}.values())
 
 
-def model_hashes(graph: dict, models: Path, known: Path) -> dict[str, str]:
-    """File name in the graph -> SHA-256, for each file of weights that lies in a folder of models on this machine.
+def model_hashes(names: list[str], folders: list[Path], known: Path) -> dict[str, str]:
+    """File name in the graph -> SHA-256, for each file of weights that lies on this machine.
 
-    known: JSON lines with the hashes of earlier calls, by path, size and time of change.
+    Where several folders have a file of this name, the node alone knows which it takes: the SHA-256 of each, joined.
+
+    names: of files, as ``models_named`` gives them.
+    folders: of models.
+    known: JSON lines with the hashes of earlier calls, which take seconds each, by path, size and time of change.
     """
     kept = {(line["path"], line["size"], line["changed"]): line["sha256"] for line in read_lines(known)}
     found: dict[str, str] = {}
-    for name in sorted(set(_named_models(graph))):
-        for path in sorted(models.glob(f"*/{name}"))[:1]:
-            key = (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            kept[key] = kept.get(key) or sha256_of(path)
-            found[name] = kept[key]
+    for name in names:
+        keys = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in (folder / name for folder in folders) if path.is_file()]
+        for key in keys:
+            kept[key] = kept.get(key) or sha256_of(Path(key[0]))
+        if keys:
+            found[name] = "+".join(sorted({kept[key] for key in keys}))
     write_lines(known, ({"path": path, "size": size, "changed": changed, "sha256": sha256}
                         for (path, size, changed), sha256 in kept.items()))
     return found
 
 
-def _named_models(graph: dict) -> Iterator[str]:
-    for node in graph.values():
-        for value in node["inputs"].values():
-            if isinstance(value, str) and value.endswith(MODELS):
-                yield value
+def models_named(graph: dict) -> list[str]:
+    """The files of weights that the workflow loads, by their names in ComfyUI's model folders."""
+    return sorted({value for node in graph.values() for value in node["inputs"].values()
+                   if isinstance(value, str) and value.endswith(MODELS)})
+
+
+def _named(files: dict[str, Path], graph: dict) -> dict[str, Path]:
+    """Those of the files that the graph names."""
+    named = json.dumps(graph)
+    return {name: path for name, path in files.items() if name in named}
 
 
 def _uploaded(file: Path) -> str:

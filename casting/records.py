@@ -47,13 +47,14 @@ class Records:
 
     def keep(self, job: Job, render: Render, tries: int) -> dict:
         """Write a render; returns its record."""
+        measured = {"not_measured": render.not_measured} if render.report is None else {"report": render.report}
         names = []
         for index, (suffix, content) in enumerate(render.files):
             names.append(f"{job.id}{f'_{index + 1}' if index else ''}{suffix}")
             with replacing(self.folder / names[-1]) as part:
                 part.write_bytes(content)
-        return self._write(job, {"files": names, "report": render.report, "seconds": round(render.seconds, 2),
-                          "worker": render.worker, "tries": tries})
+        return self._write(job, {"files": names, **measured, "seconds": round(render.seconds, 2),
+                                 "worker": render.worker, "tries": tries})
 
     def keep_failure(self, job: Job, words: str, tries: int) -> dict:
         """Write why there is no render, in ComfyUI's words; returns the record."""

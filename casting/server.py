@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -20,11 +21,15 @@ import aiohttp
 
 from support.comfyui_server import PromptFailed, Server, started_server
 
-from .workflow import RECORD, SAVES
+from .workflow import RECORD, SAVES, unmeasured
 
 GRACE_SECONDS = 20  # in which an interrupted server must be idle again
 DEATH_SECONDS = 2  # from a broken connection to the end of the process
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class RenderLost(PromptFailed):
+    """The server ended or did not answer in time: another try may end well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +51,17 @@ class Render:
     """What came of a job.
 
     files: (how the name ends, content) of each picture or video, in order.
-    report: what Identity Report measured, as its JSON has it.
+    report: what Identity Report measured, as its JSON has it; None where it failed.
     seconds: how long it took, the upload included.
     worker: who made it.
+    not_measured: ComfyUI's words of why the report failed; None where it did not.
     """
 
     files: list[tuple[str, bytes]]
-    report: dict
+    report: dict | None
     seconds: float
     worker: str
+    not_measured: str | None = None
 
 
 class Worker:
@@ -67,39 +74,75 @@ class Worker:
         self._start()
 
     def render(self, graph: dict, files: dict[str, bytes]) -> Render:
-        """Render, on a new server where the last one ended meanwhile.
+        """Render, on a new server where the last one ended meanwhile. A render whose report fails is kept without it.
 
         files: name in the graph -> content.
 
-        Raises PromptFailed with ComfyUI's words, and RuntimeError if a new server does not come up.
+        Raises PromptFailed with ComfyUI's words, RenderLost where it has none, and RuntimeError if a new server does
+        not come up.
         """
-        if self.server.process.poll() is not None:
-            self._restart()
-        started = time.monotonic()
-        try:
-            for name, content in files.items():
-                self.server.upload_bytes(name, content)
-            outputs = self.server.run(graph, seconds=self.settings.seconds).outputs
+        with self._told_of_losses():
+            started = time.monotonic()
+            report = not_measured = None
+            try:
+                outputs = self._run(graph, files)
+                report = json.loads(outputs[RECORD]["text"][0])
+            except PromptFailed as failure:
+                if failure.node is None or failure.node in unmeasured(graph):
+                    raise
+                not_measured = str(failure)
+                outputs = self._run(unmeasured(graph), files)  # ComfyUI's cache has what was made before the report
             shown = [(Path(item["filename"]).suffix, self.server.read("/view?" + urlencode(item)))
                      for key, output in outputs.items() if graph[key]["class_type"] in SAVES
                      for item in output["images"]]
-            report = json.loads(outputs[RECORD]["text"][0])
+            return Render(shown, report, time.monotonic() - started, self.name, not_measured)
+
+    def refusal(self, graph: dict, files: dict[str, bytes]) -> str | None:
+        """ComfyUI's words of why it cannot run a prompt, or None if it can, or if that cannot be known now.
+
+        files: as for ``render``.
+
+        Raises RuntimeError if a new server does not come up.
+        """
+        try:
+            with self._told_of_losses():
+                self._run(graph, files)
+        except RenderLost:
+            return None
+        except PromptFailed as failure:
+            return str(failure)
+        return None
+
+    def close(self) -> None:
+        self._running.close()
+
+    def _run(self, graph: dict, files: dict[str, bytes]) -> dict[str, dict]:
+        """Node id -> what the node put into the UI."""
+        for name, content in files.items():
+            self.server.upload_bytes(name, content)
+        return self.server.run(graph, seconds=self.settings.seconds).outputs
+
+    @contextlib.contextmanager
+    def _told_of_losses(self) -> Iterator[None]:
+        """Begin with a server that runs, and raise RenderLost where it ends within the context or is too slow."""
+        if self.server.process.poll() is not None:
+            self._restart()
+        try:
+            yield
         except TimeoutError as error:
             words = f"not done after {self.settings.seconds:g} seconds, the time limit of a render"
             if not self._interrupted():
                 words += "; ComfyUI could not be interrupted, so it was ended and started anew"
                 self._restart()
-            raise PromptFailed(words) from error
+            raise RenderLost(words) from error
         except (PromptFailed, aiohttp.ClientError, OSError) as error:
-            words = str(error)
             if self._has_ended():
                 words = f"ComfyUI ended in this render; its last words:\n{self._log.read_text()[-1000:]}"
                 self._restart()
-            raise PromptFailed(words) from error
-        return Render(shown, report, time.monotonic() - started, self.name)
-
-    def close(self) -> None:
-        self._running.close()
+                raise RenderLost(words) from error
+            if isinstance(error, PromptFailed):
+                raise
+            raise RenderLost(str(error)) from error
 
     def _start(self) -> None:
         """A server that writes nothing but into a folder of its own, which goes with it."""

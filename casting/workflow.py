@@ -67,6 +67,22 @@ def filled(graph: dict, photos: list[str], videos: dict[str, str], words: str, s
     return graph
 
 
+def unmeasured(graph: dict) -> dict:
+    """The part of a filled workflow that makes what is saved, without its report and what is drawn by that."""
+    report = _report(graph)
+    return _needed(graph, *(key for key in of_class(graph, *SAVES) if report not in _needed(graph, key)))
+
+
+def photos_measured(graph: dict) -> dict:
+    """The part of a filled workflow that reports on the photos, as if they were the video: it fails where every report
+    on them would, and renders nothing.
+    """
+    report = _report(graph)
+    inputs = graph[report]["inputs"]
+    inputs = {**inputs, "images": inputs["reference_image"]}
+    return _needed({**graph, report: {**graph[report], "inputs": inputs}}, RECORD)
+
+
 def pictures_needed(graph: dict) -> int:
     return len(of_class(graph, "LoadImage"))
 
@@ -74,6 +90,22 @@ def pictures_needed(graph: dict) -> int:
 def videos_named(graph: dict) -> list[str]:
     """The videos that the workflow loads, by their names in ComfyUI's input folder."""
     return [graph[key]["inputs"]["file"] for key in of_class(graph, "LoadVideo")]
+
+
+def _report(graph: dict) -> str:
+    """The Identity Report of a filled workflow whose figures are kept."""
+    return graph[RECORD]["inputs"]["source"][0]
+
+
+def _needed(graph: dict, *keys: str) -> dict:
+    """The part of a workflow that these nodes need, with them."""
+    found, waiting = set(), list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key not in found:
+            found.add(key)
+            waiting += [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list)]
+    return {key: node for key, node in graph.items() if key in found}
 
 
 def _saved(graph: dict) -> list:

@@ -9,20 +9,24 @@ listed here are given to ComfyUI, like --base-directory.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PACK = Path(__file__).absolute().parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "scripts")]
 from casting.batch import Batch, in_words
-from casting.jobs import Job, plan
+from casting.jobs import Job, model_hashes, models_named, plan
+from casting.local import run_here
 from casting.people import read_people, read_prompts
 from casting.records import Records
 from casting.server import ServerSettings
 from casting.workflow import read_workflow
 from standin_core.contracts import UserError
+from support.environment import add_extra_model_folders, import_comfyui
 
 log = logging.getLogger("stand_in.batch")
 
@@ -52,39 +56,64 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, for_comfyui: list[str]) -> int:
-    comfyui, base = folders(for_comfyui)
+    run_jobs = runner(options.ray)
+    comfyui = import_from_above(for_comfyui)
+    graph = read_workflow(options.workflow)
     records = Records(options.out.absolute())
     people, prompts = read_people(options.people), read_prompts(options.prompts)
     with records.locked():
-        jobs = plan(read_workflow(options.workflow), people, prompts, list(range(options.seeds)), base,
-                    records.folder / "models.jsonl")
+        names = models_named(graph)
+        hashes = model_hashes(names, model_folders(), records.folder / "models.jsonl")
+        if missing := [name for name in names if name not in hashes]:
+            log.info("not found here, so not in the id: %s", ", ".join(missing))
+        jobs = plan(graph, people, prompts, list(range(options.seeds)), input_folder(), hashes)
         log.info("%d renders: %d people x %d prompts x %d seeds", len(jobs), len(people), len(prompts), options.seeds)
         log.info(state(jobs, records))
         batch = Batch(jobs, records, log.info)
         if options.dry_run or not batch.left:
             return 0
-        settings = ServerSettings(comfyui, tuple(for_comfyui), 60 * options.minutes)
-        if options.ray is None:
-            from casting.local import run_here
-
-            run_here(batch, settings)
-        else:
-            from casting.cluster import run_on_cluster
-
-            run_on_cluster(batch, settings, options.ray)
+        run_jobs(batch, ServerSettings(comfyui, tuple(for_comfyui), 60 * options.minutes))
     log.info("the ranking is %s", records.folder / "ranking.html")
     return 0
 
 
-def folders(for_comfyui: list[str]) -> tuple[Path, Path]:
-    """Where main.py lies, and where models and inputs do."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--base-directory", type=Path)
-    above = PACK.parent.parent
-    comfyui = Path(os.environ["COMFYUI_PATH"]) if "COMFYUI_PATH" in os.environ else above
+def runner(address: str | None) -> Callable[[Batch, ServerSettings], None]:
+    """What renders: a ComfyUI of this machine, or a Ray cluster.
+
+    Raises UserError where a cluster is wanted and Ray cannot be imported.
+    """
+    if address is None:
+        return run_here
+    try:
+        from casting.cluster import run_on_cluster
+    except ImportError as error:
+        raise UserError(f"--ray needs Ray ({error}): pip install 'ray>=2.60', or leave out --ray.") from error
+    return functools.partial(run_on_cluster, address=address)
+
+
+def import_from_above(for_comfyui: list[str]) -> Path:
+    """Make the ComfyUI above the pack, or in COMFYUI_PATH, importable, with its arguments; returns its folder."""
+    comfyui = Path(os.environ.setdefault("COMFYUI_PATH", str(PACK.parent.parent)))
     if not (comfyui / "main.py").is_file():
         raise UserError(f"{comfyui} has no main.py: set COMFYUI_PATH to ComfyUI's folder.")
-    return comfyui, parser.parse_known_args(for_comfyui)[0].base_directory or comfyui
+    import_comfyui(*for_comfyui)
+    add_extra_model_folders()
+    return comfyui
+
+
+def model_folders() -> list[Path]:
+    """Those in *models*, also of other packs, and those that the user has configured, each once."""
+    import folder_paths
+
+    own = sorted(Path(folder_paths.models_dir).glob("*/"))
+    configured = [Path(place) for places, _ in folder_paths.folder_names_and_paths.values() for place in places]
+    return list(dict.fromkeys(folder.resolve() for folder in (*own, *configured)))
+
+
+def input_folder() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_input_directory())
 
 
 def state(jobs: list[Job], records: Records) -> str:

@@ -9,7 +9,6 @@ ComfyUI is found above the pack, or in COMFYUI_PATH. What follows the file is gi
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 PACK = Path(__file__).absolute().parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "scripts")]
-from support.environment import import_comfyui
+from support.environment import add_extra_model_folders, import_comfyui
 
 log = logging.getLogger("stand_in.train")
 
@@ -34,7 +33,7 @@ def main() -> int:
     # a plan needs no device, and ComfyUI does not start without one unless told so
     on_cpu = options.dry_run or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     import_comfyui(*for_comfyui, *["--cpu"] * on_cpu)
-    _model_folders()
+    add_extra_model_folders()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
     from standin_core.contracts import UserError
@@ -79,17 +78,6 @@ def _accelerator():
 
     # the others wait while the first makes the data, or draws
     return accelerate.Accelerator(kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=timedelta(days=7))])
-
-
-def _model_folders() -> None:
-    """Add the folders of the user's extra_model_paths.yaml, as ComfyUI's own start does."""
-    import folder_paths
-    from comfy.cli_args import args
-    from utils.extra_config import load_extra_path_config
-
-    file = Path(folder_paths.__file__).parent / "extra_model_paths.yaml"
-    for each in [*([file] if file.is_file() else []), *itertools.chain(*(args.extra_model_paths_config or []))]:
-        load_extra_path_config(str(each))
 
 
 if __name__ == "__main__":

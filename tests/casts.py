@@ -12,7 +12,7 @@ import skimage.data
 
 import pack
 from casting.batch import Batch
-from casting.jobs import plan
+from casting.jobs import model_hashes, models_named, plan
 from casting.people import read_people
 from casting.records import Records
 from casting.server import ServerSettings
@@ -36,6 +36,11 @@ def write_people(folder: Path, *bad: str) -> None:
         PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(path)
     for name in bad:
         (folder / f"{name}.png").write_text("no picture")
+
+
+def write_bundled_workflow(file: Path) -> None:
+    """The first bundled workflow, as it is but for the tiny models and the size."""
+    file.write_text(json.dumps(on_tiny_models(WORKFLOW, "photo.png", SIDE, SIDE, LENGTH, STEPS)))
 
 
 def write_workflow(file: Path, **sampler) -> None:
@@ -81,8 +86,11 @@ class Cast:
         self.said: list[str] = []
 
     def jobs(self, words=("a woman smiles",)):
-        return plan(read_workflow(self.folder / "workflow.json"), read_people(self.folder / "people"), list(words),
-                    list(range(self.seeds)), self.base, self.records.folder / "models.jsonl")
+        graph = read_workflow(self.folder / "workflow.json")
+        hashes = model_hashes(models_named(graph), [*(self.base / "models").glob("*/")],
+                              self.records.folder / "models.jsonl")
+        return plan(graph, read_people(self.folder / "people"), list(words), list(range(self.seeds)),
+                    self.base / "input", hashes)
 
     def batch(self, say=None, **more) -> Batch:
         return Batch(self.jobs(**more), self.records, say or self.said.append)

@@ -1,4 +1,5 @@
 """What a batch is made of, without a server: people, prompts, workflows, ids, records and the ranking."""
+import hashlib
 import json
 import re
 
@@ -6,14 +7,14 @@ import PIL.Image
 import pytest
 
 from casting.batch import TRIES, Batch
-from casting.jobs import plan
+from casting.jobs import model_hashes, models_named, plan
 from casting.people import read_people, read_prompts
 from casting.ranking import ranked, write_ranking
 from casting.records import Records
-from casting.server import Render
-from casting.workflow import RECORD, REPORT, filled, of_class, read_workflow
+from casting.server import Render, RenderLost
+from casting.workflow import RECORD, REPORT, filled, of_class, photos_measured, read_workflow, unmeasured
 from standin_core.contracts import UserError
-from support.comfyui_server import node_id
+from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 
 API = PACK / "workflows" / "api"
@@ -46,8 +47,12 @@ def base(tmp_path):
 
 
 def jobs(people, base, workflow=WORKFLOW, words=("a man nods", "a man sits"), seeds=2):
-    return plan(read_workflow(workflow), read_people(people), list(words), list(range(seeds)), base,
-                base.parent / "models.jsonl")
+    graph = read_workflow(workflow)
+    return plan(graph, read_people(people), list(words), list(range(seeds)), base / "input", hashes(graph, base))
+
+
+def hashes(graph, base):
+    return model_hashes(models_named(graph), sorted((base / "models").iterdir()), base.parent / "models.jsonl")
 
 
 def test_people_and_prompts(people, tmp_path):
@@ -77,6 +82,14 @@ def test_every_bundled_workflow_is_filled(workflow):
     frames = frames if "images" in frames else graph[frames["video"][0]]["inputs"]
     assert made[report]["inputs"]["images"] == frames["images"]
     assert "words of mine" not in json.dumps(graph)
+    costly = ("StandInSampler", "KSampler", "VAEDecode", "UNETLoader", "CheckpointLoaderSimple")
+    kept = unmeasured(made)
+    assert not of_class(kept, "IdentityReport") and [*kept] == [key for key in graph if key in kept]
+    assert {each for each in costly if of_class(kept, each)} == {each for each in costly if of_class(graph, each)}
+    assert save in kept
+    check = photos_measured(made)
+    assert check[report]["inputs"]["images"] == check[report]["inputs"]["reference_image"] and RECORD in check
+    assert not of_class(check, *costly) and of_class(check, "LoadImage")
 
 
 def test_further_photos_are_for_the_copy_paste_measure():
@@ -108,9 +121,36 @@ def test_an_id_is_of_all_that_a_render_depends_on(people, base):
     graph = read_workflow(WORKFLOW)
     weaker = json.loads(json.dumps(graph))
     weaker[node_id(graph, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.5
-    first, second = (plan(each, read_people(people), ["a"], [0], base, base.parent / "models.jsonl")
+    first, second = (plan(each, read_people(people), ["a"], [0], base / "input", hashes(each, base))
                      for each in (graph, weaker))
     assert not {job.id for job in first} & {job.id for job in second}
+
+
+def test_every_file_of_a_name_counts(tmp_path):
+    """Which one a node takes, it alone knows. A bracket in a name is a letter, and a folder in it is a folder."""
+    files = [tmp_path / folder / name for folder, name in (
+        ("stand_in", "anna.safetensors"), ("loras", "anna.safetensors"), ("stand_in", "[v2] a*.ckpt"),
+        ("stand_in", "wan/ben.bin"))]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(str(file).encode())
+    graph = {str(index): {"class_type": "LoadStandIn", "inputs": {"adapter": name, "model": ["1", 0]}}
+             for index, name in enumerate(("anna.safetensors", "[v2] a*.ckpt", "wan/ben.bin", "zoe.pt", "no model"))}
+    names = models_named(graph)
+    assert names == ["[v2] a*.ckpt", "anna.safetensors", "wan/ben.bin", "zoe.pt"]
+
+    def found():
+        return model_hashes(names, [tmp_path / "loras", tmp_path / "stand_in"], tmp_path / "models.jsonl")
+
+    before = found()
+    assert before.keys() == {*names[:3]}
+    assert before["wan/ben.bin"] == hashlib.sha256(str(files[3]).encode()).hexdigest()
+    for file in files:
+        file.write_bytes(b"other weights of " + file.name.encode() + file.parent.name.encode())
+        after = found()
+        name = "wan/ben.bin" if file.name == "ben.bin" else file.name
+        assert {each for each in names[:3] if after[each] != before[each]} == {name}
+        before = after
 
 
 def test_a_video_is_part_of_the_id(people, base):
@@ -142,19 +182,19 @@ def test_the_record_comes_last(people, base, tmp_path, monkeypatch):
     assert (record["person"], record["prompt"], record["seed"]) == ("anna", "a man nods", 0)
 
 
-def test_a_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp_path):
+def test_a_lost_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp_path):
     records, some, said = Records(tmp_path), jobs(people, base), []
     batch = Batch(some, records, said.append)
     bad = some[2].id
     while job := batch.take():
         if job.id == bad:
-            batch.failed(job, "LoadImage: cannot identify image file")
+            batch.failed(job, RenderLost("ComfyUI ended in this render"))
         else:
             batch.rendered(job, render())
-    assert not batch.left and sum("cannot identify" in words for words in said) == TRIES
+    assert not batch.left and sum("ComfyUI ended" in words for words in said) == TRIES
     assert re.search(r"^1/8 anna, seed 0: a man nods: likeness 0.500, copied pixels 0.250, 2 s; .* left$", said[0])
     (failed,) = [record for record in records.of(some) if "error" in record]
-    assert failed["error"] == "LoadImage: cannot identify image file" and failed["tries"] == TRIES
+    assert failed["error"] == "ComfyUI ended in this render" and failed["tries"] == TRIES
     ranking = json.loads((tmp_path / "ranking.json").read_text())
     assert [each["id"] for each in ranking["failed"]] == [bad]
     again = Batch(some, records, said.append)
@@ -163,6 +203,33 @@ def test_a_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp
     ranking = json.loads((tmp_path / "ranking.json").read_text())
     assert not ranking["failed"] and ranking["people"]["anna"][0]["id"] == bad
     assert sum(map(len, ranking["people"].values())) == 8
+
+
+def test_what_a_node_refuses_is_not_rendered_again(people, base, tmp_path):
+    records, some = Records(tmp_path), jobs(people, base)
+    batch = Batch(some, records, lambda words: None)
+    job = batch.take()
+    batch.failed(job, PromptFailed("ApplyIdentityBranch: the adapter is for a model of 14B", "9"))
+    assert batch.left == 7 and job not in iter(batch.take, None)
+    (failed,) = records.of(some)
+    assert failed["error"].startswith("ApplyIdentityBranch: ") and failed["tries"] == 1
+
+
+def test_photos_are_checked_before_any_render(people, base, tmp_path):
+    """A person's jobs fail where their photos are refused; where everybody's are, there is no batch."""
+    records, some, said = Records(tmp_path), jobs(people, base), []
+    (ben,) = [person.photos[0] for person in read_people(people) if person.name == "ben"]
+
+    def refusal(graph, contents):
+        return "IdentityReport: no face" if [*contents.values()] == [ben.read_bytes()] else None
+
+    batch = Batch(some, records, said.append)
+    batch.check(refusal)
+    assert batch.left == 4 and {job.person for job in iter(batch.take, None)} == {"anna"}
+    assert {(record["person"], record["error"]) for record in records.of(some)} == {("ben", "IdentityReport: no face")}
+    assert len(said) == 4
+    with pytest.raises(UserError, match=r"nothing was rendered\. IdentityReport: no face$"):
+        Batch([job for job in some if job.person == "ben"], records, said.append).check(refusal)
 
 
 def test_the_ranking(tmp_path):

@@ -3,20 +3,29 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
 
 import casts
+import faces
 import pack
+from casting.jobs import models_named
 from casting.local import run_here
-from casting.server import Worker
-from support.comfyui_server import PromptFailed
+from casting.server import RenderLost, Worker
+from standin_core.contracts import UserError
+from standin_core.face import SFACE, YUNET
+from standin_core.files import read_lines
+from support.comfyui_server import node_id
 from support.environment import PACK
 
 
@@ -27,7 +36,7 @@ def done(base, tmp_path_factory):
 
     def say(words):
         cast.said.append(words)
-        if words.startswith("1/6"):
+        if words.startswith("3/6"):
             (server,) = casts.servers(base)
             server.kill()
 
@@ -36,12 +45,15 @@ def done(base, tmp_path_factory):
 
 
 def test_all_but_the_bad_photo(done, base):
-    """A server that is killed costs one try at most, of the job that it had; and nothing of it is left."""
+    """Her jobs fail before the first render. A server that is killed costs one try at most, of the job that it had;
+    and nothing of it is left.
+    """
+    assert [re.match(r"\d/6 (zoe)?", words)[1] for words in done.said if "try" not in words] == ["zoe"] * 2 + [None] * 4
     found = done.found().values()
     assert sum("error" not in record for record in found) == 4 and len(found) == 6
     for record in found:
         if record["person"] == "zoe":
-            assert "LoadImage: cannot identify image file" in record["error"] and record["tries"] == 3
+            assert "LoadImage: cannot identify image file" in record["error"] and record["tries"] == 0
         else:
             assert 0 < record["report"]["summary"]["similarity"]["mean"] < 1
             (video,) = [name for name in record["files"] if name.endswith(".mp4")]
@@ -59,13 +71,13 @@ def test_seeds_and_people_make_other_videos(done):
     assert all(not np.array_equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
 
 
-def command(cast, *arguments):
+def command(cast, *arguments, **environment):
     (cast.folder / "prompts.txt").write_text("a woman smiles\n")
     return subprocess.run(
         [sys.executable, str(PACK / "scripts" / "batch.py"), str(cast.folder / "people"),
          str(cast.folder / "prompts.txt"), "--seeds", "2", "--workflow", str(cast.folder / "workflow.json"), "--out",
          str(cast.records.folder), *arguments, *casts.comfyui_arguments(cast.base)],
-        env={**os.environ, "COMFYUI_PATH": str(pack.COMFYUI)}, capture_output=True, text=True)
+        env={**os.environ, "COMFYUI_PATH": str(pack.COMFYUI), **environment}, capture_output=True, text=True)
 
 
 def test_the_command_says_what_is_missing(done):
@@ -75,6 +87,86 @@ def test_the_command_says_what_is_missing(done):
     with done.records.locked():
         answer = command(done, "--dry-run")
     assert answer.returncode == 1 and "stopped: another batch works in" in answer.stdout
+
+
+def test_models_of_extra_folders_are_part_of_the_id(base, tmp_path):
+    """Those that are nowhere are said."""
+    cast = casts.Cast(tmp_path / "cast", base)
+    graph = json.loads((cast.folder / "workflow.json").read_text())
+    graph[node_id(graph, "LoadStandIn")]["inputs"]["adapter"] = "mine.safetensors"
+    graph[node_id(graph, "VAELoader")]["inputs"]["vae_name"] = "nowhere.safetensors"
+    (cast.folder / "workflow.json").write_text(json.dumps(graph))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.safetensors").write_bytes(b"weights")
+    (tmp_path / "paths.yaml").write_text("mine:\n  stand_in: elsewhere\n")
+    answer = command(cast, "--dry-run", "--extra-model-paths-config", str(tmp_path / "paths.yaml"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "not found here, so not in the id: nowhere.safetensors\n" in answer.stdout
+    known = [Path(line["path"]) for line in read_lines(cast.records.folder / "models.jsonl")]
+    assert tmp_path / "elsewhere" / "mine.safetensors" in known and len(known) == len(models_named(graph)) - 1
+
+
+def test_ray_is_missed_before_any_work(base, tmp_path):
+    """A folder in which it cannot be imported stands before the installed packages."""
+    cast = casts.Cast(tmp_path / "cast", base)
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\")")
+    answer = command(cast, "--ray", "auto", PYTHONPATH=str(tmp_path))
+    assert answer.returncode == 1 and not list(cast.records.folder.iterdir())
+    assert answer.stdout == ("stopped: --ray needs Ray (No module named 'ray'): pip install 'ray>=2.60', or leave out "
+                             "--ray.\n")
+    assert not answer.stderr
+
+
+@pytest.fixture
+def face_networks(base):
+    """Made ones, which find the face around a marker."""
+    faces.put(base / "models", YUNET, SFACE)
+    yield
+    shutil.rmtree(base / "models" / "facexlib")
+
+
+def test_the_bundled_workflow_is_measured(base, face_networks, tmp_path):
+    """By the report that the batch adds; who has no face in the photo is said before the first render."""
+    cast = casts.Cast(tmp_path / "cast", base, seeds=1)
+    casts.write_bundled_workflow(cast.folder / "workflow.json")
+    for name in ("1.png", "2.png"):
+        PIL.Image.fromarray(faces.marked(512, 512, ("blue", 200, 200, 32))).save(cast.folder / "people/anna" / name)
+    run_here(cast.batch(), casts.settings(base))
+    anna, ben = cast.found().values()
+    assert anna["report"]["embedder"].startswith("SFace") and anna["report"]["photos"] == 1  # the same photo twice
+    assert len(anna["files"]) == 1 and anna["report"]["summary"]["similarity"]["coverage"] == 0  # a tiny model's noise
+    assert "no face was found in photo 1 of 1" in ben["error"] and ben["tries"] == 0
+    assert [words.split(",")[0] for words in cast.said] == ["1/2 ben", "2/2 anna"]
+
+
+def test_without_a_network_for_faces_nothing_is_rendered(base, tmp_path):
+    """The sentence names a file and its source."""
+    cast = casts.Cast(tmp_path / "cast", base)
+    casts.write_bundled_workflow(cast.folder / "workflow.json")
+    with pytest.raises(UserError, match=rf"nothing was rendered.*{SFACE.name} \(.*from https://github.com/opencv/"):
+        run_here(cast.batch(), casts.settings(base))
+    assert not cast.said and not cast.found()
+
+
+def test_a_render_is_kept_where_its_report_fails(base, tmp_path):
+    """With why, and without sampling it again."""
+    cast = casts.Cast(tmp_path / "cast", base, seeds=1)
+    casts.write_bundled_workflow(cast.folder / "workflow.json")
+    batch = cast.batch()
+    job = batch.take()
+    with contextlib.closing(Worker(casts.settings(base))) as worker:
+        render = worker.render(job.graph, job.contents())
+        *_, last = worker.server.get("/history").values()
+    (cached,) = [data["nodes"] for kind, data in last["status"]["messages"] if kind == "execution_cached"]
+    assert node_id(job.graph, "StandInSampler") in cached
+    batch.rendered(job, render)
+    (record,) = cast.found().values()
+    assert "sface cannot run" in record["not_measured"] and "report" not in record and cast.records.is_done(job)
+    with av.open(str(cast.records.folder / record["files"][0])) as container:
+        assert sum(1 for _ in container.decode(video=0)) == casts.LENGTH
+    assert "not measured" in cast.said[0]
+    (listed,) = json.loads((cast.records.folder / "ranking.json").read_text())["failed"]
+    assert listed["error"].startswith(f"{job.id}.mp4: not measured, IdentityReport: ")
 
 
 @pytest.mark.slow
@@ -90,7 +182,7 @@ def test_a_render_that_hangs(base, tmp_path, frozen):
         worker.settings = dataclasses.replace(worker.settings, seconds=20)
         if frozen:
             threading.Timer(10, server.send_signal, (signal.SIGSTOP,)).start()
-        with pytest.raises(PromptFailed, match=r"not done after 20 seconds.*" + ("started anew" if frozen else "")):
+        with pytest.raises(RenderLost, match=r"not done after 20 seconds.*" + ("started anew" if frozen else "")):
             worker.render(endless.graph, endless.contents())
         assert (casts.servers(base) == [server]) is not frozen
         worker.settings = dataclasses.replace(worker.settings, seconds=600)

@@ -23,7 +23,14 @@ PREVIEW_EVENTS = (1, 4)  # ComfyUI's protocol.py: a preview image, without and w
 
 
 class PromptFailed(RuntimeError):
-    """What the server said of a prompt it refused or could not finish."""
+    """What the server said of a prompt it refused or could not finish.
+
+    node: the id of the node that failed; None where none did.
+    """
+
+    def __init__(self, words: str, node: str | None = None):
+        super().__init__(words)
+        self.node = node
 
 
 @dataclass
@@ -189,7 +196,7 @@ class Server:
                     case "executed":
                         result.outputs[data["node"]] = data["output"]
                     case "execution_error":
-                        raise PromptFailed(f"{data['node_type']}: {data['exception_message'].strip()}")
+                        raise PromptFailed(f"{data['node_type']}: {data['exception_message'].strip()}", data["node_id"])
                     case "execution_interrupted":
                         raise PromptFailed(f"{data['node_type']}: interrupted")
                     case "execution_success":

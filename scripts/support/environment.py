@@ -5,6 +5,7 @@ is done, so an interrupted set-up resumes and a second call takes seconds. Every
 git ignores; a ComfyUI of your own (``COMFYUI_PATH``) is read, never written to.
 """
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -97,6 +98,17 @@ def import_comfyui(*arguments: str) -> None:
     import utils  # noqa: F401  as main.py does: nodes.py puts comfy/ first on the path, which has a utils.py
 
     sys.argv = own_arguments
+
+
+def add_extra_model_folders() -> None:
+    """Add the folders of the user's extra_model_paths.yaml, as ComfyUI's own start does; after ``import_comfyui``."""
+    import folder_paths
+    from comfy.cli_args import args
+    from utils.extra_config import load_extra_path_config
+
+    file = Path(folder_paths.__file__).parent / "extra_model_paths.yaml"
+    for each in [*([file] if file.is_file() else []), *itertools.chain(*(args.extra_model_paths_config or []))]:
+        load_extra_path_config(str(each))
 
 
 def _run(*command) -> None:
