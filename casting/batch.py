@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from .jobs import Job
-from .ranking import write_ranking
+from .ranking import verdict_on, write_ranking
 from .records import Records
 from .server import Render
 
@@ -32,9 +32,8 @@ class Batch:
     def rendered(self, job: Job, render: Render) -> None:
         self._tries[job.id] += 1
         self._keep(self._records.keep(job, render, self._tries[job.id]))
-        summary = render.report["summary"]
-        likeness, copied = summary["similarity"]["mean"], summary["copied_pixels"]["mean"]
-        found = "no face found" if likeness is None else f"likeness {likeness:.3f}, copied pixels {copied:.3f}"
+        verdict, copied = verdict_on(render.report), render.report["summary"]["copied_pixels"]["mean"]
+        found = f"likeness {verdict.likeness:.3f}, copied pixels {copied:.3f}" if verdict.coverage else "no face found"
         self._say(f"{self._all - self.left}/{self._all} {job.title}: {found}, {render.seconds:.0f} s{self._time_left}")
 
     def failed(self, job: Job, words: str) -> None:

@@ -121,9 +121,9 @@ def test_a_video_is_part_of_the_id(people, base):
     assert not ids & {job.id for job in jobs(people, base, API / "face_swap.json")}
 
 
-def render(likeness=0.5, **more):
-    summary = {"similarity": {"mean": likeness, "coverage": float(likeness is not None)},
-               "copied_pixels": {"mean": None if likeness is None else 0.25}, **more}
+def render(likeness=0.5, coverage=1.0, copied=0.25, **more):
+    """likeness: in the frames with a face."""
+    summary = {"similarity": {"mean": likeness, "coverage": coverage}, "copied_pixels": {"mean": copied}, **more}
     return Render([(".mp4", b"video"), (".mp4", b"second")], {"embedder": "arcface", "summary": summary}, 1.5, "here:1")
 
 
@@ -170,17 +170,27 @@ def test_the_ranking(tmp_path):
         return {"id": key, "person": person, "prompt": "<b>a man</b>", "seed": 0, "files": [f"{key}.mp4"],
                 "report": render(likeness, **more).report}
 
-    records = [record("a", "ben", 0.2), record("b", "anna", 0.4, copy_paste={"mean": 0.7}), record("c", "anna", None),
-               record("d", "anna", 0.9),
+    records = [record("a", "ben", 0.2), record("b", "anna", 0.4, copy_paste={"mean": 0.7}),
+               record("c", "anna", None, coverage=0.0, copied=None), record("d", "anna", 0.7),
+               record("f", "anna", 0.9, coverage=0.5), record("g", "anna", 0.95, copied=0.81),
+               record("h", "anna", 0.96, copied=0.1, copy_paste={"mean": 0.9}),
+               record("i", "anna", -0.1),
                {"id": "e", "person": "ben", "prompt": "p", "seed": 1, "error": "KSampler: out of <memory>"}]
     found = ranked(records)
     assert {person: [each["id"] for each in renders] for person, renders in found.items()} == {
-        "anna": ["d", "b", "c"], "ben": ["a"]}
-    assert found["anna"][1]["copy_paste"] == 0.7 and found["anna"][0]["copied_pixels"] == 0.25
+        "anna": ["d", "f", "b", "i", "c", "h", "g"], "ben": ["a"]}
+    assert [round(each["likeness"], 9) for each in found["anna"]] == [0.7, 0.45, 0.4, -0.1, 0, 0.96, 0.95]
+    assert found["anna"][2]["copy_paste"] == 0.7 and found["anna"][0]["copied_pixels"] == 0.25
     page = write_ranking(tmp_path, records).read_text()
-    places = [page.index(words) for words in ("d.mp4", "b.mp4", "c.mp4", "a.mp4", "KSampler: out of &lt;memory&gt;")]
+    places = [page.index(words) for words in ("d.mp4", "f.mp4", "b.mp4", "i.mp4", "c.mp4", "h.mp4", "g.mp4", "a.mp4",
+                                              "KSampler: out of &lt;memory&gt;")]
     assert places == sorted(places)
-    assert "2. likeness 0.400, copy-paste 0.700, copied pixels 0.250" in page and "3. no face found" in page
+    for caption in ("2. likeness 0.450, a face in 50 % of the frames, copied pixels 0.250<",
+                    "3. likeness 0.400, a face in 100 % of the frames, copy-paste 0.700, copied pixels 0.250<",
+                    "5. no face found<",
+                    "7. likeness 0.950, a face in 100 % of the frames, copied pixels 0.810 (a copy)<"):
+        assert caption in page
+    assert "Copies of the photo come last" in page
     assert "&lt;b&gt;a man&lt;/b&gt;" in page
 
 
