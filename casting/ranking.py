@@ -16,14 +16,18 @@ figure { width: 320px; margin: 0 } video, img { width: 100% } figcaption { margi
 b { color: #fff } li { white-space: pre-wrap }"""
 
 
-def ranked(records: list[dict]) -> dict[str, list[dict]]:
-    """Person -> their renders, the best first, in the order of Best of N (``Verdict.sort_key``)."""
-    people: dict[str, list[dict]] = {}
+def ranked(records: list[dict]) -> dict[str, dict[str, list[dict]]]:
+    """Person -> embedder -> the renders that it measured, the best first, in the order of Best of N
+    (``Verdict.sort_key``).
+
+    Figures of different embedders cannot be compared, and automatic ones differ where machines have different files.
+    """
+    people: dict[str, dict[str, list[dict]]] = {}
     for record in sorted((record for record in records if "error" not in record), key=_place):
-        people.setdefault(record["person"], []).append({
+        embedders = people.setdefault(record["person"], {})
+        embedders.setdefault(record["report"]["embedder"], []).append({
             **{name: record[name] for name in ("id", "prompt", "seed", "files")},
-            **dataclasses.asdict(verdict_on(record["report"])), **_means(record["report"]),
-            "measured_by": record["report"]["embedder"]})
+            **dataclasses.asdict(verdict_on(record["report"])), **_means(record["report"])})
     return people
 
 
@@ -38,7 +42,7 @@ def _means(report: dict) -> dict[str, float | None]:
 
 
 def _place(record: dict) -> tuple:
-    return record["person"], verdict_on(record["report"]).sort_key, record["id"]
+    return record["person"], record["report"]["embedder"], verdict_on(record["report"]).sort_key, record["id"]
 
 
 def write_ranking(folder: Path, records: list[dict]) -> Path:
@@ -54,14 +58,19 @@ def write_ranking(folder: Path, records: list[dict]) -> Path:
     return page
 
 
-def _page(people: dict[str, list[dict]], failed: list[dict]) -> str:
+def _page(people: dict[str, dict[str, list[dict]]], failed: list[dict]) -> str:
     parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>Ranking</title>", f"<style>{STYLE}</style>",
              "<h1>Ranking by likeness</h1><p>Likeness is the mean similarity to the photo over all frames; a frame "
              "without a face counts 0. Copies of the photo come last, whatever their likeness: videos whose copy-paste "
              f"measure is above {MOST_COPIED}, or with one photo of the person, whose copied pixels are.</p>"]
-    for person, renders in people.items():
-        parts += [f"<h2>{html.escape(person)}</h2><p>compared by {html.escape(renders[0]['measured_by'])}</p>",
-                  "<section>", *map(_figure, range(1, len(renders) + 1), renders), "</section>"]
+    for person, embedders in people.items():
+        parts.append(f"<h2>{html.escape(person)}</h2>")
+        if len(embedders) > 1:
+            parts.append("<p>Several networks measured these renders. Figures of different networks cannot be "
+                         "compared, so each has a ranking of its own.</p>")
+        for embedder, renders in embedders.items():
+            parts += [f"<h3>compared by {html.escape(embedder)}</h3>", "<section>",
+                      *map(_figure, range(1, len(renders) + 1), renders), "</section>"]
     if failed:
         lines = "".join(f"<li><b>{html.escape(each['person'])}, seed {each['seed']}: {html.escape(each['prompt'])}</b>"
                         f"\n{html.escape(each['error'])}</li>" for each in failed)

@@ -56,7 +56,7 @@ def test_a_batch_orders_alike():
     records = [{"id": str(index), "person": "anna", "prompt": "a woman smiles", "seed": index, "files": [],
                 "report": json.loads(compare(video, PHOTO, SETTINGS, ClipVision()).as_json())}
                for index, video in enumerate(tried)]
-    renders = ranked(records)["anna"]
+    (renders,) = ranked(records)["anna"].values()
     assert [each["seed"] for each in renders] == [each.index for each in best] == [3, 2, 0, 4, 1]
     for render, each in zip(renders, best, strict=True):
         assert render["likeness"] == pytest.approx(each.verdict.likeness, abs=2e-6)
