@@ -9,7 +9,7 @@ from standin_core.contracts import UserError
 from support.comfyui_server import PromptFailed
 
 from .jobs import Job
-from .ranking import write_ranking
+from .ranking import verdict_on, write_ranking
 from .records import Records
 from .server import Render, RenderLost
 
@@ -94,9 +94,8 @@ def _found(render: Render) -> str:
     """What the report of a render says, in short."""
     if render.report is None:
         return f"not measured, {render.not_measured}"
-    summary = render.report["summary"]
-    likeness, copied = summary["similarity"]["mean"], summary["copied_pixels"]["mean"]
-    return "no face found" if likeness is None else f"likeness {likeness:.3f}, copied pixels {copied:.3f}"
+    verdict, copied = verdict_on(render.report), render.report["summary"]["copied_pixels"]["mean"]
+    return f"likeness {verdict.likeness:.3f}, copied pixels {copied:.3f}" if verdict.coverage else "no face found"
 
 
 def in_words(seconds: float) -> str:

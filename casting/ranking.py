@@ -1,11 +1,13 @@
 """Who is best: the renders of each person by likeness, as JSON and as a page."""
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 from pathlib import Path
 
 from standin_core.files import replacing
+from standin_core.likeness import MOST_COPIED, Verdict, judge
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov")
 STYLE = """body { font: 15px sans-serif; margin: 2em; background: #16181c; color: #ddd }
@@ -14,24 +16,33 @@ figure { width: 320px; margin: 0 } video, img { width: 100% } figcaption { margi
 b { color: #fff } li { white-space: pre-wrap }"""
 
 
-def ranked(records: list[dict]) -> dict[str, list[dict]]:
-    """Person -> their renders, the most similar first; a video without a face comes last.
+def ranked(records: list[dict]) -> dict[str, dict[str, list[dict]]]:
+    """Person -> embedder -> the renders that it measured, the best first, in the order of Best of N
+    (``Verdict.sort_key``).
 
-    Likeness is the mean of Identity Report's similarity over the frames with a face. Beside it stands what tells a
-    copy: the copy-paste measure where the person has several photos, and the share of copied pixels.
+    Figures of different embedders cannot be compared, and automatic ones differ where machines have different files.
     """
-    people: dict[str, list[dict]] = {}
-    for record in records:
-        if "error" not in record:
-            summary = record["report"]["summary"]
-            people.setdefault(record["person"], []).append({
-                **{name: record[name] for name in ("id", "prompt", "seed", "files")},
-                "likeness": summary["similarity"]["mean"], "coverage": summary["similarity"]["coverage"],
-                "copy_paste": summary.get("copy_paste", {}).get("mean"),
-                "copied_pixels": summary["copied_pixels"]["mean"], "measured_by": record["report"]["embedder"]})
-    for renders in people.values():
-        renders.sort(key=lambda render: (render["likeness"] is None, -(render["likeness"] or 0), render["id"]))
-    return dict(sorted(people.items()))
+    people: dict[str, dict[str, list[dict]]] = {}
+    for record in sorted((record for record in records if "error" not in record), key=_place):
+        embedders = people.setdefault(record["person"], {})
+        embedders.setdefault(record["report"]["embedder"], []).append({
+            **{name: record[name] for name in ("id", "prompt", "seed", "files")},
+            **dataclasses.asdict(verdict_on(record["report"])), **_means(record["report"])})
+    return people
+
+
+def verdict_on(report: dict) -> Verdict:
+    """report: Identity Report's JSON."""
+    return judge(report["summary"]["similarity"]["coverage"], **_means(report))
+
+
+def _means(report: dict) -> dict[str, float | None]:
+    """Over the frames with a face; None where there is no such frame or no such measure."""
+    return {name: report["summary"].get(name, {}).get("mean") for name in ("similarity", "copied_pixels", "copy_paste")}
+
+
+def _place(record: dict) -> tuple:
+    return record["person"], record["report"]["embedder"], verdict_on(record["report"]).sort_key, record["id"]
 
 
 def write_ranking(folder: Path, records: list[dict]) -> Path:
@@ -47,13 +58,19 @@ def write_ranking(folder: Path, records: list[dict]) -> Path:
     return page
 
 
-def _page(people: dict[str, list[dict]], failed: list[dict]) -> str:
+def _page(people: dict[str, dict[str, list[dict]]], failed: list[dict]) -> str:
     parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>Ranking</title>", f"<style>{STYLE}</style>",
-             "<h1>Ranking by likeness</h1><p>A high likeness with much copied is a copy of the photo, not a good "
-             "video.</p>"]
-    for person, renders in people.items():
-        parts += [f"<h2>{html.escape(person)}</h2><p>compared by {html.escape(renders[0]['measured_by'])}</p>",
-                  "<section>", *map(_figure, range(1, len(renders) + 1), renders), "</section>"]
+             "<h1>Ranking by likeness</h1><p>Likeness is the mean similarity to the photo over all frames; a frame "
+             "without a face counts 0. Copies of the photo come last, whatever their likeness: videos whose copy-paste "
+             f"measure is above {MOST_COPIED}, or with one photo of the person, whose copied pixels are.</p>"]
+    for person, embedders in people.items():
+        parts.append(f"<h2>{html.escape(person)}</h2>")
+        if len(embedders) > 1:
+            parts.append("<p>Several networks measured these renders. Figures of different networks cannot be "
+                         "compared, so each has a ranking of its own.</p>")
+        for embedder, renders in embedders.items():
+            parts += [f"<h3>compared by {html.escape(embedder)}</h3>", "<section>",
+                      *map(_figure, range(1, len(renders) + 1), renders), "</section>"]
     if failed:
         lines = "".join(f"<li><b>{html.escape(each['person'])}, seed {each['seed']}: {html.escape(each['prompt'])}</b>"
                         f"\n{html.escape(each['error'])}</li>" for each in failed)
@@ -64,8 +81,12 @@ def _page(people: dict[str, list[dict]], failed: list[dict]) -> str:
 def _figure(place: int, render: dict) -> str:
     shown = "".join(f"<video src='{name}' controls loop muted preload=metadata></video>" if name.endswith(VIDEOS)
                     else f"<img src='{name}' alt=''>" for name in render["files"])
-    figures = [("likeness", render["likeness"]), ("copy-paste", render["copy_paste"]),
-               ("copied pixels", render["copied_pixels"])]
-    words = ", ".join(f"{name} {value:.3f}" for name, value in figures if value is not None) or "no face found"
+    words = "no face found"
+    if render["coverage"]:
+        copying = {"copy-paste": render["copy_paste"], "copied pixels": render["copied_pixels"]}
+        seen = f"a face in {100 * render['coverage']:.0f} % of the frames"
+        words = ", ".join([f"likeness {render['likeness']:.3f}", seen,
+                           *(f"{name} {value:.3f}" for name, value in copying.items() if value is not None)])
+    words += " (a copy)" if render["copied"] else ""
     return (f"<figure>{shown}<figcaption><b>{place}. {words}</b><br>seed {render['seed']}: "
             f"{html.escape(render['prompt'])}</figcaption></figure>")

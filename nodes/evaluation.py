@@ -17,6 +17,7 @@ from ..standin_core.evaluation import (
     split_videos,
 )
 from ..standin_core.face import installed_models
+from ..standin_core.likeness import MOST_COPIED
 from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, show_text, shown
 
 
@@ -107,7 +108,7 @@ class BestOfN(io.ComfyNode):
                     "Number of frames of one video in a batch; 1 compares single pictures. 0 takes each batch of the "
                     "list for one video.")),
                 *compare_inputs(),
-                io.Float.Input("most_copied", default=0.8, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
+                io.Float.Input("most_copied", default=MOST_COPIED, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
                     "A video that copies more of the photo than this goes to the end. Higher lets more copies pass; 1 "
                     "orders by likeness alone.")),
             ],

@@ -7,9 +7,11 @@ import pytest
 import skimage.data
 import torch
 
+from casting.ranking import ranked
 from small_world.tiny_models import CLIP_VISION, on_tiny_models
 from standin_core.contracts import UserError
 from standin_core.evaluation import CompareSettings, as_json, as_text, compare, rank, ranking_sheet, split_videos
+from standin_core.likeness import MOST_COPIED
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 
@@ -38,13 +40,26 @@ def videos():
 def test_the_order():
     found = rank(videos(), PHOTO, SETTINGS, 0.9, clip_vision=ClipVision())
     assert [each.index for each in found] == [3, 2, 0, 1]
-    assert [each.copied for each in found] == [False, False, False, True]
+    assert [each.verdict.copied for each in found] == [False, False, False, True]
     one_by_one = [compare(each, PHOTO, SETTINGS, ClipVision()) for each in videos()]
     for each in found:
-        expected = one_by_one[each.index]
-        assert each.likeness == pytest.approx(np.nansum(expected.similarity) / len(expected.similarity), abs=1e-12)
-        assert each.copying == pytest.approx(np.nanmean(expected.copied), abs=1e-12)
-    assert found[2].likeness < 0.51  # one of its two frames shows nobody
+        expected, verdict = one_by_one[each.index], each.verdict
+        assert verdict.likeness == pytest.approx(np.nansum(expected.similarity) / len(expected.similarity), abs=1e-12)
+        assert verdict.copying == pytest.approx(np.nanmean(expected.copied), abs=1e-12)
+    assert found[2].verdict.likeness < 0.51 and found[2].verdict.coverage == 0.5  # of its two frames one shows nobody
+
+
+def test_a_batch_orders_alike():
+    """The ranking of scripts/batch.py, from what Identity Report says of the same videos."""
+    tried = [*videos(), NOBODY]
+    best = rank(tried, PHOTO, SETTINGS, MOST_COPIED, clip_vision=ClipVision())
+    records = [{"id": str(index), "person": "anna", "prompt": "a woman smiles", "seed": index, "files": [],
+                "report": json.loads(compare(video, PHOTO, SETTINGS, ClipVision()).as_json())}
+               for index, video in enumerate(tried)]
+    (renders,) = ranked(records)["anna"].values()
+    assert [each["seed"] for each in renders] == [each.index for each in best] == [3, 2, 0, 4, 1]
+    for render, each in zip(renders, best, strict=True):
+        assert render["likeness"] == pytest.approx(each.verdict.likeness, abs=2e-6)
 
 
 def test_likeness_alone():
@@ -56,13 +71,14 @@ def test_with_other_photos_the_copy_paste_measure_says_what_is_a_copy():
     given, other = (torch.tensor(colour).expand(1, 32, 32, 3) for colour in ([1.0, 0.2, 0.2], [0.2, 1.0, 0.2]))
     whole = CompareSettings("auto", "whole frame")
     found = rank([given, (given + other) / 2], torch.cat((given, other)), whole, 0.8, clip_vision=ClipVision())
-    assert [each.index for each in found] == [1, 0] and found[1].copied
-    assert (found[0].copying, found[1].copying) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=1e-6))
+    assert [each.index for each in found] == [1, 0] and found[1].verdict.copied
+    assert found[0].verdict.copying == pytest.approx(0, abs=0.05)
+    assert found[1].verdict.copying == pytest.approx(1, abs=1e-6)
 
 
 def test_nobody_in_any_video():
     found = rank([NOBODY, NOBODY], PHOTO, SETTINGS, 0.8, clip_vision=ClipVision())
-    assert [(each.index, each.likeness, each.copying) for each in found] == [(0, 0, 0), (1, 0, 0)]
+    assert [(each.index, each.verdict.likeness, each.verdict.copying) for each in found] == [(0, 0, 0), (1, 0, 0)]
 
 
 def test_words_and_json():

@@ -161,10 +161,10 @@ def test_a_video_is_part_of_the_id(people, base):
     assert not ids & {job.id for job in jobs(people, base, API / "face_swap.json")}
 
 
-def render(likeness=0.5, **more):
-    summary = {"similarity": {"mean": likeness, "coverage": float(likeness is not None)},
-               "copied_pixels": {"mean": None if likeness is None else 0.25}, **more}
-    return Render([(".mp4", b"video"), (".mp4", b"second")], {"embedder": "arcface", "summary": summary}, 1.5, "here:1")
+def render(likeness=0.5, coverage=1.0, copied=0.25, embedder="arcface", **more):
+    """likeness: in the frames with a face."""
+    summary = {"similarity": {"mean": likeness, "coverage": coverage}, "copied_pixels": {"mean": copied}, **more}
+    return Render([(".mp4", b"video"), (".mp4", b"second")], {"embedder": embedder, "summary": summary}, 1.5, "here:1")
 
 
 def test_the_record_comes_last(people, base, tmp_path, monkeypatch):
@@ -201,8 +201,13 @@ def test_a_lost_job_is_tried_three_times_and_again_by_the_next_call(people, base
     assert again.left == 1
     again.rendered(again.take(), render(likeness=0.9))
     ranking = json.loads((tmp_path / "ranking.json").read_text())
-    assert not ranking["failed"] and ranking["people"]["anna"][0]["id"] == bad
-    assert sum(map(len, ranking["people"].values())) == 8
+    assert not ranking["failed"] and ranking["people"]["anna"]["arcface"][0]["id"] == bad
+    assert sum(len(embedders["arcface"]) for embedders in ranking["people"].values()) == 8
+
+
+def record(key, person, likeness, **more):
+    return {"id": key, "person": person, "prompt": "<b>a man</b>", "seed": 0, "files": [f"{key}.mp4"],
+            "report": render(likeness, **more).report}
 
 
 def test_what_a_node_refuses_is_not_rendered_again(people, base, tmp_path):
@@ -233,22 +238,46 @@ def test_photos_are_checked_before_any_render(people, base, tmp_path):
 
 
 def test_the_ranking(tmp_path):
-    def record(key, person, likeness, **more):
-        return {"id": key, "person": person, "prompt": "<b>a man</b>", "seed": 0, "files": [f"{key}.mp4"],
-                "report": render(likeness, **more).report}
-
-    records = [record("a", "ben", 0.2), record("b", "anna", 0.4, copy_paste={"mean": 0.7}), record("c", "anna", None),
-               record("d", "anna", 0.9),
+    records = [record("a", "ben", 0.2), record("b", "anna", 0.4, copy_paste={"mean": 0.7}),
+               record("c", "anna", None, coverage=0.0, copied=None), record("d", "anna", 0.7),
+               record("f", "anna", 0.9, coverage=0.5), record("g", "anna", 0.95, copied=0.81),
+               record("h", "anna", 0.96, copied=0.1, copy_paste={"mean": 0.9}),
+               record("i", "anna", -0.1),
                {"id": "e", "person": "ben", "prompt": "p", "seed": 1, "error": "KSampler: out of <memory>"}]
     found = ranked(records)
-    assert {person: [each["id"] for each in renders] for person, renders in found.items()} == {
-        "anna": ["d", "b", "c"], "ben": ["a"]}
-    assert found["anna"][1]["copy_paste"] == 0.7 and found["anna"][0]["copied_pixels"] == 0.25
+    assert ids(found) == {"anna": {"arcface": ["d", "f", "b", "i", "c", "h", "g"]}, "ben": {"arcface": ["a"]}}
+    anna = found["anna"]["arcface"]
+    assert [round(each["likeness"], 9) for each in anna] == [0.7, 0.45, 0.4, -0.1, 0, 0.96, 0.95]
+    assert anna[2]["copy_paste"] == 0.7 and anna[0]["copied_pixels"] == 0.25
     page = write_ranking(tmp_path, records).read_text()
-    places = [page.index(words) for words in ("d.mp4", "b.mp4", "c.mp4", "a.mp4", "KSampler: out of &lt;memory&gt;")]
+    places = [page.index(words) for words in ("d.mp4", "f.mp4", "b.mp4", "i.mp4", "c.mp4", "h.mp4", "g.mp4", "a.mp4",
+                                              "KSampler: out of &lt;memory&gt;")]
     assert places == sorted(places)
-    assert "2. likeness 0.400, copy-paste 0.700, copied pixels 0.250" in page and "3. no face found" in page
+    for caption in ("2. likeness 0.450, a face in 50 % of the frames, copied pixels 0.250<",
+                    "3. likeness 0.400, a face in 100 % of the frames, copy-paste 0.700, copied pixels 0.250<",
+                    "5. no face found<",
+                    "7. likeness 0.950, a face in 100 % of the frames, copied pixels 0.810 (a copy)<"):
+        assert caption in page
+    assert "Copies of the photo come last" in page and "Several networks" not in page
     assert "&lt;b&gt;a man&lt;/b&gt;" in page
+
+
+def test_each_embedder_has_a_ranking_of_its_own(tmp_path):
+    """Records of machines, or of nights, with different files; CLIP vision gives higher figures."""
+    records = [record("a", "anna", 0.9, embedder="CLIP vision"), record("b", "anna", 0.6),
+               record("c", "anna", 0.7, embedder="CLIP vision"), record("d", "anna", 0.8)]
+    assert ids(ranked(records)) == {"anna": {"CLIP vision": ["a", "c"], "arcface": ["d", "b"]}}
+    page = write_ranking(tmp_path, records).read_text()
+    shown = ("Several networks", "compared by CLIP vision", "a.mp4", "1. likeness 0.900", "c.mp4", "2. likeness 0.700",
+             "compared by arcface", "d.mp4", "1. likeness 0.800", "b.mp4", "2. likeness 0.600")
+    places = [page.index(words) for words in shown]
+    assert places == sorted(places)
+
+
+def ids(people):
+    """Person -> embedder -> ids."""
+    return {person: {embedder: [each["id"] for each in renders] for embedder, renders in embedders.items()}
+            for person, embedders in people.items()}
 
 
 def test_two_batches_do_not_share_a_folder(tmp_path):

@@ -10,8 +10,8 @@ CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
 SHARED = ["contracts", "checks", "files", "weights", "folders", "latents", "face", "reference", "clip_vision", "person",
-          "controls", "report", "guidance", "attention", "rope", "wan", "joint", "runs", "sampler", "evaluation",
-          "train"]
+          "controls", "report", "guidance", "attention", "rope", "wan", "joint", "runs", "sampler", "likeness",
+          "evaluation", "train"]
 # side by side: none imports another
 METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
@@ -25,7 +25,7 @@ WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "
           "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",
                           "apply"]}
 WITHOUT_COMFYUI = ["contracts", "checks", "files", "weights", "latents", "attention", "controls", "report", "rope",
-                   "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
+                   "likeness", "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
                    "stand_in.applied", "stand_in.run_report", "id_animator.adapter", "id_animator.resampler",
                    "id_animator.run_report"]
 TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet"]  # one file for each kind of model
@@ -107,13 +107,15 @@ def test_who_may_import_comfyui(name):
 
 @pytest.mark.parametrize("path", sorted((PACK / "casting").glob("*.py")), ids=lambda path: path.stem)
 def test_casting_drives_servers_and_is_none(path):
-    """It knows the pack by its workflows: of the engine it takes errors and files, of ComfyUI nothing."""
+    """It knows the pack by its workflows: of the engine it takes errors, files and what makes a video better, of
+    ComfyUI nothing.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level} | {
         alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not [name for name in names if name.partition(".")[0] in (*COMFYUI, "small_world", "tests")]
-    assert {name for name in names if name.startswith("standin_core")} <= {"standin_core.contracts",
-                                                                          "standin_core.files"}
+    assert {name for name in names if name.startswith("standin_core")} <= {
+        "standin_core.contracts", "standin_core.files", "standin_core.likeness"}
 
 
 @pytest.mark.parametrize("name", CORE_FILES)

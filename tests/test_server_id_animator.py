@@ -89,7 +89,7 @@ def test_a_batch_and_best_of_n_take_the_pictures(server, prompt, photo, tmp_path
         (picked,), pictures = ([np.asarray(PIL.Image.open(server.path_of(item))) for item in outputs[name]["images"]]
                                for name in ("picked", "all"))
         assert np.array_equal(picked, pictures[videos[0]["index"]])
-    first, second = ranked(records)["anna"]
+    ((first, second),) = ranked(records)["anna"].values()
     assert first["likeness"] > second["likeness"] and {first["seed"], second["seed"]} == {0, 1}
 
 

@@ -33,6 +33,11 @@ def git(*arguments):
     return done.stdout.splitlines()
 
 
+def test_the_workflow_runs_what_a_run_leaves_out():
+    workflow = (PACK / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    assert re.search(r"run: python scripts/test\.py -m slow$", workflow, re.MULTILINE)
+
+
 def test_ruff():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."], cwd=PACK,
                           capture_output=True, text=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..contracts import UserError
+from ..likeness import Verdict, judge
 from .compare import CompareSettings, Comparison, compare_each
 
 
@@ -17,29 +17,22 @@ class Tried:
 
     index: its place among those that came.
     seed: that it was sampled with; None where nobody said.
-    likeness: mean similarity over all frames, in which a frame without a face counts 0.
-    copying: mean of the copy-paste measure where there are other photos, else of the copied pixels; 0 without a face.
-    copied: whether copying is above what was allowed.
     """
 
     index: int
     seed: int | None
-    likeness: float
-    copying: float
-    copied: bool
+    verdict: Verdict
     comparison: Comparison
 
     def words(self) -> str:
         name = f"video {self.index + 1}" + ("" if self.seed is None else f", seed {self.seed}")
-        copied = " (a copy)" if self.copied else ""
-        return f"{name}: likeness {self.likeness:.3f}, copying {self.copying:.2f}{copied}"
+        copied = " (a copy)" if self.verdict.copied else ""
+        return f"{name}: likeness {self.verdict.likeness:.3f}, copying {self.verdict.copying:.2f}{copied}"
 
 
 def rank(videos: list[torch.Tensor], photos: torch.Tensor, settings: CompareSettings, most_copied: float,
          seeds: list[int] | None = None, clip_vision=None, progress=lambda: None) -> list[Tried]:
-    """The videos by likeness, the best first, and after them those that copy too much, by likeness too.
-
-    Likeness alone would put a copy of the photo first.
+    """The videos, the best first, in the order of ``Verdict.sort_key``.
 
     videos, photos, clip_vision, progress: as in ``compare_each``.
     most_copied: the copying above which a video goes to the end.
@@ -54,10 +47,11 @@ def rank(videos: list[torch.Tensor], photos: torch.Tensor, settings: CompareSett
                         "of seeds that they were sampled with.")
     tried = []
     for index, found in enumerate(compare_each(videos, photos, settings, clip_vision, progress)):
-        copying = _mean(found.copied if found.copy_paste is None else found.copy_paste)
-        tried.append(Tried(index, None if seeds is None else seeds[index],
-                           float(np.nan_to_num(found.similarity).mean()), copying, copying > most_copied, found))
-    return sorted(tried, key=lambda each: (each.copied, -each.likeness))
+        means = {name: summary.mean for name, summary in found.summaries.items()}
+        verdict = judge(found.summaries["similarity"].coverage, means["similarity"], means["copied_pixels"],
+                        means.get("copy_paste"), most_copied)
+        tried.append(Tried(index, None if seeds is None else seeds[index], verdict, found))
+    return sorted(tried, key=lambda each: each.verdict.sort_key)
 
 
 def as_text(ranking: list[Tried]) -> str:
@@ -68,8 +62,9 @@ def as_text(ranking: list[Tried]) -> str:
 
 def as_json(ranking: list[Tried]) -> str:
     """The videos, the best first."""
-    videos = [{"index": each.index, "seed": each.seed, "likeness": round(each.likeness, 6),
-               "copying": round(each.copying, 6), "copied": each.copied} for each in ranking]
+    videos = [{"index": each.index, "seed": each.seed, "likeness": round(each.verdict.likeness, 6),
+               "coverage": round(each.verdict.coverage, 6), "copying": round(each.verdict.copying, 6),
+               "copied": each.verdict.copied} for each in ranking]
     return json.dumps({"embedder": ranking[0].comparison.embedder, "videos": videos}, indent=1)
 
 
@@ -88,8 +83,3 @@ def split_videos(batches: list[torch.Tensor], frames_per_video: int) -> list[tor
             raise UserError(f"{len(batch)} frames came, which are no whole number of videos of {frames_per_video} "
                             "frames: set frames_per_video to the length of one, or to 0 for a list of videos.")
     return [video for batch in batches for video in batch.split(frames_per_video)]
-
-
-def _mean(series: np.ndarray) -> float:
-    seen = series[~np.isnan(series)]
-    return float(seen.mean()) if seen.size else 0.0
