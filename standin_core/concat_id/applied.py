@@ -15,7 +15,8 @@ from .weights import ConcatID
 class AppendedReference(Span):
     """What a patched model appends to its video; shared, unchanged, by every clone of it.
 
-    latent: [M, 16, 1, h, w], model space, of the video's h and w, one reference for each frame that is appended.
+    latent: [M, 16, 1, h, w], model space, of the video's h and w. Each reference is one frame that is appended.
+        There are as many as the model was trained with, one for each person from left to right.
     guidance: one of GUIDANCES.
     guidance_scale: of "own scale".
 
@@ -33,6 +34,17 @@ class AppendedReference(Span):
     def __post_init__(self):
         Span.__post_init__(self)
         check_guidance(self.guidance, self.guidance_scale)
-        if len(self.latent) > self.concat_id.references:
-            raise UserError(f"{len(self.latent)} reference images came and {self.concat_id.name} was trained with "
-                            f"{self.concat_id.references}: pick one with ImageFromBatch.")
+        check_count(self.concat_id, len(self.latent))
+
+
+def check_count(concat_id: ConcatID, came: int) -> None:
+    """Raises UserError unless as many references came as the model was trained with."""
+    if came != concat_id.references:
+        raise UserError(f"{came} reference image(s) came and {concat_id.name} was trained with {concat_id.references}: "
+                        + what_to_connect(concat_id))
+
+
+def what_to_connect(concat_id: ConcatID) -> str:
+    if concat_id.references == 1:
+        return "pick one with ImageFromBatch."
+    return f"connect a batch of {concat_id.references} faces, from left to right."
