@@ -352,7 +352,7 @@ def test_applied_twice(model):
 SETTINGS = {
     "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
     "no such guidance": ({"guidance": "none"}, "guidance is none, needed is one of both passes, positive pass"),
-    "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference image(s) came and "
+    "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and "
                    "tiny_concat_id.safetensors was trained with 1: pick one"),
     "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"shape [1, 16, 1, 8, 8] and the video 8x12"),
     "no video": ({"shape": (1, 16, 8, 12)}, "needed is [B, 16, T, h, w]: connect the latent that is sampled"),

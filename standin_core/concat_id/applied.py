@@ -39,12 +39,10 @@ class AppendedReference(Span):
 
 def check_count(concat_id: ConcatID, came: int) -> None:
     """Raises UserError unless as many references came as the model was trained with."""
-    if came != concat_id.references:
-        raise UserError(f"{came} reference image(s) came and {concat_id.name} was trained with {concat_id.references}: "
-                        + what_to_connect(concat_id))
-
-
-def what_to_connect(concat_id: ConcatID) -> str:
-    if concat_id.references == 1:
-        return "pick one with ImageFromBatch."
-    return f"connect a batch of {concat_id.references} faces, from left to right."
+    name, needed = concat_id.name, concat_id.references
+    if came == needed:
+        return
+    if needed == 1:
+        raise UserError(f"{came} reference images came and {name} was trained with 1: pick one with ImageFromBatch.")
+    raise UserError(f"{came} reference image(s) came and {name} was trained with {needed}: connect a batch of {needed} "
+                    "faces, from left to right.")

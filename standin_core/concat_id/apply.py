@@ -9,7 +9,7 @@ from ..latents import PIXELS_PER_LATENT
 from ..person import Person, Use
 from ..reference import fitted, reference_from
 from ..runs import is_installed
-from .applied import AppendedReference, check_count, what_to_connect
+from .applied import AppendedReference, check_count
 from .weights import ConcatID, check_fit
 from .wrappers import KEY, install
 
@@ -39,7 +39,7 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
     if person is not None:
         if concat_id.references > 1:
             raise UserError(f"one person came and {concat_id.name} was trained with {concat_id.references} in a video: "
-                            f"disconnect it, and {what_to_connect(concat_id)}")
+                            f"disconnect it, and connect a batch of {concat_id.references} faces, from left to right.")
         image, latent = person.in_place_of(image, latent, Use.CONCAT_ID, vae, 1, (height, width))
     if image is not None:
         pictures = checked_pictures(image, "reference_image")
