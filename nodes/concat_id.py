@@ -76,10 +76,11 @@ class ApplyConcatID(io.ComfyNode):
                     "The Wan 2.1 VAE, which encodes the reference image. A reference latent does not need it.")),
                 io.Image.Input("reference_image", optional=True, tooltip=(
                     'The face crop from Face Preprocess with the preset "Concat-ID". It is scaled until it fits the '
-                    'video, on black.')),
+                    'video, on black. A model that was trained with several people needs a batch with one face of '
+                    'each, in the order in which they are to stand, from left to right.')),
                 io.Latent.Input("reference_latent", optional=True, tooltip=(
-                    "An already encoded reference of the size of the video. Connect it instead of reference_image and "
-                    "vae.")),
+                    "An already encoded reference of the size of the video, or a batch as in reference_image. Connect "
+                    "it instead of reference_image and vae.")),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "Point in the sampling, from 0 to 1, at which the identity starts. Higher leaves more of the "
                     "composition to the prompt. Before it the reference is a latent of zeros, which takes as long.")),
@@ -94,7 +95,8 @@ class ApplyConcatID(io.ComfyNode):
                     'Guidance scale of the identity, used by "own scale" only. Higher keeps the likeness more strictly '
                     'and may oversaturate the video, as a high cfg does.')),
                 person_input("It takes the place of reference_image and reference_latent, and needs no VAE if it was "
-                             "saved with one and with a latent of this size."),
+                             "saved with one and with a latent of this size. The first photo is read. A model that was "
+                             "trained with several people takes no person."),
             ],
             outputs=[io.Model.Output(tooltip="The model with the reference, for any sampler.")],
         )

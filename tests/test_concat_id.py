@@ -1,4 +1,5 @@
 """Concat-ID's forward pass and its runs on a tiny Wan, against arithmetic written out and against ComfyUI itself."""
+import dataclasses
 import gc
 import math
 import weakref
@@ -12,7 +13,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
-from small_world.tiny_models import concat_id_weights
+from small_world.tiny_models import concat_id_weights, vae_weights
+from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.forward import ReferenceModulation, references_appended
 from standin_core.concat_id.run import ConcatIDRun
 from standin_core.concat_id.wrappers import KEY
@@ -361,6 +363,34 @@ SETTINGS = {
 def test_settings_that_cannot_work_are_refused_when_applied(model, name):
     settings, words = SETTINGS[name]
     assert words in refusal(lambda: concat_id.with_reference(model, **settings))
+
+
+def of_two_people():
+    return dataclasses.replace(concat_id.record(), references=2)
+
+
+def test_two_people_from_left_to_right(model):
+    """The pictures of a batch are appended in its order; exchanged, they give another video."""
+    vae, video = comfy.sd.VAE(sd=vae_weights()), {"samples": torch.zeros(tiny.LATENT)}
+    pictures = torch.stack([(tiny.random(64, 96, 3, seed=5) + light).sigmoid() for light in (-2, 2)])
+
+    def sampled(**reference):
+        return tiny.sample(apply_concat_id(model, of_two_people(), video, vae, **reference))[0]
+
+    found, exchanged = sampled(image=pictures), sampled(image=pictures.flip(0))
+    left, right = (vae.encode((255 * picture[None]).to(torch.uint8) / 255) for picture in pictures)
+    assert torch.equal(found, sampled(latent={"samples": torch.cat((left, right))}))
+    assert relative_rms(exchanged, found) > 100 * WHOLE_RUN
+
+
+@pytest.mark.parametrize("came", [1, 3])
+def test_another_number_of_faces_than_people(model, came):
+    """Refused before a VAE is asked for."""
+    for given in ({"image": torch.zeros(came, 8, 8, 3)}, {"latent": {"samples": torch.zeros(came, 16, 1, 8, 12)}}):
+        words = refusal(lambda given=given: apply_concat_id(
+            model, of_two_people(), {"samples": torch.zeros(tiny.LATENT)}, **given))
+        assert words == (f"{came} reference image(s) came and tiny_concat_id.safetensors was trained with 2: connect a "
+                         "batch of 2 faces, from left to right.")
 
 
 def test_another_video_size(model):

@@ -17,6 +17,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 import tiny
 from small_world.tiny_models import lora_weights
 from standin_core.contracts import UserError
+from standin_core.report import ReportSink
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
 ORDERS = ["reference first", "reference last"]
@@ -142,10 +143,29 @@ def test_stand_in_on_the_same_model(model, expected, order, guidance):
     assert relative_rms(samples, tiny.sample(tiny.with_identity(model))[0]) > 100 * WHOLE_RUN
 
 
-def test_two_scales_of_their_own_are_refused(model):
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("wanted, words", [
+    ("a region", "the region has weights for 72 video tokens and this model has 96, because another node adds tokens"),
+    ("a map", "the attention map has 72 places and this model 96 video tokens, because another node adds some")])
+def test_what_stand_in_cannot_do_beside_it(model, order, wanted, words):
+    left_half = torch.zeros(1, 64, 96)
+    left_half[..., :48] = 1
+
+    def patch(model):
+        return tiny.with_identity(model, region=left_half if wanted == "a region" else None)
+
+    patched = in_order(order, model, patch)
+    ReportSink(maps_attention=wanted == "a map").listen(patched)
+    with pytest.raises(UserError, match=words):
+        comfy.sample.sample(patched, comfy.sample.prepare_noise(torch.zeros(tiny.LATENT), 7), 1, 4.0, "euler", "simple",
+                            tiny.prompt(), tiny.prompt(seed=3), torch.zeros(tiny.LATENT), disable_pbar=True)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_scales_of_their_own_are_refused(model, order):
     own = {"guidance": "own scale", "guidance_scale": 2.0}
     with pytest.raises(UserError, match="two methods on this model have guidance set to own scale"):
-        tiny.sample(concat_id.with_reference(tiny.with_identity(model, **own), **own))
+        tiny.sample(in_order(order, model, lambda model: tiny.with_identity(model, **own), **own))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -77,6 +77,12 @@ def test_the_fit_into_the_video(name):
     assert np.array_equal(faces.as_uint8(found), golden(name, "fitted"))
 
 
+def test_the_side_of_a_fitted_picture_is_cut_to_whole_pixels():
+    """63.6 are 63, as in its authors' code; no golden picture tells this from rounding."""
+    found = fitted(torch.ones(100, 151, 3), 64, 96)
+    assert (found[:63] > 0.99).all() and not found[63].any()
+
+
 @pytest.mark.parametrize("share, masked", [(0.39, False), (0.41, True)])
 def test_a_crop_of_which_too_little_would_be_left_stays_as_it_is(parsed, share, masked):
     labels = np.zeros((448, 448), np.uint8)

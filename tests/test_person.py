@@ -1,5 +1,6 @@
 """A person as a file: every method gives with it what it gives with the photos, bit for bit; bad files are refused."""
 import copy
+import dataclasses
 import json
 
 import comfy.sd
@@ -84,7 +85,7 @@ def test_stand_in_reads_the_person_as_the_photos(model, vae, person, photos):
 
 
 def test_concat_id_reads_the_first_photo(model, vae, person, photos):
-    """The released models take one reference."""
+    """One person is one reference, so a model that was trained with several is refused."""
     def sampled(vae, image=None, person=None, video=VIDEO):
         return tiny.sample(apply_concat_id(model, concat_id.record(), video, vae, image, person=person),
                            latent=video["samples"])[0]
@@ -96,6 +97,10 @@ def test_concat_id_reads_the_first_photo(model, vae, person, photos):
                        sampled(vae, crop(photos, "Concat-ID").image[:1], video=larger))
     with pytest.raises(UserError, match="without a VAE"):
         sampled(None, person=person, video=larger)
+    of_two = dataclasses.replace(concat_id.record(), references=2)
+    with pytest.raises(UserError, match=r"one person came and tiny_concat_id\.safetensors was trained with 2 in a "
+                                        "video: disconnect it, and connect a batch of 2 faces, from left to right"):
+        apply_concat_id(model, of_two, VIDEO, vae, person=person)
 
 
 def test_id_animator_reads_the_person_as_the_photos(person, photos):

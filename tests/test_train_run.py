@@ -18,8 +18,10 @@ import safetensors
 import safetensors.torch
 import torch
 
+import pack
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
+from standin_core.concat_id.training import LAYERS, ConcatIDSettings
 from standin_core.contracts import UserError
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines
@@ -546,6 +548,70 @@ def test_the_command_line(workplace, trained):
     assert {path.name for path in (run / "samples").iterdir()} == {"step_000002.png", "step_000004.png"}
     again = command(workplace, "mine.toml")
     assert again.returncode == 0 and "step" not in again.stdout.partition("memory")[2]
+
+
+# what a user changes in the documented file, here for tiny models and videos
+CHANGES = {
+    '"my_videos"': '"films"', '"my_data"': '"data of concat_id"',
+    '"wan2.1_t2v_1.3B_fp16.safetensors"': '"tiny_wan_t2v.safetensors"',
+    '"umt5_xxl_fp16.safetensors"': '"tiny_umt5.safetensors"', '"wan_2.1_vae.safetensors"': '"tiny_wan_vae.safetensors"',
+    'weights = "all"': 'weights = "low rank"\nrank = 4',
+    "[data]": "[data]\nwidth = 64\nheight = 48\nframes = 9\nreferences = 1", '"insightface"': '"cascade"',
+    '"bisenet"': '"none"', "steps = 3000": "steps = 2\nlearning_rate = 1e-2", "batch_size = 48": "batch_size = 2",
+    "warmup = 150": "warmup = 1", "every = 500": "every = 2\ncount = 1\nsteps = 1"}
+
+
+def test_concat_id_from_videos_to_a_sampled_video(workplace, monkeypatch):
+    """By the command and the documented file; what it writes is loaded, applied and sampled, and it reads its photo."""
+    import comfy.sd
+    import folder_paths
+
+    config = (PACK / "docs" / "training_concat_id.toml").read_text(encoding="utf-8")
+    for documented, tiny_one in CHANGES.items():
+        assert config.count(documented) == 1
+        config = config.replace(documented, tiny_one)
+    (workplace / "concat_id.toml").write_text(config, encoding="utf-8")
+    done = command(workplace, "concat_id.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "my_concat_id, variant AdaLN, weights low rank, rank 4:" in done.stdout and "step 2 of 2" in done.stdout
+    assert (workplace / "data of concat_id" / "runs" / "my_concat_id" / "samples" / "step_000002.png").is_file()
+
+    models = workplace / "models" / "diffusion_models"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(models)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("diffusion_models", None)
+    with torch.inference_mode():
+        model, concat_id = pack.node_classes()["LoadConcatID"].execute(
+            file="my_concat_id.safetensors", weight_dtype="default").args
+        before = safetensors.torch.load_file(models / "tiny_wan_t2v.safetensors")
+        after = model.model.diffusion_model.state_dict()
+        changed = {key for key, tensor in before.items() if not torch.equal(tensor, after[key].to(tensor.dtype))}
+        assert changed == {f"blocks.{i}.{layer}.weight" for i in range(tiny.WAN.blocks) for layer in LAYERS}
+        assert not torch.equal(concat_id.own.blocks, concat_id.marks)  # of which it was a copy
+        vae, latent = comfy.sd.VAE(sd=vae_weights()), torch.zeros(1, 16, 3, 6, 8)
+        prompt = [[tiny.random(1, 5, TinyWan().text_dim), {}]]
+
+        def sampled(photo):
+            applied = pack.node_classes()["ApplyConcatID"].execute(
+                model=model, concat_id=concat_id, latent={"samples": latent}, vae=vae, reference_image=photo,
+                start_percent=0.0, end_percent=1.0, guidance="both passes", guidance_scale=1.0).args[0]
+            return tiny.sample(applied, latent, prompt, prompt, steps=1)
+
+        (dark, (report,)), (light, _) = (sampled(torch.full((1, 32, 32, 3), value)) for value in (0.2, 0.8))
+        assert report.identity_calls == report.model_calls > 0 and torch.isfinite(dark).all()
+        assert (dark - light).abs().mean() > 1e-3
+    folder_paths.filename_list_cache.pop("diffusion_models", None)
+
+
+def test_the_documented_configurations():
+    """The trainer reads both as they are. What Concat-ID's does not say has the values of its authors."""
+    stand_in, concat_id = (read_config(PACK / "docs" / f"{name}.toml", TRAINED)
+                           for name in ("training", "training_concat_id"))
+    assert stand_in.settings == AdapterSettings("my_stand_in") and stand_in.files.videos.endswith("my_videos")
+    assert (stand_in.data.frames, stand_in.train.batch_size, stand_in.train.shift) == (81, 48, 1.0)
+    assert concat_id.settings == ConcatIDSettings("my_concat_id") and concat_id.pairs is None
+    assert (concat_id.data.fps, concat_id.data.face.preset, concat_id.data.face.detector, concat_id.photos.fit) == (
+        16.0, "Concat-ID", "insightface", "to the clip")
+    assert (concat_id.train.batch_size, concat_id.train.shift, concat_id.train.reference_dropout) == (48, 5.0, 0.1)
 
 
 def test_a_plan_needs_no_device(workplace):

@@ -15,7 +15,8 @@ from .weights import ConcatID
 class AppendedReference(Span):
     """What a patched model appends to its video; shared, unchanged, by every clone of it.
 
-    latent: [M, 16, 1, h, w], model space, of the video's h and w, one reference for each frame that is appended.
+    latent: [M, 16, 1, h, w], model space, of the video's h and w. Each reference is one frame that is appended.
+        There are as many as the model was trained with, one for each person from left to right.
     guidance: one of GUIDANCES.
     guidance_scale: of "own scale".
 
@@ -33,6 +34,15 @@ class AppendedReference(Span):
     def __post_init__(self):
         Span.__post_init__(self)
         check_guidance(self.guidance, self.guidance_scale)
-        if len(self.latent) > self.concat_id.references:
-            raise UserError(f"{len(self.latent)} reference images came and {self.concat_id.name} was trained with "
-                            f"{self.concat_id.references}: pick one with ImageFromBatch.")
+        check_count(self.concat_id, len(self.latent))
+
+
+def check_count(concat_id: ConcatID, came: int) -> None:
+    """Raises UserError unless as many references came as the model was trained with."""
+    name, needed = concat_id.name, concat_id.references
+    if came == needed:
+        return
+    if needed == 1:
+        raise UserError(f"{came} reference images came and {name} was trained with 1: pick one with ImageFromBatch.")
+    raise UserError(f"{came} reference image(s) came and {name} was trained with {needed}: connect a batch of {needed} "
+                    "faces, from left to right.")

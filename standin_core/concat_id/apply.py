@@ -9,7 +9,7 @@ from ..latents import PIXELS_PER_LATENT
 from ..person import Person, Use
 from ..reference import fitted, reference_from
 from ..runs import is_installed
-from .applied import AppendedReference
+from .applied import AppendedReference, check_count
 from .weights import ConcatID, check_fit
 from .wrappers import KEY, install
 
@@ -20,9 +20,9 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
 
     concat_id: of the file that the model came from.
     video: the ComfyUI LATENT that will be sampled, whose size the reference takes.
-    vae, image: Wan's VAE and pictures [M, H, W, 3], which are fitted into the video; or
-    latent: a ComfyUI LATENT of the reference, of the video's size; or
-    person: whose first photos are read, as many as the model was trained with.
+    vae, image: Wan's VAE and pictures [M, H, W, 3], from left to right, which are fitted into the video; or
+    latent: a ComfyUI LATENT of the references, of the video's size; or
+    person: whose first photo is read.
     settings: of ``AppendedReference``.
 
     Raises UserError for a model or a reference that does not fit, before the VAE works.
@@ -37,15 +37,20 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
                         "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
     height, width = samples.shape[-2:]
     if person is not None:
-        image, latent = person.in_place_of(image, latent, Use.CONCAT_ID, vae, concat_id.references, (height, width))
+        if concat_id.references > 1:
+            raise UserError(f"one person came and {concat_id.name} was trained with {concat_id.references} in a video: "
+                            f"disconnect it, and connect a batch of {concat_id.references} faces, from left to right.")
+        image, latent = person.in_place_of(image, latent, Use.CONCAT_ID, vae, 1, (height, width))
     if image is not None:
+        pictures = checked_pictures(image, "reference_image")
+        check_count(concat_id, len(pictures))
         image = torch.stack([fitted(each[..., :3], PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width)
-                             for each in checked_pictures(image, "reference_image")])
+                             for each in pictures])
     reference = reference_from(vae, image, latent)
     if tuple(reference.shape[1:]) != (model.model.latent_format.latent_channels, 1, height, width):
         raise UserError(f"the reference latent has shape {list(reference.shape)} and the video {height}x{width} latent "
-                        f"pixels, needed is [1, 16, 1, {height}, {width}]: encode a picture of the video's size with "
-                        "Wan 2.1's VAE, or connect reference_image.")
+                        f"pixels, needed is [{concat_id.references}, 16, 1, {height}, {width}]: encode a picture of "
+                        "the video's size with Wan 2.1's VAE, or connect reference_image.")
     patched = model.clone()
     install(patched, AppendedReference(concat_id=concat_id, latent=model.model.process_latent_in(reference),
                                        **settings))
