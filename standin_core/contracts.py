@@ -21,7 +21,10 @@ class UserError(ValueError):
 
 
 def counted(count: int, what: str) -> str:
-    """"1 step", "2 steps"; what: in the singular, of a word whose plural ends in s."""
+    """A number with its word, as in "1 step" and "2 steps".
+
+    what: in the singular, of a word whose plural ends in s.
+    """
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 

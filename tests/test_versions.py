@@ -27,6 +27,12 @@ def test_the_table_has_every_version_that_can_be_tested():
     assert table == sorted(CARRIERS, key=in_order, reverse=True)
 
 
+@pytest.mark.parametrize("file", ("standin_core/attention/reasons.py", "docs/performance.md"))
+def test_the_code_that_the_kernel_follows_is_that_of_all_versions(file):
+    said = re.findall(r"ComfyUI\s(\d+\.\d+\.\d+) to\s(\d+\.\d+\.\d+)", (PACK / file).read_text(encoding="utf-8"))
+    assert said == [(min(CARRIERS, key=in_order), COMFYUI_VERSION)]
+
+
 def test_the_readme_names_the_oldest_and_the_newest():
     readme = (PACK / "README.md").read_text(encoding="utf-8")
     assert f"requires ComfyUI {min(CARRIERS, key=in_order)} or newer" in readme and COMFYUI_VERSION in readme
