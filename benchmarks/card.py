@@ -7,8 +7,7 @@ First it checks that the card computes rightly: by the tests that run on one, an
 cache mode has to sample the same. Nothing is timed behind a red check. Then it calls ``overhead.py`` for one stage
 after the other, each in a process of its own, because ComfyUI reads at its start which attention it runs. It prints the
 tables and writes a record and a plot to benchmarks/results. The record is written after each stage: called again with
-the same commit, machine and software, the command goes on with the
-stages that are not in it. A dry run begins anew.
+the same commit, machine and software, the command goes on with the stages that are not in it. A dry run begins anew.
 """
 from __future__ import annotations
 
@@ -248,7 +247,7 @@ def overhead(arguments: list[str]) -> dict:
             program = subprocess.run(command, cwd=PACK, timeout=STAGE_SECONDS, text=True, stderr=subprocess.PIPE,
                                      env={**os.environ, "PYTHONUNBUFFERED": "1"})
         except subprocess.TimeoutExpired as late:
-            sys.stdout.write(str(late.stderr or ""))
+            sys.stdout.write((late.stderr or b"").decode(errors="replace"))  # bytes, whatever text says
             return {"failed": f"took more than {STAGE_SECONDS} s"}
         if program.returncode:
             sys.stdout.write(program.stderr)
