@@ -501,7 +501,7 @@ def test_model_sampling(model, order):
 
     latents, (report,) = tiny.sample(in_order(order, model, shifted, end_percent=0.5), steps=8)
     assert torch.equal(latents, tiny.sample(in_order(ORDERS[0], model, shifted, end_percent=0.5), steps=8)[0])
-    assert 0 < report.identity_calls < 8
+    assert report.identity_calls == 4  # by the model's own schedule, of shift 8, it would be 5
     assert not torch.equal(latents, tiny.sample(shifted(model.clone()), steps=8)[0])
 
 

@@ -1,12 +1,14 @@
 """Concat-ID's files: each form loads to the same model, and everything else gives one helpful sentence."""
 import hashlib
 import json
+import os
 import pickle
 import re
 
 import comfy.model_management
 import comfy.ops
 import comfy.sd
+import folder_paths
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +16,7 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from concat_id import record
 from packed import pack_layers, scaled_fp8
 
+import pack
 import tiny
 from pickles import Opens
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
@@ -142,21 +145,27 @@ def spoilt(change):
     return file
 
 
+def layout_as(key, text):
+    return lambda file: file.update({f"{key}.comfy_quant": torch.tensor(list(text), dtype=torch.uint8)})
+
+
 UNREADABLE = {
-    "scales without a layout": lambda file: [file.pop(key) for key in list(file) if key.endswith(".comfy_quant")],
-    "an unknown layout of the reference": lambda file: file.update(
-        {"time_projection_ref.1.comfy_quant": torch.tensor(list(b'{"format": "fp3"}'), dtype=torch.uint8)}),
-    "an unknown layout of a block": lambda file: file.update(
-        {"blocks.0.ffn.0.comfy_quant": torch.tensor(list(b'{"format": "fp3"}'), dtype=torch.uint8)}),
-    "no JSON": lambda file: file.update({"blocks.0.ffn.0.comfy_quant": torch.zeros(3, dtype=torch.uint8)}),
+    "scales without a layout": (
+        lambda file: [file.pop(key) for key in list(file) if key.endswith(".comfy_quant")],
+        "has 42 tensors that no Concat-ID has (the first is blocks.0.cross_attn.k.weight_scale)"),
+    "an unknown layout of the reference": (layout_as("time_projection_ref.1", b'{"format": "fp3"}'),
+                                           "has quantised layers that ComfyUI cannot read ('fp3')"),
+    "an unknown layout of a block": (layout_as("blocks.0.ffn.0", b'{"format": "fp3"}'),
+                                     "has tensors that do not fit together ('fp3')"),
+    "a layout that is no JSON": (layout_as("blocks.0.ffn.0", b"{"), "has tensors that do not fit together (Expecting"),
 }
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_quantised_layers_that_cannot_be_read(tmp_path, name):
-    with pytest.raises(UserError, match=r"a\.safetensors has (4\d tensors that no Concat-ID has|quantised layers that "
-                                        r"ComfyUI cannot read|tensors that do not fit together)"):
-        load_concat_id(save(tmp_path / "a.safetensors", spoilt(UNREADABLE[name])))
+    change, words = UNREADABLE[name]
+    with pytest.raises(UserError, match=re.escape(f"a.safetensors {words}")):
+        load_concat_id(save(tmp_path / "a.safetensors", spoilt(change)))
 
 
 def test_a_gguf_file(tmp_path):
@@ -281,6 +290,23 @@ def test_a_file_that_is_cut_off(tmp_path, name):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match=re.escape(f"{name} cannot be read as weights")):
         load_concat_id(path)
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path, monkeypatch):
+    """As a training writes it, under the same name and of the same size: ComfyUI runs the node again."""
+    _, extensions = folder_paths.folder_names_and_paths["diffusion_models"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], extensions))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    node, found = pack.node_classes()["LoadConcatID"], []
+    for seed in (1, 2):
+        save(tmp_path / "a.safetensors", concat_id_weights(TinyWan(text_dim=32, seed=seed)))
+        os.utime(tmp_path / "a.safetensors", (seed, seed))  # the clock of a disk may be coarse
+        inputs = {"file": "a.safetensors", "weight_dtype": "default"}
+        fingerprint = node.fingerprint_inputs(**inputs)
+        assert fingerprint == node.fingerprint_inputs(**inputs)
+        found.append((fingerprint, node.execute(**inputs).args[1].sha256))
+    (before, old), (after, new) = found
+    assert before != after and old != new
 
 
 def test_comfyui_can_make_the_model_anew(tmp_path):
