@@ -111,7 +111,7 @@ class Stage:
 
 
 def attention_tflop(tokens: int) -> float:
-    """Of the self-attention of one block with 40 heads."""
+    """TFLOP of the self-attention of one block with 40 heads."""
     return 4 * tokens**2 * WIDTH / 1e12
 
 
@@ -217,7 +217,7 @@ def check(arguments: list[str], dry: bool) -> dict[str, dict[str, float]]:
     Raises SystemExit where a test is red or they differ: figures of a wrong result are worth nothing.
     """
     if subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=PACK).returncode:
-        raise SystemExit("the check is red, so nothing was timed: mend what it names, or report it with its output.")
+        raise SystemExit("the check is red, so nothing was timed: fix what it names, or report it with its output.")
     return {name: agreed(name, dry) for name in AGREEMENTS}
 
 

@@ -53,9 +53,9 @@ def main() -> int:
                           1 if accelerator is None else accelerator.num_processes))
         if options.dry_run:
             return 0
-        from standin_core.train.command import train
+        from standin_core.train.command import train_from_config
 
-        train(config, method, log.info, accelerator)
+        train_from_config(config, method, log.info, accelerator)
         if is_first:
             log.info("finished: %s", method.file)
     except UserError as error:

@@ -19,7 +19,7 @@ def hidden_states(clip_vision, image: torch.Tensor) -> torch.Tensor:
 
 
 def _of_zero(clip_vision, device: torch.device) -> torch.Tensor:
-    """[1, L, w]: of pixel values that are 0 after normalisation, which no picture of 8 bits gives."""
+    """What CLIP sees in pixels that are 0 after normalisation, [1, L, w]; no picture of 8 bits has such pixels."""
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     zero = torch.zeros(1, 3, clip_vision.image_size, clip_vision.image_size, device=clip_vision.load_device)
     return clip_vision.model(pixel_values=zero, intermediate_output=-2)[1].to(device)

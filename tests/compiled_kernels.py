@@ -98,7 +98,7 @@ FUSION_RUNS = ({}, {"tokens": 75600}, {"tokens": 1}, {"batch": 2}, {"batch": 2, 
 
 
 def bytes_at_a_time(binary) -> dict[str, list[int]]:
-    """Of each instruction that loads from global memory or stores there."""
+    """How many bytes each instruction loads from global memory or stores there."""
     found: dict[str, list[int]] = {"ld": [], "st": []}
     for kind, vector, bits in re.findall(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", binary.asm["ptx"]):
         found[kind].append(int(vector or 1) * int(bits) // 8)

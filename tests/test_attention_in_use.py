@@ -20,7 +20,7 @@ from standin_core.wan import OVERRIDE, attention_in_use, pytorch_backend
 
 
 def own_source():
-    """Of SageAttention, by what this version of ComfyUI gives it."""
+    """Which SageAttention it is, by what this version of ComfyUI gives it."""
     given = {}
 
     def recorded(q, *_, **settings):

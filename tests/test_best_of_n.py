@@ -67,7 +67,7 @@ def test_likeness_alone():
 
 
 def test_with_other_photos_the_copy_paste_measure_says_what_is_a_copy():
-    """Of two plain pictures, where pixels say nothing: the one that is as the first photo is the copy."""
+    """Two plain pictures, whose pixels say nothing: the one that is like the first photo is the copy."""
     given, other = (torch.tensor(colour).expand(1, 32, 32, 3) for colour in ([1.0, 0.2, 0.2], [0.2, 1.0, 0.2]))
     whole = CompareSettings("auto", "whole frame")
     found = rank([given, (given + other) / 2], torch.cat((given, other)), whole, 0.8, clip_vision=ClipVision())

@@ -129,7 +129,7 @@ def test_the_equations_of_the_paper(model, name, adaln):
 
 
 def gradients(wan, own, checkpointed):
-    """Of a sum of squares, with respect to what the AdaLN variant has beside the native weights."""
+    """Those of a sum of squares, with respect to what the AdaLN variant has beside the native weights."""
     leaves = [each.clone().requires_grad_() for each in (own.weight, own.bias, own.blocks)]
     video, timestep = tiny.random(1, 16, 2, 6, 6), torch.tensor([700.0])
     with differentiable(), references_appended(wan, (2, 3, 3), 1, timestep, type(own)(*leaves)):
@@ -329,6 +329,14 @@ def test_the_report(model):
     assert as_text(report).splitlines()[-1] == "modulation of the reference: the video's"
 
 
+def test_the_report_of_two_people(model):
+    two = apply_concat_id(model, of_two_people(), {"samples": torch.zeros(tiny.LATENT)},
+                          latent={"samples": tiny.random(2, 16, 1, *tiny.LATENT[-2:])})
+    _, (report,) = tiny.sample(two, steps=1)
+    assert as_text(report).splitlines()[3] == (
+        "2 references 8x12 latent, 48 tokens behind 72 video tokens (+66.7 %), at frames 3 to 4")
+
+
 def test_without_a_sink_the_report_is_logged(model, caplog):
     with caplog.at_level("INFO", logger="standin_core.runs"):
         comfy.sample.sample(concat_id.with_reference(model), torch.zeros(tiny.LATENT), 1, 1.0, "euler", "simple",
@@ -345,8 +353,15 @@ def refusal(call):
 
 
 def test_applied_twice(model):
-    assert "has a reference by Concat-ID already" in refusal(
-        lambda: concat_id.with_reference(concat_id.with_reference(model)))
+    assert refusal(lambda: concat_id.with_reference(concat_id.with_reference(model))).endswith(
+        "has a reference by Concat-ID already: take out one of the two Apply Concat-ID.")
+
+
+def test_two_people_by_two_nodes(model):
+    """The likely mistake: one Apply Concat-ID for each."""
+    two = {"samples": torch.zeros(tiny.LATENT)}, None, None, {"samples": torch.zeros(2, 16, 1, *tiny.LATENT[-2:])}
+    assert refusal(lambda: apply_concat_id(apply_concat_id(model, of_two_people(), *two), of_two_people(), *two)
+                   ).endswith("take out one of the two Apply Concat-ID, and connect a batch of 2 faces to the other.")
 
 
 SETTINGS = {

@@ -1,21 +1,29 @@
 """Concat-ID's files: each form loads to the same model, and everything else gives one helpful sentence."""
 import hashlib
+import json
+import os
 import pickle
 import re
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
+import folder_paths
 import pytest
 import safetensors.torch
 import torch
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from concat_id import record
+from packed import pack_layers, scaled_fp8
 
+import pack
 import tiny
 from pickles import Opens
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.weights import IN_A_BLOCK, OUTSIDE_BLOCKS, REFERENCES, load_concat_id, parse_concat_id
 from standin_core.contracts import UserError
+from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 
 def weights(adaln=True):
@@ -69,6 +77,109 @@ def test_every_form_of_a_file(tmp_path, told_sizes, form, adaln):
         assert torch.equal(concat_id.own.bias, weights()["time_projection_ref.1.bias"])
         assert all(torch.equal(concat_id.own.blocks[i:i + 1], weights()[f"blocks.{i}.modulation_ref"])
                    for i in range(tiny.WAN.blocks))
+
+
+def sampled(model, concat_id):
+    return tiny.sample(apply_concat_id(model, concat_id, {"samples": torch.zeros(tiny.LATENT)}, latent={
+        "samples": tiny.random(1, 16, 1, *tiny.LATENT[-2:])}))[0]
+
+
+def layouts_beside_layers(file):
+    """As ComfyUI saves the layers of a scaled fp8 file."""
+    layout = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    for key in [key for key in file if key.endswith(".scale_weight")]:
+        layer = key.removesuffix(".scale_weight")
+        file |= {f"{layer}.weight_scale": file.pop(key), f"{layer}.comfy_quant": layout.clone()}
+    return {key: tensor for key, tensor in file.items() if not key.endswith("scaled_fp8")}, {}
+
+
+def layouts_in_metadata(file):
+    file, _ = layouts_beside_layers(file)
+    layers = {key.removesuffix(".comfy_quant"): {"format": "float8_e4m3fn"} for key in list(file)
+              if key.endswith(".comfy_quant") and file.pop(key) is not None}
+    return file, {"_quantization_metadata": json.dumps({"layers": layers})}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["native", "of a checkpoint"])
+@pytest.mark.parametrize("form", [lambda file: (file, {}), layouts_beside_layers, layouts_in_metadata],
+                         ids=["one mark for all", "beside the layers", "in the metadata"])
+@pytest.mark.parametrize("adaln", [False, True], ids=["first stage", "AdaLN"])
+def test_a_scaled_fp8_file(tmp_path, caplog, adaln, form, prefix):
+    """The same as a file of the values that its tensors stand for, those of the reference too."""
+    file, values = scaled_fp8(weights(adaln), prefix)
+    file, said = form(file)
+    path = tmp_path / "scaled.safetensors"
+    safetensors.torch.save_file(file, path, metadata={**tiny.WAN.metadata(), **said})
+    model, concat_id = load_concat_id(path)
+    assert isinstance(model.model.diffusion_model.blocks[0].ffn[0].weight, QuantizedTensor)
+    assert concat_id.own is None or torch.equal(concat_id.own.weight, values["time_projection_ref.1.weight"])
+    assert "unexpected" not in caplog.text
+    found = sampled(model, concat_id)
+    assert_close(found, sampled(*load_concat_id(save(tmp_path / "plain.safetensors", values))), WHOLE_RUN)
+    assert relative_rms(found, sampled(*load_concat_id(save(tmp_path / "first.safetensors", weights(adaln))))) > 1e-3
+    again = model.cached_patcher_init[0](*model.cached_patcher_init[1])
+    assert torch.equal(sampled(again, concat_id), found)
+
+
+@pytest.mark.parametrize("layout", sorted(QUANT_ALGOS.keys() - {"convrot_w4a4"}))  # whose layers are of 256 at least
+def test_every_layout_of_comfyui(tmp_path, layout):
+    """The reference's projection and a layer of a block, both as ComfyUI's own layer writes them."""
+    file = weights()
+    for name in ("time_projection_ref.1", "blocks.1.ffn.0"):
+        linear = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32).Linear(*file[f"{name}.weight"].shape[::-1])
+        linear.quant_format = layout
+        linear.weight = torch.nn.Parameter(QuantizedTensor.from_float(
+            file[f"{name}.weight"], QUANT_ALGOS[layout]["comfy_tensor_layout"]), requires_grad=False)
+        linear.bias.data = file[f"{name}.bias"]
+        file |= {f"{name}.{key}": tensor for key, tensor in linear.state_dict().items()}
+        expected = linear.weight.dequantize()
+    model, concat_id = load_concat_id(save(tmp_path / "a.safetensors", file), {"dtype": torch.float32})
+    assert torch.equal(model.model.diffusion_model.blocks[1].ffn[0].weight.dequantize(), expected)
+    original = weights()["time_projection_ref.1.weight"]
+    assert concat_id.own.weight.shape == original.shape and 0 < relative_rms(concat_id.own.weight, original) < 0.2
+
+
+def spoilt(change):
+    file, _ = layouts_beside_layers(scaled_fp8(weights())[0])
+    change(file)
+    return file
+
+
+def layout_as(key, text):
+    return lambda file: file.update({f"{key}.comfy_quant": torch.tensor(list(text), dtype=torch.uint8)})
+
+
+UNREADABLE = {
+    "scales without a layout": (
+        lambda file: [file.pop(key) for key in list(file) if key.endswith(".comfy_quant")],
+        "has 42 tensors that no Concat-ID has (the first is blocks.0.cross_attn.k.weight_scale)"),
+    "an unknown layout of the reference": (layout_as("time_projection_ref.1", b'{"format": "fp3"}'),
+                                           "has quantised layers that ComfyUI cannot read ('fp3')"),
+    "an unknown layout of a block": (layout_as("blocks.0.ffn.0", b'{"format": "fp3"}'),
+                                     "has tensors that do not fit together ('fp3')"),
+    "a layout that is no JSON": (layout_as("blocks.0.ffn.0", b"{"), "has tensors that do not fit together (Expecting"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_quantised_layers_that_cannot_be_read(tmp_path, name):
+    change, words = UNREADABLE[name]
+    with pytest.raises(UserError, match=re.escape(f"a.safetensors {words}")):
+        load_concat_id(save(tmp_path / "a.safetensors", spoilt(change)))
+
+
+def test_a_gguf_file(tmp_path):
+    """Its own loader reads it, and the record comes from another file of the same model."""
+    path = tmp_path / "first_stage.pt"
+    path.write_bytes(b"GGUF\3\0\0\0" + bytes(200))
+    with pytest.raises(UserError, match=r"first_stage\.pt cannot be read as weights"):
+        load_concat_id(path)
+    model, expected = tiny.load(), sampled(tiny.load(), record(adaln=True))
+    pack_layers(model)
+    assert_close(sampled(model, record(adaln=True)), expected, WHOLE_RUN)
+    block = model.model.diffusion_model.blocks[0]
+    block.modulation = torch.nn.Parameter(block.modulation.detach().view(torch.uint8), requires_grad=False)
+    applied(model, adaln=True)  # what cannot be compared is not refused
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -179,6 +290,23 @@ def test_a_file_that_is_cut_off(tmp_path, name):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match=re.escape(f"{name} cannot be read as weights")):
         load_concat_id(path)
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path, monkeypatch):
+    """As a training writes it, under the same name and of the same size: ComfyUI runs the node again."""
+    _, extensions = folder_paths.folder_names_and_paths["diffusion_models"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], extensions))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    node, found = pack.node_classes()["LoadConcatID"], []
+    for seed in (1, 2):
+        save(tmp_path / "a.safetensors", concat_id_weights(TinyWan(text_dim=32, seed=seed)))
+        os.utime(tmp_path / "a.safetensors", (seed, seed))  # the clock of a disk may be coarse
+        inputs = {"file": "a.safetensors", "weight_dtype": "default"}
+        fingerprint = node.fingerprint_inputs(**inputs)
+        assert fingerprint == node.fingerprint_inputs(**inputs)
+        found.append((fingerprint, node.execute(**inputs).args[1].sha256))
+    (before, old), (after, new) = found
+    assert before != after and old != new
 
 
 def test_comfyui_can_make_the_model_anew(tmp_path):

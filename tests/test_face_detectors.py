@@ -9,7 +9,7 @@ import torch
 
 import faces
 from standin_core.contracts import UserError
-from standin_core.face.detectors import Face, _distinct, choose, load_detector
+from standin_core.face.detectors import Face, choose, distinct, load_detector
 from standin_core.face.given import given_detector
 from standin_core.face.models import YUNET
 
@@ -360,6 +360,6 @@ def test_a_face_moves_and_scales_with_its_points():
 
 
 def test_one_face_counts_once():
-    """Of boxes around one face the largest; two faces stay two."""
+    """The largest of the boxes around one face is kept; two faces stay two."""
     inner, outer, beside = Face((12, 12, 40, 44)), Face((10, 8, 44, 50)), Face((60, 10, 90, 45))
-    assert _distinct([inner, beside, outer]) == [outer, beside]
+    assert distinct([inner, beside, outer]) == [outer, beside]

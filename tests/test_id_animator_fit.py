@@ -32,7 +32,7 @@ def model(config):
 
 @pytest.fixture(scope="module")
 def adapter():
-    """Of the names and shapes of the authors' file."""
+    """With the names and shapes of the authors' file."""
     shapes = json.loads((GOLDEN / "id_animator_small" / "full_size_keys.json").read_text())
     return parse_adapter({key: torch.zeros(shape) for key, shape in shapes.items()}, "animator.ckpt")
 

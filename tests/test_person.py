@@ -22,7 +22,7 @@ from standin_core.folders import filenames
 from standin_core.id_animator.adapter import load_adapter
 from standin_core.id_animator.apply import apply_photos
 from standin_core.person import Person, PersonSettings, Use, load_person, make_person, save_person
-from standin_core.person.file import _sha256
+from standin_core.person.file import content_sha256
 from standin_core.stand_in.apply import apply_reference
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
@@ -124,7 +124,7 @@ def without(person: Person, **changed) -> Person:
 
 
 def test_progress_is_told(photos, bars):
-    """Of every photo, for each of the three methods."""
+    """The bar counts every photo, for each of the three methods."""
     make_person("b", photos[:2], PersonSettings(detector="cascade"))
     assert bars[0] == (1, 6) and bars[-1] == (6, 6)
 
@@ -206,7 +206,7 @@ def sealed(**tensors):
         before, metadata = read(path)
         after = before | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
         del metadata["sha256"]
-        safetensors.torch.save_file(after, path, metadata=metadata | {"sha256": _sha256(after, metadata)})
+        safetensors.torch.save_file(after, path, metadata=metadata | {"sha256": content_sha256(after, metadata)})
 
     return spoil
 

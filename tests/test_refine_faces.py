@@ -92,7 +92,7 @@ def test_a_face_that_was_not_changed_looks_as_before(video, color_match):
 
 
 def test_a_shift_of_colours_is_taken_back(video):
-    """Of all colours alike, in Lab; none of them is so dark or bright that the shift would clip it."""
+    """A shift of all colours by the same amount, in Lab; no colour is so dark or bright that it would be clipped."""
     source = 0.25 + video[:2] / 2
     small = enlarge_small_face(source, WHOLE)
     shifted = skimage.color.lab2rgb(skimage.color.rgb2lab(small.frames.numpy()) + np.array((-5, 6, -8)))

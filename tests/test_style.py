@@ -49,6 +49,11 @@ def test_mypy():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def python_files():
+    return [path for folder in ("standin_core", "nodes", "scripts", "casting", "benchmarks", "tests")
+            for path in sorted((PACK / folder).rglob("*.py"))]
+
+
 def arguments(node):
     """Names of the arguments of a function, or of the fields and the ``__init__`` of a class."""
     inside = node.body if isinstance(node, ast.ClassDef) else [node]
@@ -80,10 +85,21 @@ def test_a_docstring_has_one_argument_a_line():
         a: int
         b: int
         def __init__(self, c): ...'''))
-    found = [f"{path.relative_to(PACK)}, {line}"
-             for folder in ("standin_core", "nodes", "scripts", "casting", "benchmarks", "tests")
-             for path in sorted((PACK / folder).rglob("*.py"))
+    found = [f"{path.relative_to(PACK)}, {line}" for path in python_files()
              for line in crowded_lines(path.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
+BEGINS_WITH_OF = re.compile(r"(?:^|[.:!?] )(?:Of|To which) ")
+
+
+def test_no_sentence_of_a_docstring_begins_with_of():
+    assert BEGINS_WITH_OF.search("Of a file.") and BEGINS_WITH_OF.search("A file. To which it goes.")
+    assert not BEGINS_WITH_OF.search("The name of a file. Often it is long.")
+    found = [f"{path.relative_to(PACK)}, {line.strip()}" for path in python_files()
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module))
+             for line in (ast.get_docstring(node) or "").split("\n") if BEGINS_WITH_OF.search(line)]
     assert not found, "\n".join(found)
 
 

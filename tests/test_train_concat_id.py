@@ -8,6 +8,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from packed import scaled_fp8
 
 import pack
 import tiny
@@ -154,7 +155,7 @@ def loss_by_the_equations(made, item):
 @pytest.mark.parametrize("references", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_equations(kind, references):
-    """Of every tensor that is trained; those that the authors' model takes nowhere get none."""
+    """For every tensor that is trained; those that the authors' model uses nowhere get none."""
     made, item = learner(references, **kind), batch(references)
     loss = flow_matching_loss(made, item, backward=torch.Tensor.backward)
     expected, leaves = loss_by_the_equations(made, item)
@@ -359,7 +360,8 @@ def test_pictures_while_it_trains(tmp_path):
     ({"references": 2}, {}, "references is 2, and the data have photos of 1 persons"),
     ({}, {"dim": 2048}, "a Wan of width 2048, and Concat-ID is trained on"),
     ({}, {"weights": TinyWan(text_dim=32).vace_weights()}, "takes more than noise and text, and Concat-ID"),
-    ({}, {"dtype": torch.float8_e4m3fn}, "weights are in fp8 or packed")])
+    ({}, {"dtype": torch.float8_e4m3fn}, "weights are in fp8 or quantised"),
+    ({}, {"weights": scaled_fp8(WAN.weights())[0]}, "weights are in fp8 or quantised")])
 def test_what_cannot_be_trained(settings, data, words):
     wan = Wan(tiny.load(data.get("weights", WAN.weights())).model)
     wan.dim = data.get("dim", wan.dim)
@@ -408,7 +410,7 @@ def test_the_authors_recipe_is_the_default():
 
 
 def test_the_plan(tmp_path):
-    """Of Wan 1.3B's header: the parameters of the design note, and no frozen model where all of it is trained."""
+    """From Wan 1.3B's header: the parameters of the design note, and no frozen model where all of it is trained."""
     sizes = model_size(_sparse(tmp_path / "wan.safetensors", 30, 1536, 8960))
     whole = parse_config(TABLE, TRAINED)
     low = parse_config({**TABLE, "concat_id": {"name": "mine", "weights": "low rank"}}, TRAINED)

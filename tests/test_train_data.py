@@ -380,7 +380,7 @@ def test_a_dataset_in_one_call(videos, encoders, tmp_path):
 
 
 def test_progress_is_told(tmp_path, bars):
-    """Of the frames of a video that are looked at, the photos that are compared, and the clips that are encoded."""
+    """The bars count the frames that are looked at, the photos that are compared, and the clips that are encoded."""
     counted(tmp_path / "a.mp4", 20, 25)
     source = Source(tmp_path / "a.mp4", "a.mp4", "a person")
     list(prepare([source], tmp_path, dataclasses.replace(SETTINGS, face=FaceSettings(detector="none", parser="none"))))

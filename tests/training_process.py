@@ -38,7 +38,7 @@ from standin_core.contracts import UserError
 from standin_core.folders import register_folder
 from standin_core.methods import TRAINED
 from standin_core.stand_in.adapter import ADAPTERS
-from standin_core.train.command import train
+from standin_core.train.command import train_from_config
 from standin_core.train.config import parse_config
 from support import moving_photo
 
@@ -87,7 +87,7 @@ def disturb(kill=None, kill_beyond=None, room=None):
 def disturbed_training(name, **disturbance):
     disturb(**disturbance)
     made = config(name)
-    train(made, TRAINED[made.method].of(made.settings), lambda line: None)
+    train_from_config(made, TRAINED[made.method].of(made.settings), lambda line: None)
 
 
 def imported_by_a_training():

@@ -64,7 +64,7 @@ class ComfyPage:
         self.page.wait_for_timeout(400)
 
     def draw_nodes_by_vue(self, vue: bool) -> None:
-        """Of the page's two renderings of nodes, Vue's (*Nodes 2.0* in its settings) or the canvas's own."""
+        """Let the page draw nodes by Vue (*Nodes 2.0* in its settings), or by the canvas as before."""
         self.page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
         self.settle()
 

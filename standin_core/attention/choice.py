@@ -142,7 +142,7 @@ def _sparse_no_more(in_use: AttentionInUse) -> tuple[PassedOver, ...]:
 def _reading_by(needs: tuple[Reason, ...], kept: bool, in_use: AttentionInUse, device: torch.device,
                 dtype: torch.dtype, head_dim: int, tokens: tuple[int, int] | None, source: StateSource,
                 passed_over: list[PassedOver]) -> AttentionChoice:
-    """Of the exact ways to read beside a source of states, the fastest where a GPU can be asked, else the first.
+    """The fastest exact way to read beside a source of states where a GPU can be asked, else the first of them.
 
     kept: whether the attention in use may compute the identity's keys with the video's.
     """

@@ -73,7 +73,7 @@ def triton_refusal(device: torch.device) -> Reason | None:
 
 
 def triton_version() -> tuple[int, int]:
-    """Of what would be imported, by whatever name it was installed (triton, triton-windows, pytorch-triton)."""
+    """The version that would be imported, from whichever package (triton, triton-windows, pytorch-triton)."""
     import triton  # optional
 
     major, minor = triton.__version__.split(".")[:2]

@@ -79,7 +79,9 @@ def fusion_trial(device: torch.device, dtype: torch.dtype, heads: int, head_dim:
 @functools.cache
 def _slower(apart: Apart, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int,
             tokens: int) -> Reason | None:
-    """That two steps take less time on this device, or None; also where there is no memory to time two steps."""
+    """The reason that two steps take less time on this device; None where they do not, or cannot be timed for lack of
+    memory.
+    """
     try:
         with on(device):
             x, weight, rotation = _inputs(device, dtype, heads, head_dim, tokens)

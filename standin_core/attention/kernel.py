@@ -70,8 +70,8 @@ def tiles_on(device: torch.device, dtype: torch.dtype, head_dim: int) -> Tiles:
 
 
 @triton.jit
-def _walk(b_q, k_ptr, v_ptr, b_base, k_stride_m, v_stride_m, scale, M, D: tl.constexpr, BN: tl.constexpr,
-          BM: tl.constexpr):
+def walk(b_q, k_ptr, v_ptr, b_base, k_stride_m, v_stride_m, scale, M, D: tl.constexpr, BN: tl.constexpr,
+         BM: tl.constexpr):
     """Sum of p v, [BN, D], and l, [BN], where p = 2^(s + base). base: bias - L, in powers of 2."""
     o_m, o_d = tl.arange(0, BM), tl.arange(0, D)
     b_l = tl.full((BN,), 1.0, tl.float32)
@@ -94,8 +94,8 @@ def _walk(b_q, k_ptr, v_ptr, b_base, k_stride_m, v_stride_m, scale, M, D: tl.con
 
 
 @triton.jit
-def _walk_safe(b_q, k_ptr, v_ptr, b_bias, b_m, k_stride_m, v_stride_m, scale, M, D: tl.constexpr, BN: tl.constexpr,
-               BM: tl.constexpr):
+def walk_safe(b_q, k_ptr, v_ptr, b_bias, b_m, k_stride_m, v_stride_m, scale, M, D: tl.constexpr, BN: tl.constexpr,
+              BM: tl.constexpr):
     """The same with a running maximum m, [BN], which begins at L and is returned too: p = 2^(s + bias - m)."""
     o_m, o_d = tl.arange(0, BM), tl.arange(0, D)
     b_l = tl.full((BN,), 1.0, tl.float32)
@@ -151,13 +151,13 @@ def _extend_kernel(
         b_q = tl.load(q_ptr + o_n[:, None] * q_stride_n + o_d[None, :], mask=m_n[:, None], other=0.0)
         b_m = b_lse
         if FIXED:
-            b_a, b_l = _walk(b_q, k_ptr, v_ptr, b_bias - b_lse, k_stride_m, v_stride_m, scale * LOG2_E, M, D, BN, BM)
+            b_a, b_l = walk(b_q, k_ptr, v_ptr, b_bias - b_lse, k_stride_m, v_stride_m, scale * LOG2_E, M, D, BN, BM)
             if not (tl.max(b_l, axis=0) < MOST):
-                b_a, b_l, b_m = _walk_safe(b_q, k_ptr, v_ptr, b_bias, b_lse, k_stride_m, v_stride_m, scale * LOG2_E, M,
-                                           D, BN, BM)
+                b_a, b_l, b_m = walk_safe(b_q, k_ptr, v_ptr, b_bias, b_lse, k_stride_m, v_stride_m, scale * LOG2_E, M,
+                                          D, BN, BM)
         else:
-            b_a, b_l, b_m = _walk_safe(b_q, k_ptr, v_ptr, b_bias, b_lse, k_stride_m, v_stride_m, scale * LOG2_E, M, D,
-                                       BN, BM)
+            b_a, b_l, b_m = walk_safe(b_q, k_ptr, v_ptr, b_bias, b_lse, k_stride_m, v_stride_m, scale * LOG2_E, M, D,
+                                      BN, BM)
         m_reads = m_n & (b_bias > float("-inf"))
         # o is not held while the keys pass, which takes registers
         p_o = o_ptr + o_n[:, None] * o_stride_n + o_d[None, :]

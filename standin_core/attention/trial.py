@@ -39,7 +39,7 @@ def shared(identity: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def failed(error: Exception) -> Reason:
-    """That something cannot be taken, with the first line of an error."""
+    """The reason that something failed, with the first line of its error."""
     return Reason(Why.FAILED, (f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",))
 
 

@@ -29,8 +29,10 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
     """
     check_fit(concat_id, model)
     if is_installed(model, KEY):
-        raise UserError("this model has a reference by Concat-ID already, and it was trained with one: take out one "
-                        "of the two Apply Concat-ID.")
+        faces = concat_id.references
+        more = f", and connect a batch of {faces} faces to the other" if faces > 1 else ""
+        raise UserError("this model has a reference by Concat-ID already: take out one of the two Apply Concat-ID"
+                        f"{more}.")
     samples = checked_latent(video, "latent")
     if samples.ndim != 5:
         raise UserError(f"the video's latent has shape {list(samples.shape)}, needed is [B, 16, T, h, w]: connect the "

@@ -35,10 +35,13 @@ class ConcatIDReference:
     def lines(self, video_grid: tuple[int, int, int]) -> list[str]:
         frames, video = video_grid[0], math.prod(video_grid)
         height, width = self.reference_size
+        what, where = "reference", f"frame {frames}"
+        if self.references > 1:
+            what, where = f"{self.references} references", f"frames {frames} to {frames + self.references - 1}"
         return [
             f"Concat-ID of {self.file} ({self.variant})",
-            f"reference {height}x{width} latent, {self.tokens} tokens behind {video} video tokens "
-            f"(+{100 * self.tokens / video:.1f} %), at frame {frames}",
+            f"{what} {height}x{width} latent, {self.tokens} tokens behind {video} video tokens "
+            f"(+{100 * self.tokens / video:.1f} %), at {where}",
             f"read from {self.when} in {self.guidance}",
         ]
 

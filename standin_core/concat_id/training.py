@@ -18,6 +18,7 @@ import folder_paths
 import safetensors
 import safetensors.torch
 import torch
+from comfy.quant_ops import QuantizedTensor
 
 from ..contracts import UserError
 from ..files import replacing
@@ -116,7 +117,7 @@ class ConcatIDMethod:
         return Path(folder_paths.models_dir) / "diffusion_models" / f"{plain_name(self.settings.name)}.safetensors"
 
     def load(self, file: Path):
-        """Of a file of Concat-ID, its own modulation is what the training begins with."""
+        """The ModelPatcher of a file. The training begins with the modulation of the reference that the file has."""
         model, concat_id = load_concat_id(file)
         self.own = concat_id.own
         if file.suffix == ".safetensors":
@@ -130,9 +131,11 @@ class ConcatIDMethod:
                             f"{'' if wan.from_text_alone else ' that takes more than noise and text'}, and Concat-ID "
                             "is trained on Wan 2.1's text-to-video model of 1.3B, or on a Concat-ID file: take one of "
                             "those.")
-        if any(parameter.dtype not in NUMBERS for parameter in wan.model.parameters()):
-            raise UserError("the model's weights are in fp8 or packed, and training changes them: take the model in "
-                            "fp32, fp16 or bf16.")
+        # what is quantised has the dtype of what it is made into
+        if any(parameter.dtype not in NUMBERS or isinstance(parameter, QuantizedTensor)
+               for parameter in wan.model.parameters()):
+            raise UserError("the model's weights are in fp8 or quantised, and training changes them: take the model "
+                            "in fp32, fp16 or bf16.")
         if self.own is not None and self.settings.variant == FIRST_STAGE:
             raise UserError(f"variant is {FIRST_STAGE}, and the model's file has the modulation of an AdaLN: set "
                             f"variant to {ADALN}, or begin with another file.")
@@ -151,7 +154,7 @@ class ConcatIDMethod:
         return size.bytes if self.settings.weights == LOW_RANK else 0
 
     def parameters(self, size: ModelSize) -> int:
-        """Of Wan 1.3B and with AdaLN: 1,433.4 M in all, or 189.4 M at rank 128."""
+        """For Wan 1.3B with AdaLN: 1,433.4 M with all weights, or 189.4 M at rank 128."""
         own = (6 * size.dim**2 + 6 * size.dim + 6 * size.dim * size.blocks) * (self.settings.variant == ADALN)
         if self.settings.weights == ALL:
             return size.parameters + own

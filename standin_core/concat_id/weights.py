@@ -3,6 +3,7 @@
 The authors publish ``first_stage.pt`` (825 tensors under Wan's native names) and ``second_stage_adaln.pt`` (32 more:
 ``time_projection_ref.1.{weight,bias}`` and ``blocks.{i}.modulation_ref``). ComfyUI's own loader takes both and drops
 those 32 with a line in the log, hence this one. Raw checkpoints of their trainer have everything under ``module``.
+A converter may have quantised layers (``quantized``).
 """
 from __future__ import annotations
 
@@ -22,13 +23,15 @@ from ..latents import CHANNELS
 from ..wan import Wan
 from ..weights import ORDINARY_LORA, check_claim, check_tensors, download_again, refusing_damage
 from .forward import ReferenceModulation
+from .quantized import dequantized, is_part, with_layouts
 
 WIDEST = 1536  # of Wan 1.3B; Concat-ID was never trained on a larger one
 REFERENCES = "concat_id_references"  # in a file's metadata: how many references it was trained with, 1 where not said
 NUMBER_OF_REFERENCES = re.compile("[1-9][0-9]?")
+LAYOUTS = "_quantization_metadata"  # in a file's metadata, for ComfyUI: how its layers are quantised
 
-OWN_WEIGHT, OWN_BIAS, OWN_BLOCK = ("time_projection_ref.1.weight", "time_projection_ref.1.bias",
-                                   "blocks.{}.modulation_ref")
+OWN_LAYER = "time_projection_ref.1"
+OWN_WEIGHT, OWN_BIAS, OWN_BLOCK = f"{OWN_LAYER}.weight", f"{OWN_LAYER}.bias", "blocks.{}.modulation_ref"
 OUTSIDE_BLOCKS = (
     "patch_embedding.weight", "patch_embedding.bias", "head.modulation", "head.head.weight", "head.head.bias",
     *(f"{name}.{which}" for name in ("text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",
@@ -38,7 +41,6 @@ IN_A_BLOCK = (
     *(f"{attention}.{name}.weight" for attention in ("self_attn", "cross_attn") for name in ("norm_q", "norm_k")),
     *(f"{name}.{which}" for name in (*(f"{attention}.{each}" for attention in ("self_attn", "cross_attn")
                                        for each in "qkvo"), "ffn.0", "ffn.2") for which in ("weight", "bias")))
-QUANTIZED = re.compile(r"scaled_fp8|.*\.(scale_weight|scale_input|weight_scale|input_scale|comfy_quant)")
 BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,2})\.")
 STAND_IN = re.compile(r"self_attn\.[qkv]_loras\.")
 
@@ -48,7 +50,8 @@ class ConcatID:
     """What a Concat-ID file is, beside its native weights.
 
     marks: [L, 6, C], the native modulation vectors of its blocks, by which the model of this file is known again.
-    own: the modulation of the reference, None for a ``first_stage``; in the dtype of the file.
+    own: the modulation of the reference, None for a ``first_stage``; in the dtype of the file, or float32 where it is
+        quantised there.
     references: how many references it was trained with.
     """
 
@@ -83,7 +86,7 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
 def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
     """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
     weights, metadata = _read(path)
-    native, _ = parse_concat_id(weights, shown(path.name))
+    native, _ = parse_concat_id(weights, shown(path.name), metadata=metadata)
     return _model(native, metadata, path, model_options, disable_dynamic)
 
 
@@ -140,20 +143,21 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
                                                 for key, each in weights.items()):
         raise UserError(f"{name} holds a {type(weights).__name__} of other things than named tensors, so it is no "
                         "model: choose a Concat-ID file.")
-    native = _without_prefix(weights, name)
+    native = _without_prefix(weights, metadata, name)
     _refuse_others(native, name)
     blocks = max(_count_blocks(native), 1)
     needed = {*OUTSIDE_BLOCKS, *(f"blocks.{i}.{each}" for i in range(blocks) for each in IN_A_BLOCK)}
-    own = {key: native.pop(key) for key in (OWN_WEIGHT, OWN_BIAS, *map(OWN_BLOCK.format, range(blocks)))
-           if key in native}
+    needed_of_own = {OWN_WEIGHT, OWN_BIAS, *map(OWN_BLOCK.format, range(blocks))}
+    own = {key: native.pop(key) for key in list(native) if key in needed_of_own or key.startswith(f"{OWN_LAYER}.")}
     if own:
-        needed |= {OWN_WEIGHT, OWN_BIAS, *map(OWN_BLOCK.format, range(blocks))}
-    missing = sorted(needed - native.keys() - own.keys())
+        needed |= needed_of_own
+    found = native | own
+    missing = sorted(needed - found.keys())
     if missing:
         raise UserError(f"{name} lacks {len(missing)} of the {len(needed)} tensors that a Concat-ID of {blocks} blocks "
                         f"has (the first is {missing[0]}): the file is cut off or was converted wrongly, download it "
                         "again.")
-    foreign = sorted(key for key in native.keys() - needed if not QUANTIZED.fullmatch(key))
+    foreign = sorted(key for key in found.keys() - needed if not is_part(key, found))
     if foreign:
         raise UserError(f"{name} has {len(foreign)} tensors that no Concat-ID has (the first is {foreign[0]}): take "
                         "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
@@ -167,6 +171,7 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
 
 
 def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> ReferenceModulation:
+    own = {**own, OWN_WEIGHT: dequantized(OWN_LAYER, own, (6 * dim, dim), name)}
     _check_shape(own, OWN_WEIGHT, (6 * dim, dim), name)
     _check_shape(own, OWN_BIAS, (6 * dim,), name)
     return ReferenceModulation(own[OWN_WEIGHT], own[OWN_BIAS], _stacked(own, OWN_BLOCK, blocks, dim, name))
@@ -190,7 +195,7 @@ def _count_blocks(native: dict) -> int:
     return 1 + max((int(match[1]) for key in native if (match := BLOCK.match(key))), default=-1)
 
 
-def _without_prefix(weights: dict, name: str) -> dict[str, torch.Tensor]:
+def _without_prefix(weights: dict, metadata: dict | None, name: str) -> dict[str, torch.Tensor]:
     """The tensors of the model under their native names; other parts of a checkpoint are left out."""
     for found, words in ((STAND_IN, "a Stand-In adapter: load it with Load Stand-In"),
                          (ORDINARY_LORA, "an ordinary LoRA: load it with LoraLoaderModelOnly")):
@@ -203,7 +208,8 @@ def _without_prefix(weights: dict, name: str) -> dict[str, torch.Tensor]:
         came = f"the first of its {len(weights)} entries is {next(iter(weights))}" if weights else "it holds no tensors"
         raise UserError(f"{name} is not a Wan model under its native names: {came}; take first_stage.pt or "
                         "second_stage_adaln.pt of Concat-ID.")
-    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): tensor
+            for key, tensor in with_layouts(weights, prefix, metadata, name).items() if key.startswith(prefix)}
 
 
 def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
@@ -228,11 +234,13 @@ def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
 
 def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, model_options: dict,
            disable_dynamic: bool = False):
+    # the layouts stand beside the layers now; in the metadata, the layers may have names with a prefix
+    metadata = {key: value for key, value in (metadata or {}).items() if key != LAYOUTS}
     try:
         model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, metadata=metadata,
                                                          disable_dynamic=disable_dynamic)
-    except RuntimeError as error:  # ComfyUI's words for a tensor of another shape
-        words = str(error).strip().splitlines()[-1].strip()
+    except (RuntimeError, ValueError, LookupError) as error:  # ComfyUI's, for another shape or layout
+        words = shown((str(error).strip() or type(error).__name__).splitlines()[-1].strip())
         raise UserError(f"{path.name} has tensors that do not fit together ({words}): download it again.") from error
     if model is None:
         raise UserError(f"{path.name} is no Wan that ComfyUI knows: take first_stage.pt or second_stage_adaln.pt of "

@@ -1,4 +1,4 @@
-"""How alike a video and a photo are, frame by frame."""
+"""How similar a video and a photo are, frame by frame."""
 from __future__ import annotations
 
 import dataclasses

@@ -232,14 +232,14 @@ def _cascade(min_score: float) -> Detector:
                 img=photo, scale_factor=1.1, step_ratio=1, min_size=(smallest, smallest), max_size=(shortest, shortest),
                 min_neighbor_number=10)
             if found:
-                return _distinct([Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"]))
+                return distinct([Face(_edges((box["c"], box["r"]) * 2 + FACE_IN_SQUARE * box["width"]))
                                   for box in found])
         return []
 
     return Detector("cascade", _on_small_copy(scan, LONGEST_SIDE_PX), has_keypoints=False)
 
 
-def _distinct(faces: list[Face]) -> list[Face]:
+def distinct(faces: list[Face]) -> list[Face]:
     """The largest of the boxes around each face: those whose centre lies in a larger one are left out."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda each: -each.area):

@@ -30,7 +30,7 @@ class IDAnimatorRun(Run):
             lora_strength=identity.lora_strength)]
 
     def faces(self, x: torch.Tensor, dtype: torch.dtype, options: dict, strength: float) -> list[KeyValue]:
-        """Of every cross-attention for one call of the model, [B, n, C], the value times the strength.
+        """Key and value of every cross-attention for one call of the model, [B, n, C]; values are times the strength.
 
         x: [B, 4, h, w], the call's input.
         dtype: in which the model computes.

@@ -35,7 +35,7 @@ class CrossAttention:
 
 
 def cross_attentions(base) -> tuple[CrossAttention, ...]:
-    """Of a ComfyUI model, in the adapter's order, which is diffusers': down, up, middle.
+    """The cross-attentions of a ComfyUI model in the adapter's order, which is diffusers': down, up, middle.
 
     Raises UserError for a model that is no U-Net.
     """

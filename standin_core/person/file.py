@@ -35,7 +35,7 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
     Raises UserError where it does and replace is off.
     """
     pixels = torch.from_numpy(to_uint8(person.photos))
-    photos = _sha256({"photos": pixels}, {})
+    photos = content_sha256({"photos": pixels}, {})
     if file.exists() and not replace and read_weights(file, MAKE_ANEW).metadata.get("photos_sha256") != photos:
         raise UserError(f"there is a {file.name} already, made from other photos: choose another name, or switch "
                         "replace on.")
@@ -57,7 +57,7 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
                 "photos_sha256": photos}
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
-        safetensors.torch.save_file(tensors, part, metadata=metadata | {"sha256": _sha256(tensors, metadata)})
+        safetensors.torch.save_file(tensors, part, metadata=metadata | {"sha256": content_sha256(tensors, metadata)})
 
 
 def load_person(file: Path) -> Person:
@@ -71,7 +71,7 @@ def load_person(file: Path) -> Person:
                         f"{VERSION} is needed: update the node pack, or {MAKE_ANEW}.")
     tensors, written = weights.content, metadata.pop("sha256", None)
     with refusing_damage(file, MAKE_ANEW):
-        is_whole = _sha256(tensors, metadata) == written
+        is_whole = content_sha256(tensors, metadata) == written
     if not is_whole:
         raise UserError(f"{shown(file.name)} was changed after Save Person wrote it, its hash is another: "
                         f"{MAKE_ANEW}.")
@@ -104,8 +104,8 @@ def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Perso
                   tensors.get("hidden_states"))
 
 
-def _sha256(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
-    """Of all metadata, and of names, types, shapes and values of the tensors."""
+def content_sha256(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """The hash of all metadata, and of names, types, shapes and values of the tensors."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for key in sorted(tensors):
         tensor = tensors[key]

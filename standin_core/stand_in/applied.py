@@ -99,7 +99,7 @@ class RunSettings:
         return () if self.guidance == "both passes" else (Reason(Need.GUIDANCE, (self.guidance,)),)
 
     def differing(self, other: RunSettings) -> list[str]:
-        """The names of what is not alike and matters."""
+        """The names of the settings that differ and have an effect."""
         names = [field.name for field in dataclasses.fields(self)]
         if self.guidance != OWN_SCALE:
             names.remove("guidance_scale")
@@ -125,7 +125,7 @@ class Applied:
         differing = settings.differing(self.settings) if self.identities else []
         if differing:
             raise UserError(f"{differing[0]} differs between the identities of this model, and one run has one: set "
-                            "it alike in every Apply Identity Branch.")
+                            "it to the same in every Apply Identity Branch.")
         return Applied((*self.identities, identity), settings)
 
     def _for_ordinary_attention(self, identity: Identity, settings: RunSettings) -> RunSettings:

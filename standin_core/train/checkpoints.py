@@ -47,7 +47,7 @@ def resume(trainer: Trainer, file: Path) -> None:
     told = {**dataclasses.asdict(TrainSettings()), **saved["settings"]}
     differing = [name for name, value in _told(trainer).items() if name not in FREE and told.get(name) != value]
     if differing:
-        raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set that alike to go on, or take "
+        raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set the same again to go on, or take "
                         "another name to begin anew.")
     trainer.restore(saved)
 

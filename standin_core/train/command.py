@@ -20,13 +20,13 @@ from .data.sources import sources_in
 from .method import Method
 
 
-def train(config: TrainConfig, method: Method, say: Say, accelerator=None) -> None:
+def train_from_config(config: TrainConfig, method: Method, say: Say, accelerator=None) -> None:
     """Make the data, train, and write the method's file; calling again goes on where it was interrupted.
 
     say: takes a line for the user.
     accelerator: see ``Trainer``; its first process makes the data.
 
-    Raises UserError that says what to mend.
+    Raises UserError that says what to change.
     """
     is_first = accelerator is None or accelerator.is_main_process
     model_file = find_file("diffusion_models", config.files.diffusion_model)

@@ -80,8 +80,8 @@ class Trainer:
     def train_step(self) -> float:
         """Take one step; returns its loss.
 
-        A loss or gradients that are no numbers change nothing, and NaN is returned; after MOST_BAD_STEPS of them in a
-        row UserError is raised.
+        A loss or a gradient that is not finite changes nothing, and NaN is returned; after MOST_BAD_STEPS such steps in
+        a row, UserError is raised.
         """
         self.optimizer.zero_grad(set_to_none=True)
         value = self._gradients(self.draw(self.step))

@@ -49,13 +49,13 @@ class Batch:
 class Method(Protocol):
     """A method with its settings, before there is a model.
 
-    Of the class:
+    The class has:
     makes: what comes of a training, in a few words.
     table: the name of the configuration's table that holds the method's settings.
     Settings: the dataclass of that table.
     defaults: what counts where a configuration says nothing, table -> key -> value; else the trainer's own defaults do.
 
-    Of an object:
+    An object has:
     origin: what tells a training of it from others, in checkpoints and in the finished file: key -> value.
     saving: what lowers the memory of this method, beside what lowers it for every method, in words.
     """
@@ -110,7 +110,7 @@ class Method(Protocol):
 
         wan: the model. Where its own weights are trained, they are changed; where they are not, it is changed only in
             what takes gradients.
-        device: where the parameters shall be.
+        device: where the parameters are to be.
         """
 
 

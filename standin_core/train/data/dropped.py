@@ -1,4 +1,4 @@
-"""Why a video or a clip is left out of the data: a cause to count by, and a detail for whoever wants to mend it."""
+"""Why a video or a clip is left out of the data: a cause to count by, and a detail that helps to change that."""
 from __future__ import annotations
 
 import enum

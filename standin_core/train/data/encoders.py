@@ -67,7 +67,7 @@ def encode_clips(folder: Path, clips: list[Clip], videos: dict[str, Path], data:
     """Write the shards that are missing; yields a line for each.
 
     folder: of the shards.
-    clips: all that the shards shall hold.
+    clips: all that the shards are to hold.
     videos: name of a source -> its file.
     data: the folder below which the clips' photos lie.
     """

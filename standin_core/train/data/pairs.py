@@ -1,7 +1,7 @@
 """Cross-video pairs (Concat-ID, arXiv 2503.14151, stages II and III): a clip's photos come from other videos.
 
-They are found by how alike the faces are. A photo that is too alike is nearly a frame of the clip and teaches to copy;
-one that is not alike enough shows somebody else.
+They are found by the similarity of the faces. A photo that is too similar is nearly a frame of the clip, and the model
+would learn to copy it; one that is not similar enough shows somebody else.
 """
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettin
     for clip in clips:
         comfy.model_management.throw_exception_if_processing_interrupted()
         own = [vectors[file] / np.linalg.norm(vectors[file]) for file in clip.references if file in vectors]
-        alike = cosine(table, np.mean(own, axis=0)[None])[:, 0] if own else np.empty(0)
-        partners = [files[i] for i in np.argsort(alike, kind="stable")
-                    if settings.lowest <= alike[i] < settings.highest and owners[files[i]] != clip.video]
+        similarity = cosine(table, np.mean(own, axis=0)[None])[:, 0] if own else np.empty(0)
+        partners = [files[i] for i in np.argsort(similarity, kind="stable")
+                    if settings.lowest <= similarity[i] < settings.highest and owners[files[i]] != clip.video]
         if partners:
             paired.append(dataclasses.replace(clip, references=tuple(partners[:photos])))
         else:

@@ -104,8 +104,8 @@ def keep_settings(folder: Path, settings: DataSettings) -> None:
     now, then = _made_with(settings), _made_with(_as_settings(kept_settings(folder)))
     differing = sorted(name for name in now if then[name] != now[name])
     if differing:
-        raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them alike, or take "
-                        "another folder.")
+        raise UserError(f"{folder} was made with other settings ({', '.join(differing)}): set them to those, or "
+                        "take another folder.")
 
 
 def _made_with(settings: DataSettings) -> dict:
