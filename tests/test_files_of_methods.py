@@ -156,7 +156,7 @@ def test_a_model_whose_metadata_lie(said):
     loaded("Concat-ID", concat_id({**tiny.WAN.metadata(), **said}))
 
 
-@pytest.mark.parametrize("key, value", [("num_layers", 10**6), ("image_model", "flux"), ("dim", 10**5)])
+@pytest.mark.parametrize("key, value", [("num_layers", 10**6), ("image_model", "flux"), ("num_heads", 2.0)])
 def test_metadata_do_not_decide_what_is_built(tmp_path, key, value):
     """ComfyUI would build a million blocks of a file of four."""
     told = json.loads(tiny.WAN.metadata()["config"])["transformer"]

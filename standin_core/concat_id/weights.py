@@ -31,7 +31,7 @@ from .forward import ReferenceModulation
 WIDEST = 1536  # of Wan 1.3B; Concat-ID was never trained on a larger one
 REFERENCES = "concat_id_references"  # in a file's metadata: how many references it was trained with, 1 where not said
 NUMBER_OF_REFERENCES = re.compile("[1-9][0-9]?")
-TOLD = {"num_heads", "text_dim"}  # by the metadata, because the weights do not tell them
+TOLD = {"num_heads", "text_dim"}  # whole numbers in the metadata, because the weights do not tell them
 
 OWN_WEIGHT, OWN_BIAS, OWN_BLOCK = ("time_projection_ref.1.weight", "time_projection_ref.1.bias",
                                    "blocks.{}.modulation_ref")
@@ -242,9 +242,10 @@ def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
 
 def _check_sizes_told(metadata: dict[str, str]) -> None:
     """Raise ValueError where ComfyUI would build something else than the weights tell, such as a million blocks."""
-    others = json.loads(metadata.get("config", "{}")).get("transformer", {}).keys() - TOLD
-    if others:
-        raise ValueError(f"its metadata set {', '.join(sorted(others))}")
+    said = json.loads(metadata.get("config", "{}")).get("transformer", {})
+    wrong = sorted(key for key, value in said.items() if key not in TOLD or type(value) is not int)
+    if wrong:
+        raise ValueError(f"its metadata set {', '.join(wrong)}")
 
 
 def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, model_options: dict,
