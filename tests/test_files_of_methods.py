@@ -34,8 +34,11 @@ LONGEST_SENTENCE = 1500
 MOST_SECONDS = 5  # of the process's own time
 
 
+weights = functools.cache(functools.partial(concat_id_weights, tiny.WAN))
+
+
 def concat_id(metadata=None) -> bytes:
-    return safetensors.torch.save(concat_id_weights(tiny.WAN), metadata=metadata or tiny.WAN.metadata())
+    return safetensors.torch.save(weights(), metadata=metadata or tiny.WAN.metadata())
 
 
 @functools.cache
@@ -134,11 +137,11 @@ def test_a_header_that_lies(kind, field, value, data):
     loaded(kind, joined(says, tensors))
 
 
-@given(st.sampled_from(sorted(concat_id_weights(tiny.WAN))), st.lists(st.integers(0, 80), max_size=5))
+@given(st.sampled_from(sorted(weights())), st.lists(st.integers(0, 80), max_size=5))
 @examples("Concat-ID files with a tensor of another shape", 40, 2500)
 def test_a_model_with_a_tensor_of_another_shape(key, shape):
-    wanted = list(concat_id_weights(tiny.WAN)[key].shape)
-    changed = {**concat_id_weights(tiny.WAN), key: torch.zeros(shape if math.prod(shape) < 10**6 else [])}
+    wanted = list(weights()[key].shape)
+    changed = {**weights(), key: torch.zeros(shape if math.prod(shape) < 10**6 else [])}
     content = safetensors.torch.save(changed, metadata=tiny.WAN.metadata())
     assert (loaded("Concat-ID", content) is not None) is (shape == wanted)
 
@@ -169,7 +172,7 @@ def test_metadata_do_not_decide_what_is_built(tmp_path, key, value):
 @pytest.mark.parametrize("key", ["blocks.1.modulation", "blocks.1.modulation_ref", "time_projection_ref.1.weight"])
 def test_whole_numbers_where_the_pack_computes(tmp_path, key):
     safetensors.torch.save_file({name: tensor.int() if name == key else tensor
-                                 for name, tensor in concat_id_weights(tiny.WAN).items()}, tmp_path / "a.safetensors")
+                                 for name, tensor in weights().items()}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=rf"a\.safetensors: {key} is torch.int32, needed are floating point numbers"):
         load_concat_id(tmp_path / "a.safetensors")
 

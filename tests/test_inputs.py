@@ -168,7 +168,7 @@ LANDMARKS = SOMETHING | st.fixed_dictionaries({
 
 @given(LANDMARKS.filter(lambda landmarks: landmarks is not None), st.sampled_from(["Stand-In inference", "Concat-ID"]),
        st.booleans())
-@examples("landmarks of any kind into a face crop", 200, 5000)
+@examples("landmarks of any kind into a face crop", 60, 2000)
 def test_landmarks(landmarks, preset, level):
     crop = or_refused(lambda: crop_faces(torch.rand(1, 32, 48, 3), FaceSettings(
         preset=preset, parser="none", no_face="whole image", size=64,
