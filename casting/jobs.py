@@ -57,8 +57,9 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
     """
     videos = {name: inputs / name for name in videos_named(graph)}
     for name, path in videos.items():
-        if not path.is_file():
-            raise UserError(f"the workflow loads the video {name}, which is not in {path.parent}: put it there.")
+        inside = path.resolve().is_relative_to(inputs.resolve())  # as ComfyUI's own loader looks at it
+        if not (inside and path.is_file()):
+            raise UserError(f"the workflow loads the video {name}, which is not in {inputs}: put it there.")
     needed = pictures_needed(graph)
     for person in people:
         if len(person.photos) < needed:

@@ -144,6 +144,16 @@ def checked_latent(value, name: str) -> torch.Tensor:
     return samples
 
 
+def checked_size(value, name: str) -> tuple[int, int]:
+    """Height and width of ComfyUI's LATENT of a video, in latent pixels."""
+    samples = checked_latent(value, name)
+    if samples.ndim != 5:
+        raise UserError(f"{name} has shape {_shape(samples)}, needed is that of a video, [B, 16, T, h, w]: connect the "
+                        "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
+    height, width = samples.shape[-2:]
+    return height, width
+
+
 def _real(value, name: str, needed: str) -> torch.Tensor:
     """A plain tensor of real numbers, without gradients."""
     if not isinstance(value, torch.Tensor):

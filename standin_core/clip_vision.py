@@ -4,6 +4,8 @@ from __future__ import annotations
 import comfy.model_management
 import torch
 
+from .checks import check_finite
+
 
 def hidden_states(clip_vision, image: torch.Tensor) -> torch.Tensor:
     """The last but one hidden states of the photos and then of nobody, [R + 1, L, w] float32 on the CPU.
@@ -13,9 +15,13 @@ def hidden_states(clip_vision, image: torch.Tensor) -> torch.Tensor:
 
     clip_vision: from ComfyUI's Load CLIP Vision.
     image: [R, H, W, 3 or 4] in 0..1, face crops.
+
+    Raises UserError for a model that makes NaN of a picture.
     """
     photos = clip_vision.encode_image(image[..., :3])["penultimate_hidden_states"]
-    return torch.cat((photos, _of_zero(clip_vision, photos.device))).float().cpu()
+    states = torch.cat((photos, _of_zero(clip_vision, photos.device))).float().cpu()
+    check_finite(states, "what clip_vision makes of a picture")
+    return states
 
 
 def _of_zero(clip_vision, device: torch.device) -> torch.Tensor:

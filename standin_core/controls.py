@@ -16,6 +16,8 @@ from .checks import check_number, checked_masks, shown
 from .contracts import UserError
 from .latents import frames_of, largest_in_each
 
+MOST_STRENGTH = 1000.0  # and of a factor on it: the weight of an identity must stay a finite number
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
@@ -51,7 +53,8 @@ class Span:
 class Controls(Span):
     """How strongly an identity is read, when and where, where the method gives it a weight.
 
-    strength: weight of the identity; 1 is what it was trained with, 0 the base model bit for bit.
+    strength: weight of the identity, at most MOST_STRENGTH; 1 is what it was trained with, 0 the base model bit for
+        bit.
     schedule: (percent, factor) in rising order, a factor on strength, linear in sigma between them; empty for 1.
     region: [F, H, W] in 0..1, pixels of the video; each video token reads the identity by how much of it is covered.
         F is 1, or the number of frames, or of latent frames. None is everywhere.
@@ -64,13 +67,14 @@ class Controls(Span):
     region: torch.Tensor | None = None
 
     def __post_init__(self):
-        check_number(self.strength, "strength", 0, hint="0 is the base model, 1 what the adapter was trained with")
+        check_number(self.strength, "strength", 0, MOST_STRENGTH,
+                     hint="0 is the base model, 1 what the adapter was trained with")
         Span.__post_init__(self)
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
-                or any(not 0 <= factor < math.inf for _, factor in self.schedule)):
+                or any(not 0 <= factor <= MOST_STRENGTH for _, factor in self.schedule)):
             raise UserError(f"the strength schedule is {shown(list(self.schedule))}, needed are rising percents "
-                            "from 0 to 1 with factors of at least 0, like 0:0, 0.2:1.")
+                            f"from 0 to 1 with factors from 0 to {MOST_STRENGTH:g}, like 0:0, 0.2:1.")
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:

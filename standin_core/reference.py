@@ -24,9 +24,7 @@ def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torc
                         "reference_latent.")
     if vae is None:
         raise UserError("a reference image came without a VAE: connect Wan 2.1's VAE.")
-    encoded = encode_reference(vae, checked_pictures(image, "reference_image"))
-    check_finite(encoded, "the encoded reference_image")
-    return encoded
+    return encode_reference(vae, checked_pictures(image, "reference_image"))
 
 
 def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
@@ -34,7 +32,7 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
 
     A photo of 512x512 gives 1,024 tokens.
 
-    Raises UserError for an image smaller than a token or a VAE that is not Wan's.
+    Raises UserError for an image smaller than a token, and for a VAE that is not Wan's or that makes NaN of a picture.
     """
     check_wan_vae(vae)
     if min(image.shape[1:3]) < PIXELS_PER_TOKEN:
@@ -42,7 +40,9 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
                         f"{PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} is needed: check what feeds it, or put "
                         "FacePreprocess before it.")
     # one by one: to Wan's VAE a batch is a video
-    return torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
+    encoded = torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
+    check_finite(encoded, "the encoded reference image")
+    return encoded
 
 
 def answer_of(vae) -> torch.Tensor:

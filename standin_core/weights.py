@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,16 @@ def read_weights(path: Path, remedy: str) -> Weights:
 
 
 @contextlib.contextmanager
-def refusing_damage(path: Path, remedy: str) -> Iterator[None]:
+def refusing_damage(path: Path, remedy: str, *no_damage: type[BaseException]) -> Iterator[None]:
     """Within the context a file of weights is read; raises UserError where that fails, whatever the damage leads to.
 
     remedy: see ``read_weights``.
+    no_damage: exceptions that go through, such as that of the user's Cancel.
     """
     try:
         yield
+    except no_damage:
+        raise
     except Exception as error:  # torch's readers raise whatever the damage leads them to
         if isinstance(error, _Fault):
             fault = str(error)
@@ -103,7 +106,7 @@ def check_claim(file: str | Path | io.BytesIO, size: int) -> None:
             raise _Fault(f"has {size:,} bytes and claims to unpack into {claimed:,}")
 
 
-def check_tensors(content, size: int) -> None:
+def check_tensors(content, size: int, ask: Callable[[], None] = lambda: None) -> None:
     """Refuse what no file of weights has; to be called in ``refusing_damage``.
 
     Every tensor is then dense, real, finite, on the CPU and without gradients, they claim no more than MOST_SHARING
@@ -111,6 +114,7 @@ def check_tensors(content, size: int) -> None:
 
     content: a tensor, a dict of anything at any depth, or anything else, which is passed over.
     size: of the file in bytes.
+    ask: called before each tensor; it raises where the user has cancelled.
     """
     claimed, known, left = 0, set(), [("its content", content)]
     while left:
@@ -122,6 +126,7 @@ def check_tensors(content, size: int) -> None:
                     raise _Fault(f"has the name {shown(key)}, which is none of a tensor")
             left += [(shown(key), each) for key, each in value.items() if isinstance(key, str)]
         elif isinstance(value, torch.Tensor):
+            ask()
             odd = oddity(value)
             if odd is not None:
                 raise _Fault(f"has a tensor that is {odd} ({name})")

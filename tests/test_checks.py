@@ -16,6 +16,7 @@ from standin_core.checks import (
     checked_latent,
     checked_masks,
     checked_pictures,
+    checked_size,
     shown,
 )
 from standin_core.contracts import UserError
@@ -90,6 +91,14 @@ def test_latents(came):
         assert samples.numel() and bool((samples.double().abs() <= MOST_IN_LATENT).all())
 
 
+@given(st.fixed_dictionaries({"samples": tensors() | ANYTHING}) | ANYTHING)
+@examples("the rule for the size of a video", 100, 5000)
+def test_sizes(came):
+    size = or_refused(checked_size, came, "latent")
+    if size is not None:
+        assert size == tuple(came["samples"].shape[-2:]) and 0 not in size and came["samples"].ndim == 5
+
+
 def test_good_inputs_pass():
     """Or a rule that refuses everything would do for the tests above."""
     assert checked_pictures(torch.rand(2, 4, 5, 3), "image").shape == (2, 4, 5, 3)
@@ -97,6 +106,7 @@ def test_good_inputs_pass():
     assert checked_masks(torch.rand(4, 5), "mask", (2, 4, 5)).shape == (1, 4, 5)
     assert checked_masks(torch.rand(2, 1, 4, 5), "mask", (2, 4, 5)).shape == (2, 4, 5)
     assert checked_latent({"samples": torch.rand(1, 16, 1, 2, 2)}, "latent").shape == (1, 16, 1, 2, 2)
+    assert checked_size({"samples": torch.rand(1, 16, 3, 2, 4)}, "latent") == (2, 4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

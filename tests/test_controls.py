@@ -11,7 +11,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 
 import tiny
 from standin_core.contracts import UserError
-from standin_core.controls import kept_tokens, parse_schedule, query_bias, region_weights, strength_at
+from standin_core.controls import MOST_STRENGTH, kept_tokens, parse_schedule, query_bias, region_weights, strength_at
 from standin_core.stand_in.applied import Identity
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.stand_in.budget import cache_spec
@@ -127,6 +127,14 @@ def test_parse_schedule(text, points):
     assert parse_schedule(text) == points
 
 
+def test_the_most_of_strength_and_schedule_is_a_number(model):
+    """Beyond it the product could be infinite, and the video NaN."""
+    found, _ = run(model, strength=MOST_STRENGTH, schedule=((0.0, MOST_STRENGTH),))
+    assert bool(torch.isfinite(found).all())
+    with pytest.raises(UserError, match="strength is 1001, needed is a finite number from 0 to 1000"):
+        identity(strength=1001.0)
+
+
 @pytest.mark.parametrize("text", ["0.5", "a:1", "0:1:2", "0:"])
 def test_a_schedule_that_cannot_be_read(text):
     with pytest.raises(UserError, match="needed is percent:factor"):
@@ -134,7 +142,7 @@ def test_a_schedule_that_cannot_be_read(text):
 
 
 @pytest.mark.parametrize("schedule", [((0.5, 1), (0.2, 1)), ((0.5, 1), (0.5, 2)), ((0.0, -1),), ((0, 0), (20, 1)),
-                                      ((0.0, float("nan")),), ((0.0, float("inf")),)])
+                                      ((0.0, float("nan")),), ((0.0, float("inf")),), ((0.0, 1e308),)])
 def test_a_schedule_that_makes_no_sense(schedule):
     with pytest.raises(UserError, match="needed are rising percents"):
         identity(schedule=schedule)

@@ -1,8 +1,10 @@
-"""An exception at a random operation of a run leaves nothing behind, whatever the settings."""
+"""An exception at a random operation of a run leaves nothing behind, whatever the method and the settings."""
+import functools
 import gc
 import weakref
 
 import comfy.model_management
+import concat_id
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +20,11 @@ CONTROLS = [
     {"attention": "concatenate"}, {"strength": 0.5}, {"guidance": "positive pass"},
     {"guidance": "own scale", "guidance_scale": 2.0}, {"start_percent": 0.3, "end_percent": 0.8},
 ]
+
+
+PATCHED = [*(functools.partial(tiny.with_identity, **controls) for controls in CONTROLS), concat_id.with_reference,
+           functools.partial(concat_id.with_reference, guidance="own scale", guidance_scale=2.0),
+           lambda model: concat_id.with_reference(tiny.with_identity(model))]
 
 
 class InjectedError(RuntimeError):
@@ -76,8 +83,8 @@ def test_a_fault_at_any_operation(model, plain, held):
     undisturbed = {}
 
     def case(r):
-        number, error = r.randrange(len(CONTROLS)), r.choice(ERRORS)
-        patched = tiny.with_identity(model, **CONTROLS[number])
+        number, error = r.randrange(len(PATCHED)), r.choice(ERRORS)
+        patched = PATCHED[number](model)
         if number not in undisturbed:
             tiny.sample(patched)  # what a process computes once is no part of the count
             with AtOperation() as counted:

@@ -471,7 +471,7 @@ def test_grey_and_transparent_photos(model, adapter):
 
 
 @pytest.mark.parametrize("controls, words", [
-    ({"strength": -1.0}, "strength is -1, needed is a finite number of at least 0"),
+    ({"strength": -1.0}, "strength is -1, needed is a finite number from 0 to 1000"),
     ({"strength": torch.nan}, "strength is nan, needed is a finite number"),
     ({"start_percent": torch.nan}, "start_percent is nan, needed is a finite number"),
     ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read"),

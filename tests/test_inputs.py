@@ -11,8 +11,10 @@ import pack
 import tiny
 from examples import examples
 from standin_core.contracts import UserError
+from standin_core.controls import MOST_STRENGTH, Controls, parse_schedule, strength_at
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import COLOR_REGIONS, composite_swap
+from standin_core.person import PersonSettings, make_person
 from standin_core.stand_in.apply import apply_reference
 from standin_core.stand_in.attention_map import AttentionMap, show_map
 from standin_core.stand_in.wrappers import installed
@@ -118,8 +120,8 @@ def filled(draw, shape):
     return values.to(draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.float64, torch.bool])))
 
 
-SIDE = st.integers(-100, 100) | st.floats() | st.none() | st.just(10**9)
-BOX = st.fixed_dictionaries({"x": SIDE, "y": SIDE, "width": SIDE, "height": SIDE}, optional={"score": st.floats()}) | (
+SIDE = st.integers(-100, 100) | st.floats() | st.none() | st.sampled_from([10**9, 10**400, -10**400])
+BOX = st.fixed_dictionaries({"x": SIDE, "y": SIDE, "width": SIDE, "height": SIDE}, optional={"score": SIDE}) | (
     st.fixed_dictionaries({"x": st.integers(0, 20), "y": st.integers(0, 20), "width": st.integers(1, 40),
                            "height": st.integers(1, 40)}))
 BOXES = BOX | st.lists(BOX, max_size=2) | st.lists(st.lists(BOX, max_size=2), max_size=3) | st.text() | st.integers()
@@ -150,6 +152,52 @@ def test_photos(image, given_faces, preset, balance, background):
     if crop is not None:
         assert_pictures(crop.image, crop.rgba, crop.preview)
         assert "nan" not in crop.verdict
+
+
+SOMETHING = st.none() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=3)
+NUMBER = st.integers(-100, 100) | st.floats() | st.sampled_from([1e308, -1e308, 10**400])
+MESH = SOMETHING | st.builds(lambda count, number: [[number, 5]] * count, st.sampled_from([3, 400, 478]), NUMBER)
+FOUND = SOMETHING | st.fixed_dictionaries(
+    {}, optional={"landmarks_xy": MESH, "bbox_xyxy": SOMETHING | st.lists(NUMBER, min_size=4, max_size=4),
+                  "score": SOMETHING | NUMBER}) | st.fixed_dictionaries(
+    {"landmarks_xy": MESH, "bbox_xyxy": st.just([2, 2, 30, 30]), "score": NUMBER})
+LANDMARKS = SOMETHING | st.fixed_dictionaries({
+    "frames": SOMETHING | st.lists(SOMETHING | st.lists(FOUND, max_size=2), max_size=2),
+    "image_size": st.just((32, 48)) | st.just((32, 48)) | SOMETHING | st.tuples(SOMETHING, SOMETHING)})
+
+
+@given(LANDMARKS.filter(lambda landmarks: landmarks is not None), st.sampled_from(["Stand-In inference", "Concat-ID"]),
+       st.booleans())
+@examples("landmarks of any kind into a face crop", 60, 2000)
+def test_landmarks(landmarks, preset, level):
+    crop = or_refused(lambda: crop_faces(torch.rand(1, 32, 48, 3), FaceSettings(
+        preset=preset, parser="none", no_face="whole image", size=64,
+        level_eyes=level and preset == "Stand-In inference"), face_landmarks=landmarks))
+    if crop is not None:
+        assert_pictures(crop.image, crop.rgba, crop.preview)
+        assert "nan" not in crop.verdict
+
+
+POINT = st.tuples(st.floats(0, 1) | NUMBER, st.floats(0, 2) | NUMBER)
+POINTS = st.text() | st.lists(POINT, max_size=4).map(
+    lambda points: ", ".join(f"{percent}:{factor}" for percent, factor in sorted(points)))
+
+
+@given(POINTS, st.sampled_from([0.0, 0.05, 1.0, 10.0]), st.floats(0, 1))
+@examples("schedules of the strength", 300, 10_000)
+def test_schedules(text, strength, sigma):
+    controls = or_refused(lambda: Controls(strength=strength, schedule=parse_schedule(text)))
+    if controls is not None:
+        found = strength_at(controls, lambda percent: 1 - percent, torch.tensor([sigma]))
+        assert 0 <= found <= strength * MOST_STRENGTH * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("shape", [[], [16], [1, 16, 8, 8], [1, 16, 1, 0, 8]])
+def test_a_person_for_a_video_that_is_none(shape):
+    """Refused before the photo, in which there is nobody."""
+    with pytest.raises(UserError, match=r"^latent has shape"):
+        make_person("anna", torch.zeros(1, 64, 64, 3), PersonSettings(detector="cascade"), vae=tiny,
+                    video={"samples": torch.zeros(shape)})
 
 
 @given(pictures(), pictures(), masks(), st.integers(0, 20), st.sampled_from([0.0, 0.5, 1.0]),

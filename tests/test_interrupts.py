@@ -5,11 +5,14 @@ import av
 import comfy.model_management
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import faces
+from standin_core.concat_id.weights import load_concat_id
 from standin_core.evaluation import CompareSettings, compare
 from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces
+from standin_core.face_swap import RefineSettings, enlarge_small_face, enlarged, refine
 from standin_core.files import sha256_of
 from standin_core.train.data.dropped import Unusable
 from standin_core.train.data.manifest import Clip
@@ -49,6 +52,20 @@ def test_many_photos():
     with pytest.raises(Interrupted):
         crop_faces(photos, FaceSettings(size=64, parser="none"), [[box], [box], [box]])
     assert CancelsWhenRead.read == 1
+
+
+def test_a_face_that_is_enlarged(monkeypatch):
+    """Cancelled when it was found in the last frame: no mask is drawn. Cancelled later: no square is cut."""
+    images, box = torch.rand(5, 64, 80, 3), {"x": 30, "y": 22, "width": 16, "height": 16}
+    settings = RefineSettings(size=64, largest_face=20)
+    monkeypatch.setattr(refine, "_ellipse", lambda *_: pytest.fail("a mask was drawn"))
+    with pytest.raises(Interrupted):
+        enlarge_small_face(images, settings, face_box=[*[[box]] * 4, [CancelsWhenRead(box)]])
+    monkeypatch.undo()
+    track = enlarge_small_face(images, settings, face_box=[[box]] * 5).track
+    cancel()
+    with pytest.raises(Interrupted):
+        enlarged(images, track, 64)
 
 
 @pytest.fixture
@@ -98,6 +115,14 @@ def test_pairs_and_hashes(tmp_path):
     cancel()
     with pytest.raises(Interrupted):
         sha256_of(tmp_path / "a", comfy.model_management.throw_exception_if_processing_interrupted)
+
+
+def test_a_model_whose_tensors_are_looked_through(tmp_path):
+    """The first of them would be refused."""
+    safetensors.torch.save_file({"a": torch.full((4,), torch.nan)}, tmp_path / "a.safetensors")
+    cancel()
+    with pytest.raises(Interrupted):
+        load_concat_id(tmp_path / "a.safetensors")
 
 
 def written(path, stamps, codec):

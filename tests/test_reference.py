@@ -3,10 +3,12 @@ import comfy.sd
 import pytest
 import torch
 
+import sd15
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
+from standin_core.clip_vision import hidden_states
 from standin_core.contracts import UserError
-from standin_core.reference import reference_from
+from standin_core.reference import encode_reference, reference_from
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference
 
 
@@ -37,6 +39,21 @@ def test_several_photos_are_encoded_one_by_one(vae):
     assert latent.shape == (3, 16, 1, 8, 12)
     for i in range(3):
         assert torch.equal(latent[i:i + 1], reference_from(vae, photos[i:i + 1], None))
+
+
+NAN = "holds values that are not finite"
+
+
+def test_encoders_that_make_nan():
+    """As in half precision: no person is kept with it, and no model reads it."""
+    vae = comfy.sd.VAE(sd={key: torch.full_like(value, torch.nan) for key, value in vae_weights().items()})
+    with pytest.raises(UserError, match=f"^the encoded reference image {NAN}"):
+        encode_reference(vae, torch.rand(1, 64, 96, 3))
+    encoder = sd15.clip_vision.__wrapped__()  # one of its own
+    for parameter in encoder.model.parameters():
+        parameter.detach().fill_(torch.nan)
+    with pytest.raises(UserError, match=f"^what clip_vision makes of a picture {NAN}"):
+        hidden_states(encoder, torch.rand(1, 64, 64, 3))
 
 
 class OtherVAE:

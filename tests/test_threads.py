@@ -3,11 +3,13 @@
 ComfyUI runs one prompt at a time. Where it has no identity to think of, two runs on one model may end with an error of
 its own, because the one that ends first takes the model from the other; so may a plain run beside one with an identity.
 """
+import functools
 import sys
 import threading
 
 import comfy.model_management
 import comfy.sample
+import concat_id
 import pytest
 import torch
 
@@ -51,11 +53,15 @@ def together(*models):
 
 
 def state_of(model):
-    return [(type(block.self_attn), sorted(vars(block.self_attn))) for block in model.model.diffusion_model.blocks]
+    return [(type(module), sorted(vars(module))) for block in model.model.diffusion_model.blocks
+            for module in (block, block.self_attn)]
 
 
-def test_two_identities_on_one_model_wait_for_each_other(model):
-    one, two = tiny.with_identity(model, seed=1), tiny.with_identity(model, seed=3, cache="fp8")
+@pytest.mark.parametrize("what, other", [
+    ("two identities on one model at once", functools.partial(tiny.with_identity, seed=3, cache="fp8")),
+    ("Stand-In and Concat-ID on one model at once", concat_id.with_reference)], ids=["Stand-In", "Concat-ID"])
+def test_two_identities_on_one_model_wait_for_each_other(model, what, other):
+    one, two = tiny.with_identity(model, seed=1), other(model)
     expected, before = [tiny.sample(each)[0] for each in (one, two)], state_of(model)
     reserved = comfy.model_management.EXTRA_RESERVED_VRAM
 
@@ -64,7 +70,7 @@ def test_two_identities_on_one_model_wait_for_each_other(model):
             assert torch.equal(found, right)
         assert state_of(model) == before and reserved == comfy.model_management.EXTRA_RESERVED_VRAM
 
-    run_cases("two identities on one model at once", few=3, many=100, case=case)
+    run_cases(what, few=3, many=100, case=case)
 
 
 def test_a_plain_run_beside_an_identity_reads_none(model, plain):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import checked_latent, checked_pictures
+from ..checks import checked_pictures, checked_size
 from ..contracts import UserError
 from ..latents import PIXELS_PER_LATENT
 from ..person import Person, Use
@@ -33,11 +33,7 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
         more = f", and connect a batch of {faces} faces to the other" if faces > 1 else ""
         raise UserError("this model has a reference by Concat-ID already: take out one of the two Apply Concat-ID"
                         f"{more}.")
-    samples = checked_latent(video, "latent")
-    if samples.ndim != 5:
-        raise UserError(f"the video's latent has shape {list(samples.shape)}, needed is [B, 16, T, h, w]: connect the "
-                        "latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
-    height, width = samples.shape[-2:]
+    height, width = checked_size(video, "latent")
     if person is not None:
         if concat_id.references > 1:
             raise UserError(f"one person came and {concat_id.name} was trained with {concat_id.references} in a video: "

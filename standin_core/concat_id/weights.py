@@ -7,6 +7,7 @@ A converter may have quantised layers (``quantized``).
 """
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,11 @@ from pathlib import Path
 import comfy.sd
 import comfy.utils
 import torch
-from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.model_management import (
+    OOM_EXCEPTION,
+    InterruptProcessingException,
+    throw_exception_if_processing_interrupted,
+)
 
 from ..checks import shown
 from ..contracts import UserError
@@ -29,6 +34,7 @@ WIDEST = 1536  # of Wan 1.3B; Concat-ID was never trained on a larger one
 REFERENCES = "concat_id_references"  # in a file's metadata: how many references it was trained with, 1 where not said
 NUMBER_OF_REFERENCES = re.compile("[1-9][0-9]?")
 LAYOUTS = "_quantization_metadata"  # in a file's metadata, for ComfyUI: how its layers are quantised
+TOLD = {"num_heads", "text_dim"}  # whole numbers in the metadata, because the weights do not tell them
 
 OWN_LAYER = "time_projection_ref.1"
 OWN_WEIGHT, OWN_BIAS, OWN_BLOCK = f"{OWN_LAYER}.weight", f"{OWN_LAYER}.bias", "blocks.{}.modulation_ref"
@@ -121,11 +127,14 @@ def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
 
 
 def _read(path: Path) -> tuple[dict, dict | None]:
-    with refusing_damage(path, download_again("a Concat-ID model")):
+    """The content and the metadata of a file, by ComfyUI's loader: a safetensors is mapped, since it has gigabytes."""
+    with refusing_damage(path, download_again("a Concat-ID model"), InterruptProcessingException):
         size = path.stat().st_size
         check_claim(path, size)
         weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-        check_tensors(weights, size)
+        if not all(isinstance(value, str) for value in (metadata or {}).values()):  # the loader does not look
+            raise TypeError
+        check_tensors(weights, size, throw_exception_if_processing_interrupted)
     return weights, metadata
 
 
@@ -174,7 +183,9 @@ def _own(own: dict[str, torch.Tensor], blocks: int, dim: int, name: str) -> Refe
     own = {**own, OWN_WEIGHT: dequantized(OWN_LAYER, own, (6 * dim, dim), name)}
     _check_shape(own, OWN_WEIGHT, (6 * dim, dim), name)
     _check_shape(own, OWN_BIAS, (6 * dim,), name)
-    return ReferenceModulation(own[OWN_WEIGHT], own[OWN_BIAS], _stacked(own, OWN_BLOCK, blocks, dim, name))
+    # copies, because the tensors of a safetensors are the mapped file
+    return ReferenceModulation(own[OWN_WEIGHT].clone(), own[OWN_BIAS].clone(),
+                               _stacked(own, OWN_BLOCK, blocks, dim, name))
 
 
 def _stacked(tensors: dict[str, torch.Tensor], key: str, blocks: int, dim: int, name: str) -> torch.Tensor:
@@ -188,6 +199,9 @@ def _stacked(tensors: dict[str, torch.Tensor], key: str, blocks: int, dim: int, 
 def _check_shape(tensors: dict[str, torch.Tensor], key: str, needed: tuple[int, ...], name: str) -> None:
     if tuple(tensors[key].shape) != needed:
         raise UserError(f"{name}: {key} is {list(tensors[key].shape)}, needed is {list(needed)}: download the file "
+                        "again.")
+    if not tensors[key].is_floating_point():
+        raise UserError(f"{name}: {key} is {tensors[key].dtype}, needed are floating point numbers: download the file "
                         "again.")
 
 
@@ -232,17 +246,29 @@ def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
         raise UserError(f"{name} is a Wan of width {dim}, so a 14B model, {needed}")
 
 
+def _check_sizes_told(metadata: dict[str, str]) -> None:
+    """Raise ValueError where ComfyUI would build something else than the weights tell, such as a million blocks."""
+    said = json.loads(metadata.get("config", "{}")).get("transformer", {})
+    wrong = sorted(key for key, value in said.items() if key not in TOLD or type(value) is not int)
+    if wrong:
+        raise ValueError(f"its metadata set {', '.join(wrong)}")
+
+
 def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, model_options: dict,
            disable_dynamic: bool = False):
     # the layouts stand beside the layers now; in the metadata, the layers may have names with a prefix
     metadata = {key: value for key, value in (metadata or {}).items() if key != LAYOUTS}
     try:
+        _check_sizes_told(metadata or {})
         model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, metadata=metadata,
                                                          disable_dynamic=disable_dynamic)
-    except (RuntimeError, ValueError, LookupError) as error:  # ComfyUI's, for another shape or layout
+    except OOM_EXCEPTION:
+        raise
+    except Exception as error:  # ComfyUI raises whatever a shape or a size leads it to
         words = shown((str(error).strip() or type(error).__name__).splitlines()[-1].strip())
-        raise UserError(f"{path.name} has tensors that do not fit together ({words}): download it again.") from error
+        raise UserError(f"{shown(path.name)} has tensors that do not fit together, or other sizes in its metadata "
+                        f"({words}): download it again.") from error
     if model is None:
-        raise UserError(f"{path.name} is no Wan that ComfyUI knows: take first_stage.pt or second_stage_adaln.pt of "
-                        "Concat-ID.")
+        raise UserError(f"{shown(path.name)} is no Wan that ComfyUI knows: take first_stage.pt or "
+                        "second_stage_adaln.pt of Concat-ID.")
     return model

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from ..checks import check_number, checked_masks
+from ..checks import check_number, checked_masks, shown
 from ..contracts import UserError
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
@@ -16,6 +16,7 @@ from .models import RETINAFACE, YUNET
 MESH_POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
 LAST_MESH_POINT = max(max(corners) for corners in MESH_POINTS)
 FARTHEST_PX = 10**6  # beyond it OpenCV cannot draw a box, and no picture reaches
+LARGEST = 1e12  # number of a box; far larger whole numbers have no floating point number
 # which file download_missing fetches for a detector; the others need none, or one that the user installs
 FETCHED = {"auto": RETINAFACE, "retinaface": RETINAFACE, "yunet": YUNET}
 
@@ -60,9 +61,11 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
         return None
     if not isinstance(landmarks, dict) or not {"frames", "image_size"} <= landmarks.keys():
         raise _no_landmarks(f"is of type {type(landmarks).__name__}")
-    size = tuple(landmarks["image_size"])
-    if size != pictures[1:]:
-        raise UserError(f"face_landmarks were found in a picture of {size[1]}x{size[0]} and this one is "
+    size = landmarks["image_size"]
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise _no_landmarks(f"has the picture's size {shown(size)}")
+    if tuple(size) != pictures[1:]:
+        raise UserError(f"face_landmarks were found in a picture of {shown(size[1])}x{shown(size[0])} and this one is "
                         f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
     return _from_landmarks(landmarks)
 
@@ -88,9 +91,9 @@ def _check_boxes(boxes) -> None:
         raise UserError("face_box holds something else than boxes, needed are boxes with x, y, width and height in "
                         "pixels, one list of them for each picture: connect a node that outputs BOUNDING_BOX.")
     for box in boxes:
-        for side, least in (("x", -math.inf), ("y", -math.inf), ("width", 0), ("height", 0)):
-            check_number(box.get(side), f"{side} of face_box", least)
-        check_number(box.get("score", 1.0), "score of face_box")
+        for side, least in (("x", -LARGEST), ("y", -LARGEST), ("width", 0), ("height", 0)):
+            check_number(box.get(side), f"{side} of face_box", least, LARGEST)
+        check_number(box.get("score", 1.0), "score of face_box", -LARGEST, LARGEST)
 
 
 def _from_mask(masks: np.ndarray) -> Detector:
@@ -106,7 +109,10 @@ def _from_mask(masks: np.ndarray) -> Detector:
 
 
 def _from_landmarks(landmarks: dict) -> Detector:
-    frames = [[_checked_landmarks(found) for found in frame] for frame in landmarks["frames"]]
+    frames = landmarks["frames"]
+    if not isinstance(frames, list) or not all(isinstance(frame, list) for frame in frames):
+        raise _no_landmarks("has no list of faces for each picture")
+    frames = [[_checked_landmarks(found) for found in frame] for frame in frames]
 
     def find(photo: np.ndarray, index: int) -> list[Face]:
         faces = []
@@ -125,13 +131,13 @@ def _checked_landmarks(found: dict) -> tuple[np.ndarray, np.ndarray, float]:
     try:
         mesh, box = (np.asarray(found[name], np.float64) for name in ("landmarks_xy", "bbox_xyxy"))
         score = float(found["score"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _no_landmarks("holds a face without points, box or score") from error
     if mesh.ndim != 2 or mesh.shape[0] <= LAST_MESH_POINT or mesh.shape[1] != 2 or box.shape != (4,):
         raise _no_landmarks(f"holds a face with points of shape {list(mesh.shape)} and a box of {list(box.shape)}")
     if not (np.isfinite(mesh).all() and np.isfinite(box).all() and math.isfinite(score)):
         raise _no_landmarks("holds values that are not finite (NaN or infinite)")
-    return mesh, box, score
+    return mesh.clip(-FARTHEST_PX, FARTHEST_PX), box, score
 
 
 def _no_landmarks(came: str) -> UserError:

@@ -5,6 +5,7 @@ other.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -120,7 +121,8 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     side = min(settings.crop_scale * float(boxes[back, 2:].max()), float(min(height, width)))
     corners = np.clip(boxes[:, :2] - side / 2, 0, np.array((width, height)) - side)
     track = FaceTrack(first, side, corners, back, (height, width))
-    mask = torch.from_numpy(np.stack([_ellipse(box, track, i, settings.size) for i, box in enumerate(boxes)]))
+    mask = torch.from_numpy(np.stack([_ellipse(box, track, i, settings.size)
+                                      for i, box in enumerate(_until_cancelled(boxes))]))
     report = (f"{int(back.sum())} of {count} frames, {first + 1} to {last + 1}, face of {np.nanmin(sides):.0f} to "
               f"{np.nanmax(sides):.0f} px by {detector.name}, a square of {side:.0f} px enlarged to {settings.size}")
     return SmallFace(enlarged(images, track, settings.size), mask, track, "\n".join((report, *detector.notes)))
@@ -132,7 +134,7 @@ def enlarged(images: torch.Tensor, track: FaceTrack, pixels: int) -> torch.Tenso
     images: [F, H, W, 3], the source, or what it became.
     """
     return torch.stack([torch.from_numpy(_square(images[min(track.first + i, len(images) - 1)], track, i, pixels))
-                        for i in range(len(track.corners))])
+                        for i in _until_cancelled(range(len(track.corners)))])
 
 
 def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, track: FaceTrack, feather: int,
@@ -172,6 +174,13 @@ def put_back(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, tra
         result[track.first + i] = frame * (1 - over[..., 3:]) + over[..., :3]
         progress.update(1)
     return result
+
+
+def _until_cancelled(values: Iterable) -> Iterator:
+    """The values; raises ComfyUI's exception at the first one after the user has cancelled."""
+    for each in values:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield each
 
 
 def _seen(images: torch.Tensor, detector, follower: Follower) -> list[Face | None]:

@@ -18,7 +18,8 @@ from .record import Person, Use
 
 PEOPLE = "stand_in/people"  # under ComfyUI's models
 FORMAT, VERSION = "stand_in_person", "1"
-MAKE_ANEW = "make it anew with Save Person"  # the remedy
+MAKE_ANEW = "make it anew with Save Person"  # the remedy for a file that is loaded
+OTHERWISE = "choose another name, or switch replace on"  # and for one that is in the way
 # last part of a tensor's name -> its dtype, and its sides after the first, which counts photos; None for any
 SHAPES: dict[str, tuple] = {
     "photos": (torch.uint8, None, None, 3), "image": (torch.uint8, None, None, 3), "rgba": (torch.uint8, None, None, 4),
@@ -36,9 +37,8 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
     """
     pixels = torch.from_numpy(to_uint8(person.photos))
     photos = content_sha256({"photos": pixels}, {})
-    if file.exists() and not replace and read_weights(file, MAKE_ANEW).metadata.get("photos_sha256") != photos:
-        raise UserError(f"there is a {file.name} already, made from other photos: choose another name, or switch "
-                        "replace on.")
+    if file.exists() and not replace and read_weights(file, OTHERWISE).metadata.get("photos_sha256") != photos:
+        raise UserError(f"there is a {file.name} already, made from other photos: {OTHERWISE}.")
     tensors = {"photos": pixels} | {f"latents.{use}": latent for use, latent in person.latents.items()}
     if person.vae is not None:
         tensors["vae"] = person.vae
@@ -97,7 +97,8 @@ def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Perso
     photos = _picture(tensors["photos"])
     crops = {use: FaceCrop(
         _picture(tensors[f"crops.{use}.image"]), _picture(tensors[f"crops.{use}.rgba"]),
-        tuple(CroppedFace(points.numpy(), **face) for points, face in zip(tensors[f"crops.{use}.points"], faces[use])),
+        tuple(CroppedFace(points.numpy(), **face)
+              for points, face in zip(tensors[f"crops.{use}.points"], faces[use], strict=True)),
         photos, verdicts[use]) for use in Use}
     latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}
     return Person(shown(metadata["name"]), photos, crops, latents, tensors["vae"] if latents else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 
-from ..checks import checked_latent, checked_pictures
+from ..checks import checked_pictures, checked_size
 from ..clip_vision import hidden_states
 from ..contracts import UserError
 from ..face import FaceSettings, crop_faces
@@ -48,6 +48,7 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
     if video is not None and vae is None:
         raise UserError("a latent for Concat-ID came without a VAE, which encodes the photos in its size: connect "
                         "Wan 2.1's VAE, or disconnect the latent.")
+    size = None if video is None else checked_size(video, "latent")
     presets = {Use.STAND_IN: settings.preset, **OTHER_PRESETS}
     progress = comfy.utils.ProgressBar(len(presets) * len(photos))
     crops = {use: crop_faces(photos, FaceSettings(
@@ -59,8 +60,8 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
     latents = {}
     if vae is not None:
         latents[Use.STAND_IN] = encode_reference(vae, crops[Use.STAND_IN].image).float().cpu()
-    if video is not None:
-        height, width = (PIXELS_PER_LATENT * side for side in checked_latent(video, "latent").shape[-2:])
+    if size is not None:
+        height, width = (PIXELS_PER_LATENT * side for side in size)
         in_video = torch.stack([fitted(crop, height, width) for crop in crops[Use.CONCAT_ID].image])
         latents[Use.CONCAT_ID] = encode_reference(vae, in_video).float().cpu()
     hidden = None if clip_vision is None else hidden_states(clip_vision, crops[Use.ID_ANIMATOR].image)
