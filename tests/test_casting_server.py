@@ -176,7 +176,7 @@ def test_a_render_that_hangs(base, tmp_path, frozen):
     """It is given up, and the same worker renders the next; where the server does not answer, on a new one."""
     cast = casts.Cast(tmp_path / "cast", base)
     first, second, *_ = cast.jobs()
-    endless = casts.Cast(tmp_path / "endless", base, steps=1000).jobs()[0]
+    endless = casts.endless_job(tmp_path / "endless", base)
     with contextlib.closing(Worker(casts.settings(base))) as worker:
         worker.render(first.graph, first.contents())  # loads what must be loaded
         (server,) = casts.servers(base)
