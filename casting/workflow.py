@@ -142,7 +142,11 @@ def _saved(graph: dict) -> list:
 
 
 def _add_report(graph: dict, picture: list, others: list[str]) -> None:
-    """picture: the link to what the model is given; others: names of further photos."""
+    """An Identity Report on the frames that are saved.
+
+    picture: the link to what the model is given.
+    others: names of further photos of the same person.
+    """
     pictures = [picture]
     for index, other in enumerate(others):
         key = f"casting_photo_{index}"

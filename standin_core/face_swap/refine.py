@@ -90,8 +90,8 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     """One person's face in all frames from the first to the last in which it is small.
 
     The square has one size, moves smoothly and stays inside the picture. Where the video ends before 4k+1 frames, its
-    last frame is repeated; it is not put back twice. Where the face is nowhere found or nowhere small, one frame goes
-    on, which is not put back, so that a video with nothing to refine does not stop those who refine many.
+    last frame is repeated; it is not put back twice. Where the face is nowhere found or nowhere small, one frame is
+    given on, which is not put back: a video with nothing to refine stops nobody who refines many.
 
     images: ComfyUI's IMAGE.
     face_box, face_mask, face_landmarks: of these frames; they take the place of the detector, see ``given_detector``.
