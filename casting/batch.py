@@ -75,19 +75,12 @@ class Batch:
     def _keep(self, record: dict) -> None:
         self._kept.append(record)
         self.left -= 1
-        write_ranking(self._records.folder, [_to_rank(record) for record in self._kept])
+        write_ranking(self._records.folder, self._kept)
 
     @property
     def _time_left(self) -> str:
         per_job = (time.monotonic() - self._started) / (self._all - self.left)
         return f"; {in_words(per_job * self.left)} left" if self.left else ""
-
-
-def _to_rank(record: dict) -> dict:
-    """A render without figures has no place in the order, so it is listed with what failed."""
-    if "not_measured" not in record:
-        return record
-    return {**record, "error": f"{', '.join(record['files'])}: not measured, {record['not_measured']}"}
 
 
 def _found(render: Render) -> str:

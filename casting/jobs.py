@@ -11,7 +11,7 @@ from standin_core.contracts import UserError
 from standin_core.files import read_lines, sha256_of, write_lines
 
 from .people import Person
-from .workflow import filled, photos_measured, pictures_needed, videos_named
+from .workflow import filled, of_kept_person, photos_measured, pictures_needed, videos_named
 
 MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf")
 
@@ -21,12 +21,14 @@ class Job:
     """One render.
 
     id: 24 hex digits of the SHA-256 of the graph and of the files that it names.
+    workflow: the same of the workflow and its models, before person, words and seed are in it.
     person, words, seed: what it is of.
     graph: the prompt in ComfyUI's API format.
     files: name in the graph -> where the file lies on the driver's machine, photos and videos.
     """
 
     id: str
+    workflow: str
     person: str
     words: str
     seed: int
@@ -53,7 +55,8 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
     inputs: the folder in which the videos of the workflow lie.
     hashes: of the models, by their names in the graph.
 
-    Raises UserError for a person with fewer photos than the workflow loads, and for a video that is not there.
+    Raises UserError for a person with fewer photos than the workflow loads, for a kept person where it loads several,
+    and for a video that is not there.
     """
     videos = {name: inputs / name for name in videos_named(graph)}
     for name, path in videos.items():
@@ -62,19 +65,26 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
             raise UserError(f"the workflow loads the video {name}, which is not in {inputs}: put it there.")
     needed = pictures_needed(graph)
     for person in people:
-        if len(person.photos) < needed:
+        if person.kept is not None and needed > 1:
+            raise UserError(f"the workflow loads {needed} pictures, and {person.kept.name} is a person that Save "
+                            "Person kept: take a workflow that loads one picture, or give photos of that person.")
+        if person.kept is None and len(person.photos) < needed:
             raise UserError(f"the workflow loads {needed} pictures and {person.name} has {len(person.photos)}: make a "
                             f"folder {person.name} with {needed} pictures, named in the order of the workflow.")
     video_names = {name: _uploaded(path) for name, path in videos.items()}
-    jobs = []
+    jobs, workflow = [], _id(graph, hashes)
     for person in people:
         photos = {_uploaded(photo): photo for photo in person.photos}  # the same photo twice counts once
         names = [_uploaded(photo) for photo in person.photos[:needed]]
         names += [name for name in photos if name not in names]
         files = {**photos, **{video_names[name]: path for name, path in videos.items()}}
+        of_person = graph
+        if person.kept is not None:
+            files[_uploaded(person.kept)] = person.kept
+            of_person = of_kept_person(graph, _uploaded(person.kept))
         for words, seed in itertools.product(prompts, seeds):
-            prompt = filled(graph, names, video_names, words, seed)
-            jobs.append(Job(_id(prompt, hashes), person.name, words, seed, prompt, _named(files, prompt)))
+            prompt = filled(of_person, names, video_names, words, seed)
+            jobs.append(Job(_id(prompt, hashes), workflow, person.name, words, seed, prompt, _named(files, prompt)))
     return list({job.id: job for job in jobs}.values())
 
 

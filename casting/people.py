@@ -7,6 +7,7 @@ from pathlib import Path
 from standin_core.contracts import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+KEPT = ".safetensors"  # a person that Save Person wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +15,17 @@ class Person:
     """Somebody to make videos of.
 
     name: of the file or the folder.
-    photos: pictures, sorted by name; the first is what a model is given.
+    photos: pictures, sorted by name; the first is what a model is given. None of a kept person.
+    kept: the file that Save Person wrote, or None.
     """
 
     name: str
     photos: tuple[Path, ...]
+    kept: Path | None = None
 
 
 def read_people(folder: Path) -> list[Person]:
-    """The people in a folder, each a picture or a folder of pictures, sorted by name.
+    """The people in a folder, each a picture, a folder of pictures or a kept person, sorted by name.
 
     Raises UserError where there is nobody.
     """
@@ -32,11 +35,13 @@ def read_people(folder: Path) -> list[Person]:
     for path in sorted(folder.iterdir()):
         photos = sorted(path.iterdir()) if path.is_dir() else [path]
         photos = [each for each in photos if each.suffix.lower() in PICTURES]
-        if photos:
+        if path.is_file() and path.suffix.lower() == KEPT:
+            people.append(Person(path.stem, (), path))
+        elif photos:
             people.append(Person(path.stem if path.is_file() else path.name, tuple(photos)))
     if not people:
-        raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)}) and no folder of pictures: put one there "
-                        "per person.")
+        raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)}), no folder of pictures and no file of Save "
+                        f"Person ({KEPT}): put one there per person.")
     twice = {person.name for person in people if sum(other.name == person.name for other in people) > 1}
     if twice:
         raise UserError(f"{folder} has {' and '.join(sorted(twice))} more than once: give each person one name.")

@@ -23,7 +23,7 @@ def ranked(records: list[dict]) -> dict[str, dict[str, list[dict]]]:
     Figures of different embedders cannot be compared, and automatic ones differ where machines have different files.
     """
     people: dict[str, dict[str, list[dict]]] = {}
-    for record in sorted((record for record in records if "error" not in record), key=_place):
+    for record in sorted((record for record in records if "report" in record), key=_place):
         embedders = people.setdefault(record["person"], {})
         embedders.setdefault(record["report"]["embedder"], []).append({
             **{name: record[name] for name in ("id", "prompt", "seed", "files")},
@@ -48,17 +48,23 @@ def _place(record: dict) -> tuple:
 def write_ranking(folder: Path, records: list[dict]) -> Path:
     """Write ranking.json and ranking.html beside the renders; returns the page."""
     people = ranked(records)
-    failed = [{name: record[name] for name in ("id", "person", "prompt", "seed", "error")}
-              for record in records if "error" in record]
+    unmeasured = _those_with("not_measured", records, "files")
+    failed = _those_with("error", records)
     page = folder / "ranking.html"
-    for file, text in ((folder / "ranking.json", json.dumps({"people": people, "failed": failed}, indent=1,
-                                                            ensure_ascii=False)), (page, _page(people, failed))):
+    for file, text in ((folder / "ranking.json", json.dumps(
+            {"people": people, "not_measured": unmeasured, "failed": failed}, indent=1, ensure_ascii=False)),
+            (page, _page(people, unmeasured, failed))):
         with replacing(file) as part:
             part.write_text(text, encoding="utf-8")
     return page
 
 
-def _page(people: dict[str, dict[str, list[dict]]], failed: list[dict]) -> str:
+def _those_with(reason: str, records: list[dict], *more: str) -> list[dict]:
+    return [{name: record[name] for name in ("id", "person", "prompt", "seed", *more, reason)}
+            for record in records if reason in record]
+
+
+def _page(people: dict[str, dict[str, list[dict]]], unmeasured: list[dict], failed: list[dict]) -> str:
     parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>Ranking</title>", f"<style>{STYLE}</style>",
              "<h1>Ranking by likeness</h1><p>Likeness is the mean similarity to the photo over all frames; a frame "
              "without a face counts 0. Copies of the photo come last, whatever their likeness: videos whose copy-paste "
@@ -70,7 +76,11 @@ def _page(people: dict[str, dict[str, list[dict]]], failed: list[dict]) -> str:
                          "compared, so each has a ranking of its own.</p>")
         for embedder, renders in embedders.items():
             parts += [f"<h3>compared by {html.escape(embedder)}</h3>", "<section>",
-                      *map(_figure, range(1, len(renders) + 1), renders), "</section>"]
+                      *(_figure(render, f"{place}. {_words(render)}") for place, render in enumerate(renders, 1)),
+                      "</section>"]
+    if unmeasured:
+        parts += ["<h2>Not measured</h2><section>",
+                  *(_figure(render, render["person"], render["not_measured"]) for render in unmeasured), "</section>"]
     if failed:
         lines = "".join(f"<li><b>{html.escape(each['person'])}, seed {each['seed']}: {html.escape(each['prompt'])}</b>"
                         f"\n{html.escape(each['error'])}</li>" for each in failed)
@@ -78,15 +88,21 @@ def _page(people: dict[str, dict[str, list[dict]]], failed: list[dict]) -> str:
     return "\n".join([*parts, "</html>"])
 
 
-def _figure(place: int, render: dict) -> str:
-    shown = "".join(f"<video src='{name}' controls loop muted preload=metadata></video>" if name.endswith(VIDEOS)
-                    else f"<img src='{name}' alt=''>" for name in render["files"])
+def _words(render: dict) -> str:
+    """What was measured of a render."""
     words = "no face found"
     if render["coverage"]:
         copying = {"copy-paste": render["copy_paste"], "copied pixels": render["copied_pixels"]}
         seen = f"a face in {100 * render['coverage']:.0f} % of the frames"
         words = ", ".join([f"likeness {render['likeness']:.3f}", seen,
                            *(f"{name} {value:.3f}" for name, value in copying.items() if value is not None)])
-    words += " (a copy)" if render["copied"] else ""
-    return (f"<figure>{shown}<figcaption><b>{place}. {words}</b><br>seed {render['seed']}: "
-            f"{html.escape(render['prompt'])}</figcaption></figure>")
+    return words + (" (a copy)" if render["copied"] else "")
+
+
+def _figure(render: dict, title: str, *more: str) -> str:
+    """What was rendered, over its title and further lines."""
+    shown = "".join(f"<video src='{name}' controls loop muted preload=metadata></video>" if name.endswith(VIDEOS)
+                    else f"<img src='{name}' alt=''>" for name in render["files"])
+    lines = (f"<b>{html.escape(title)}</b>", f"seed {render['seed']}: {html.escape(render['prompt'])}",
+             *map(html.escape, more))
+    return f"<figure>{shown}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"

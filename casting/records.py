@@ -40,6 +40,14 @@ class Records:
         found = (self._read(job.id) for job in jobs)
         return [record for record in found if record is not None]
 
+    def seconds(self, workflow: str) -> list[float]:
+        """How long each render in this folder took that was made by this workflow, whoever it shows.
+
+        workflow: as ``Job.workflow``.
+        """
+        records = (json.loads(file.read_text(encoding="utf-8")) for file in self.folder.glob("*.json"))
+        return [record["seconds"] for record in records if record.get("workflow") == workflow and "seconds" in record]
+
     def is_done(self, job: Job) -> bool:
         """Whether the job was rendered; what failed is tried again by the next call."""
         record = self._read(job.id)
@@ -65,8 +73,8 @@ class Records:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def _write(self, job: Job, found: dict) -> dict:
-        record = {"id": job.id, "person": job.person, "prompt": job.words, "seed": job.seed, **found,
-                  "graph": job.graph}
+        record = {"id": job.id, "workflow": job.workflow, "person": job.person, "prompt": job.words, "seed": job.seed,
+                  **found, "graph": job.graph}
         with replacing(self.folder / f"{job.id}.json") as part:
             part.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         return record

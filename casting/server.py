@@ -26,6 +26,7 @@ from .workflow import RECORD, SAVES, unmeasured
 GRACE_SECONDS = 20  # in which an interrupted server must be idle again
 DEATH_SECONDS = 2  # from a broken connection to the end of the process
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PEOPLE = "stand_in/people"  # ComfyUI's name of the folder in which Load Person looks
 
 
 class RenderLost(PromptFailed):
@@ -148,7 +149,10 @@ class Worker:
         """A server that writes nothing but into a folder of its own, which goes with it."""
         with contextlib.ExitStack() as stack:
             own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="casting_", ignore_cleanup_errors=True)))
-            folders = []
+            # Load Person looks among what was uploaded, which lies in *input*
+            people = own / "people.yaml"
+            people.write_text(json.dumps({"casting": {PEOPLE: str(own / "input")}}), encoding="utf-8")
+            folders = ["--extra-model-paths-config", str(people)]
             for name in ("input", "output", "temp", "user"):
                 (own / name).mkdir()
                 folders += [f"--{name}-directory", str(own / name)]

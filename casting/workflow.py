@@ -11,6 +11,9 @@ REPORT = "casting_report"  # ids of the nodes that are added
 RECORD = "casting_record"
 SEEDS = ("seed", "noise_seed")
 SAVES = ("SaveVideo", "SaveImage")
+IDENTITIES = ("ApplyIdentityBranch", "ApplyConcatID", "ApplyIDAnimator")
+PHOTOS = 1  # the number of Load Person's output that takes the place of Load Image's first
+CROPS = {0: 2, 1: 3, 5: 4}  # numbers of Face Preprocess's outputs -> of Load Person's
 
 
 def read_workflow(file: Path) -> dict:
@@ -43,11 +46,31 @@ def of_class(graph: dict, *classes: str) -> list[str]:
                   key=lambda key: [int(part) if part.isdigit() else 0 for part in key.split(":")])
 
 
+def of_kept_person(graph: dict, file: str) -> dict:
+    """The workflow with Load Person in place of its one Load Image and of what crops the face in it.
+
+    file: that Load Person loads.
+    """
+    graph = copy.deepcopy(graph)
+    (loader,) = of_class(graph, "LoadImage")
+    moved = {(loader, 0): PHOTOS}
+    for crop in of_class(graph, "FacePreprocess"):
+        moved |= {(crop, before): after for before, after in CROPS.items()}
+    for node in graph.values():
+        node["inputs"] = {name: [loader, moved[tuple(value)]] if isinstance(value, list) and tuple(value) in moved
+                          else value for name, value in node["inputs"].items()}
+    for key in of_class(graph, *IDENTITIES):
+        if graph[key]["inputs"].pop("reference_image", None):
+            graph[key]["inputs"]["person"] = [loader, 0]
+    graph[loader] = {"class_type": "LoadPerson", "inputs": {"person": file}}
+    return _needed(graph, *of_class(graph, *SAVES, "IdentityReport"))
+
+
 def filled(graph: dict, photos: list[str], videos: dict[str, str], words: str, seed: int) -> dict:
     """The workflow with these photos, videos, words and seed, and with the report's figures as an output of RECORD.
 
     photos: names of pictures; as many as the workflow loads are put there in order. Where it has no Identity Report
-        on what it saves, one is added, to which the rest are other photos of the same person.
+        on what it saves, one is added, to which the rest are other photos of the same person. None for a kept person.
     videos: for each video that the workflow loads, the name that takes its place.
     """
     graph = copy.deepcopy(graph)
@@ -61,7 +84,8 @@ def filled(graph: dict, photos: list[str], videos: dict[str, str], words: str, s
         graph[key]["inputs"][name] = seed
     reports = [key for key in of_class(graph, "IdentityReport") if graph[key]["inputs"]["images"] == _saved(graph)]
     if not reports:
-        _add_report(graph, loaders, photos[len(loaders):])
+        shown = [[key, 0] for key in loaders] or [[key, PHOTOS] for key in of_class(graph, "LoadPerson")]
+        _add_report(graph, shown[0], photos[len(loaders):])
         reports = [REPORT]
     graph[RECORD] = {"class_type": "PreviewAny", "inputs": {"source": [reports[0], 3]}}
     return graph
@@ -117,8 +141,13 @@ def _saved(graph: dict) -> list:
     return inputs["images"]
 
 
-def _add_report(graph: dict, loaders: list[str], others: list[str]) -> None:
-    pictures = [[loaders[0], 0]]
+def _add_report(graph: dict, picture: list, others: list[str]) -> None:
+    """An Identity Report on the frames that are saved.
+
+    picture: the link to what the model is given.
+    others: names of further photos of the same person.
+    """
+    pictures = [picture]
     for index, other in enumerate(others):
         key = f"casting_photo_{index}"
         graph[key] = {"class_type": "LoadImage", "inputs": {"image": other}}

@@ -40,7 +40,7 @@ class RefineFacesPrepare(io.ComfyNode):
                 io.Float.Input("crop_scale", default=2.5, min=1.2, max=8.0, step=0.1, tooltip=(
                     "Side of the square over the longer side of the face. Higher shows the model more of the scene and "
                     "enlarges the face less.")),
-                io.Int.Input("size", default=512, min=64, max=2048, step=16, tooltip=(
+                io.Int.Input("size", default=624, min=64, max=2048, step=16, tooltip=(
                     "Side of the enlarged square in pixels. The adapters were trained on videos of 832x480, which have "
                     "as many pixels as 624x624. Lower is faster.")),
                 io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
@@ -61,7 +61,9 @@ class RefineFacesPrepare(io.ComfyNode):
                     "Where the face is in them. Connect it to Face Swap Encode and to Refine Faces Composite.")),
                 FaceTrackType.Output("face_track", tooltip=(
                     "Where the squares lie in the video. Connect it to Refine Faces Composite.")),
-                io.String.Output("report", tooltip="Which frames are refined, and how large the face is in them."),
+                io.String.Output("report", tooltip=(
+                    "Which frames are refined, and how large the face is in them; or why none is, and the video goes "
+                    "on unchanged.")),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -18,9 +18,10 @@ from pathlib import Path
 
 PACK = Path(__file__).absolute().parent.parent
 sys.path[:0] = [str(PACK), str(PACK / "scripts")]
-from casting.batch import Batch, in_words
-from casting.jobs import Job, model_hashes, models_named, plan
+from casting.batch import Batch
+from casting.jobs import model_hashes, models_named, plan
 from casting.local import run_here
+from casting.outlook import cost, first_jobs
 from casting.people import read_people, read_prompts
 from casting.records import Records
 from casting.server import ServerSettings
@@ -34,7 +35,8 @@ log = logging.getLogger("stand_in.batch")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("people", type=Path, help="a folder with a picture, or a folder of pictures, per person")
+    parser.add_argument("people", type=Path, help="a folder with a picture, a folder of pictures, or a file of Save "
+                        "Person per person")
     parser.add_argument("prompts", type=Path, help="a text file with a prompt on each line")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds for each person and prompt, from 0 on")
     parser.add_argument("--workflow", type=Path, default=PACK / "workflows" / "api" / "identity_text_to_video.json",
@@ -42,7 +44,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the folder for videos, records and ranking")
     parser.add_argument("--ray", metavar="ADDRESS", help='"auto" or the address of a Ray cluster, to use all its GPUs')
     parser.add_argument("--minutes", type=float, default=120, help="after which a render is given up")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and how long it takes")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and what it costs")
     options, for_comfyui = parser.parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
@@ -68,8 +70,10 @@ def run(options: argparse.Namespace, for_comfyui: list[str]) -> int:
             log.info("not found here, so not in the id: %s", ", ".join(missing))
         jobs = plan(graph, people, prompts, list(range(options.seeds)), input_folder(), hashes)
         log.info("%d renders: %d people x %d prompts x %d seeds", len(jobs), len(people), len(prompts), options.seeds)
-        log.info(state(jobs, records))
+        log.info(cost(jobs, records))
         batch = Batch(jobs, records, log.info)
+        if options.dry_run and batch.left:
+            log.info(first_jobs(jobs, records))
         if options.dry_run or not batch.left:
             return 0
         run_jobs(batch, ServerSettings(comfyui, tuple(for_comfyui), 60 * options.minutes))
@@ -114,18 +118,6 @@ def input_folder() -> Path:
     import folder_paths
 
     return Path(folder_paths.get_input_directory())
-
-
-def state(jobs: list[Job], records: Records) -> str:
-    """What is done and what is to do, and how long that takes by what the renders of this folder took."""
-    done = [record for record in records.of(jobs) if "error" not in record]
-    left = len(jobs) - len(done)
-    if not left:
-        return "all are done"
-    if not done:
-        return f"{left} to do; how long a render takes is known after the first"
-    each = sum(record["seconds"] for record in done) / len(done)
-    return f"{len(done)} done, {left} to do; {in_words(each)} each, {in_words(each * left)} of one GPU in all"
 
 
 if __name__ == "__main__":

@@ -272,6 +272,8 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
                 inputs["steps"] = steps
             case "PrepareTrainingData":
                 inputs["frames"] = length
+            case "PrimitiveInt" if inputs["value"] == FULL_SIZE["length"]:
+                inputs["value"] = length
             case "Video Slice":
                 inputs["start_time"] = -(length // 2) / 16  # the second half, at 16 frames a second
             case "RefineFacesPrepare":

@@ -12,7 +12,7 @@ import skimage.data
 
 import pack
 from casting.batch import Batch
-from casting.jobs import model_hashes, models_named, plan
+from casting.jobs import Job, model_hashes, models_named, plan
 from casting.people import read_people
 from casting.records import Records
 from casting.server import ServerSettings
@@ -104,6 +104,16 @@ class Cast:
         return {key: np.stack([np.asarray(PIL.Image.open(self.records.folder / name)) for name in record["files"]
                                if name.endswith(".png")])
                 for key, record in self.found().items() if "error" not in record}
+
+
+def endless_job(folder: Path, base: Path) -> Job:
+    """A render of many minutes on any machine."""
+    cast = Cast(folder, base, steps=1000)
+    file = folder / "workflow.json"
+    graph = json.loads(file.read_text())
+    graph[node_id(graph, "EmptyHunyuanLatentVideo")]["inputs"] |= {"width": 256, "height": 256, "length": 81}
+    file.write_text(json.dumps(graph))
+    return cast.jobs()[0]
 
 
 class WaitingBatch(Batch):

@@ -1,4 +1,5 @@
 """What a batch is made of, without a server: people, prompts, workflows, ids, records and the ranking."""
+import dataclasses
 import hashlib
 import json
 import re
@@ -8,11 +9,22 @@ import pytest
 
 from casting.batch import TRIES, Batch
 from casting.jobs import model_hashes, models_named, plan
+from casting.outlook import cost, first_jobs
 from casting.people import read_people, read_prompts
 from casting.ranking import ranked, write_ranking
 from casting.records import Records
 from casting.server import Render, RenderLost
-from casting.workflow import RECORD, REPORT, filled, of_class, photos_measured, read_workflow, unmeasured
+from casting.workflow import (
+    IDENTITIES,
+    RECORD,
+    REPORT,
+    filled,
+    of_class,
+    of_kept_person,
+    photos_measured,
+    read_workflow,
+    unmeasured,
+)
 from standin_core.contracts import UserError
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
@@ -90,6 +102,43 @@ def test_every_bundled_workflow_is_filled(workflow):
     check = photos_measured(made)
     assert check[report]["inputs"]["images"] == check[report]["inputs"]["reference_image"] and RECORD in check
     assert not of_class(check, *costly) and of_class(check, "LoadImage")
+
+
+ONE_PICTURE = [path for path in FIT if len(of_class(json.loads(path.read_text()), "LoadImage")) == 1]
+
+
+@pytest.mark.parametrize("workflow", ONE_PICTURE, ids=lambda path: path.stem)
+def test_every_bundled_workflow_takes_a_kept_person(workflow):
+    """In place of the photo: no face is cropped any more, and what is not linked is left out."""
+    graph = read_workflow(workflow)
+    made = filled(of_kept_person(graph, "anna.safetensors"), [], {"video.mp4": "a.mp4", "control.mp4": "b.mp4"}, "w", 7)
+    assert not of_class(made, "LoadImage", "FacePreprocess", "JoinImageWithAlpha")
+    (person,) = of_class(made, "LoadPerson")
+    assert made[person]["inputs"] == {"person": "anna.safetensors"}
+    linked = {(node["class_type"], name): value for node in made.values() for name, value in node["inputs"].items()
+              if isinstance(value, list)}
+    assert {value[0] for value in linked.values()} <= made.keys()
+    of_person = {key: value[1] for key, value in linked.items() if value[0] == person}
+    (apply,) = {node["class_type"] for node in made.values()} & {*IDENTITIES}
+    expected = {(apply, "person"): 0, ("IdentityReport", "reference_image"): 1}
+    assert of_person == expected | ({("FaceSwapPrepare", "face"): 4} if workflow.stem == "face_swap" else {})
+    assert not {(each, "reference_image") for each in IDENTITIES} & linked.keys()
+
+
+def test_a_kept_person_is_one_of_the_people(people, base):
+    """Its file travels with each of its jobs, and is part of their ids."""
+    (people / "carl.safetensors").write_bytes(b"kept")
+    of_carl = jobs(people, base)[8:]
+    assert [(job.person, [*job.contents().values()]) for job in of_carl] == [("carl", [b"kept"])] * 4
+    assert len({job.workflow for job in jobs(people, base)}) == 1
+    graph, contents = of_carl[0].of_photos()
+    assert of_class(graph, "LoadPerson", "IdentityReport") and [*contents.values()] == [b"kept"]
+    (people / "carl.safetensors").write_bytes(b"anew")
+    assert not {job.id for job in of_carl} & {job.id for job in jobs(people, base)}
+    for name in ("ben.jpg", "anna/1.png", "anna/2.PNG"):
+        (people / name).unlink()
+    with pytest.raises(UserError, match=r"loads 3 pictures, and carl\.safetensors is a person that Save Person kept"):
+        jobs(people, base, API / "several_photos.json")
 
 
 def test_further_photos_are_for_the_copy_paste_measure():
@@ -205,6 +254,28 @@ def test_a_lost_job_is_tried_three_times_and_again_by_the_next_call(people, base
     assert sum(len(embedders["arcface"]) for embedders in ranking["people"].values()) == 8
 
 
+def test_a_dry_run_says_what_is_to_do_and_what_it_costs(people, base, tmp_path):
+    """By the renders of the same workflow, whoever they show; those of another one cost something else."""
+    records, some = Records(tmp_path), jobs(people, base)
+    assert cost(some, records) == "8 to do; how long a render takes is known after the first"
+    assert first_jobs(some, records).splitlines() == [
+        "anna: 4 renders to do", "ben: 4 renders to do",
+        *(f"  anna, seed {seed}: a man {verb}" for verb in ("nods", "sits") for seed in (0, 1)),
+        "  ben, seed 0: a man nods", "  and 3 more"]
+    for job, seconds in zip(some, (90.0, 90.0, 180.0)):
+        records.keep(job, dataclasses.replace(render(), seconds=seconds), 1)
+    records.keep_failure(some[3], "ComfyUI ended in this render", 3)
+    assert cost(some, records) == "3 done, 5 to do; 2 min each by 3 renders of before, 10 min of one GPU in all"
+    assert first_jobs(some, records).splitlines()[:3] == ["anna: 1 render to do", "ben: 4 renders to do",
+                                                          "  anna, seed 1: a man sits"]
+    others = jobs(people, base, words=("a man runs",), seeds=1)
+    assert cost(others, records) == "2 to do; 2 min each by 3 renders of before, 4 min of one GPU in all"
+    assert "known after the first" in cost(jobs(people, base, API / "low_memory.json"), records)
+    for job in others:
+        records.keep(job, render(), 1)
+    assert cost(others, records) == "all are done"
+
+
 def record(key, person, likeness, **more):
     return {"id": key, "person": person, "prompt": "<b>a man</b>", "seed": 0, "files": [f"{key}.mp4"],
             "report": render(likeness, **more).report}
@@ -243,7 +314,8 @@ def test_the_ranking(tmp_path):
                record("f", "anna", 0.9, coverage=0.5), record("g", "anna", 0.95, copied=0.81),
                record("h", "anna", 0.96, copied=0.1, copy_paste={"mean": 0.9}),
                record("i", "anna", -0.1),
-               {"id": "e", "person": "ben", "prompt": "p", "seed": 1, "error": "KSampler: out of <memory>"}]
+               {"id": "e", "person": "ben", "prompt": "p", "seed": 1, "error": "KSampler: out of <memory>"},
+               {"id": "j", "person": "ben", "prompt": "p", "seed": 2, "files": ["j.mp4"], "not_measured": "no <face>"}]
     found = ranked(records)
     assert ids(found) == {"anna": {"arcface": ["d", "f", "b", "i", "c", "h", "g"]}, "ben": {"arcface": ["a"]}}
     anna = found["anna"]["arcface"]
@@ -251,13 +323,16 @@ def test_the_ranking(tmp_path):
     assert anna[2]["copy_paste"] == 0.7 and anna[0]["copied_pixels"] == 0.25
     page = write_ranking(tmp_path, records).read_text()
     places = [page.index(words) for words in ("d.mp4", "f.mp4", "b.mp4", "i.mp4", "c.mp4", "h.mp4", "g.mp4", "a.mp4",
-                                              "KSampler: out of &lt;memory&gt;")]
+                                              "<h2>Not measured", "<video src='j.mp4'", "no &lt;face&gt;",
+                                              "<h2>Failed", "KSampler: out of &lt;memory&gt;")]
     assert places == sorted(places)
     for caption in ("2. likeness 0.450, a face in 50 % of the frames, copied pixels 0.250<",
                     "3. likeness 0.400, a face in 100 % of the frames, copy-paste 0.700, copied pixels 0.250<",
                     "5. no face found<",
                     "7. likeness 0.950, a face in 100 % of the frames, copied pixels 0.810 (a copy)<"):
         assert caption in page
+    listed = json.loads((tmp_path / "ranking.json").read_text())
+    assert [[each["id"] for each in listed[name]] for name in ("not_measured", "failed")] == [["j"], ["e"]]
     assert "Copies of the photo come last" in page and "Several networks" not in page
     assert "&lt;b&gt;a man&lt;/b&gt;" in page
 

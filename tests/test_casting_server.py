@@ -25,6 +25,7 @@ from casting.server import RenderLost, Worker
 from standin_core.contracts import UserError
 from standin_core.face import SFACE, YUNET
 from standin_core.files import read_lines
+from standin_core.person import PersonSettings, make_person, save_person
 from support.comfyui_server import node_id
 from support.environment import PACK
 
@@ -85,6 +86,8 @@ def test_the_command_says_what_is_missing(done):
     """It knows the renders of another process again, and starts nothing."""
     answer = command(done, "--dry-run")
     assert answer.returncode == 0 and "4 done, 2 to do; " in answer.stdout, answer.stdout + answer.stderr
+    assert answer.stdout.splitlines()[-3:] == ["zoe: 2 renders to do", "  zoe, seed 0: a woman smiles",
+                                               "  zoe, seed 1: a woman smiles"]
     with done.records.locked():
         answer = command(done, "--dry-run")
     assert answer.returncode == 1 and "stopped: another batch works in" in answer.stdout
@@ -140,6 +143,25 @@ def test_the_bundled_workflow_is_measured(base, face_networks, tmp_path):
     assert [words.split(",")[0] for words in cast.said] == ["1/2 ben", "2/2 anna"]
 
 
+def test_a_kept_person_is_rendered_as_the_photo(base, tmp_path):
+    """Frame by frame, from a file that no server had in its folder of people, and measured against the photo in it."""
+    cast = casts.Cast(tmp_path / "cast", base, seeds=1)
+    graph, bundled = (json.loads(file.read_text()) for file in (cast.folder / "workflow.json", casts.WORKFLOW))
+    face, as_bundled = (each[node_id(each, "FacePreprocess")]["inputs"] for each in (graph, bundled))
+    face |= {name: as_bundled[name] for name in ("detector", "size")}
+    (cast.folder / "workflow.json").write_text(json.dumps(graph))
+    people = cast.folder / "people"
+    shutil.rmtree(people / "anna")
+    PIL.Image.fromarray(faces.astronaut()).save(people / "ben.png")
+    person, _ = make_person("Carl", faces.as_image(faces.astronaut()), PersonSettings())
+    save_person(person, people / "carl.safetensors")
+    run_here(cast.batch(), casts.settings(base))
+    ben, carl = cast.found().values()
+    assert carl["person"] == "carl" and carl["report"]["summary"] == ben["report"]["summary"]
+    frames = cast.frames()
+    assert np.array_equal(frames[ben["id"]], frames[carl["id"]])
+
+
 def test_without_a_network_for_faces_nothing_is_rendered(base, tmp_path):
     """The sentence names a file and its source."""
     cast = casts.Cast(tmp_path / "cast", base)
@@ -166,8 +188,8 @@ def test_a_render_is_kept_where_its_report_fails(base, tmp_path):
     with av.open(str(cast.records.folder / record["files"][0])) as container:
         assert sum(1 for _ in container.decode(video=0)) == casts.LENGTH
     assert "not measured" in cast.said[0]
-    (listed,) = json.loads((cast.records.folder / "ranking.json").read_text())["failed"]
-    assert listed["error"].startswith(f"{job.id}.mp4: not measured, IdentityReport: ")
+    (listed,) = json.loads((cast.records.folder / "ranking.json").read_text())["not_measured"]
+    assert listed["files"] == [f"{job.id}.mp4"] and listed["not_measured"].startswith("IdentityReport: ")
 
 
 @pytest.mark.slow
@@ -176,7 +198,7 @@ def test_a_render_that_hangs(base, tmp_path, frozen):
     """It is given up, and the same worker renders the next; where the server does not answer, on a new one."""
     cast = casts.Cast(tmp_path / "cast", base)
     first, second, *_ = cast.jobs()
-    endless = casts.Cast(tmp_path / "endless", base, steps=1000).jobs()[0]
+    endless = casts.endless_job(tmp_path / "endless", base)
     with contextlib.closing(Worker(casts.settings(base))) as worker:
         worker.render(first.graph, first.contents())  # loads what must be loaded
         (server,) = casts.servers(base)

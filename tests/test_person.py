@@ -2,6 +2,7 @@
 import copy
 import dataclasses
 import json
+import tomllib
 
 import comfy.sd
 import concat_id
@@ -74,6 +75,17 @@ def test_photos_and_crops_are_those_of_face_preprocess(person, photos):
         for one, other in zip(found.faces, made.faces, strict=True):
             assert (one.points == other.points).all() and one.points.dtype == other.points.dtype
             assert (one.measured, one.cut_out) == (other.measured, other.cut_out)
+
+
+@pytest.mark.parametrize("detector", ["cascade", "auto"])
+def test_the_file_says_what_made_it(photos, tmp_path, detector):
+    """The version of the pack, the preset, and the detector that was used: the only one that can run without files."""
+    person, verdict = make_person("b", photos[:1], PersonSettings("head and shoulders", detector=detector))
+    save_person(person, tmp_path / "b.safetensors")
+    version = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    made_by = f"Stand-In for ComfyUI {version}, preset head and shoulders, detector cascade"
+    assert read(tmp_path / "b.safetensors")[1]["made_by"] == made_by and ", by cascade: " in verdict
+    assert f"made by {made_by}" in load_person(tmp_path / "b.safetensors").as_text()
 
 
 def test_stand_in_reads_the_person_as_the_photos(model, vae, person, photos):

@@ -8,6 +8,7 @@ import skimage.color
 import torch
 
 import faces
+import pack
 from small_world.tiny_models import on_tiny_models
 from standin_core.contracts import UserError
 from standin_core.face_swap import RefineSettings, enlarge_small_face, enlarged, put_back
@@ -166,8 +167,6 @@ def test_before_and_after(video):
 
 REFUSED = {
     "no frames": (noise(0), [], PLAIN, r"images has shape \[0, "),
-    "no face": (noise(2), boxes(None, None), PLAIN, "found no such face in 2 frames"),
-    "large": (noise(2), boxes(*[(10, 10, 30, 40)] * 2), PLAIN, r"nowhere smaller than 20 pixels \(it has 40 to 40\)"),
     "size": (noise(1), boxes((30, 20, 16, 20)), RefineSettings(size=100), "size is 100, a multiple of 16"),
 }
 
@@ -177,6 +176,20 @@ def test_what_cannot_be_refined(name):
     images, seen, settings, words = REFUSED[name]
     with pytest.raises(UserError, match=words):
         enlarge_small_face(images, settings, face_box=seen)
+
+
+@pytest.mark.parametrize("seen, words", [
+    ([None] * 6, "found no such face in 6 frames"),
+    ([(10, 10, 30, 40)] * 6, "the face is nowhere smaller than 20 pixels (it has 40 to 40)"),
+], ids=["no face", "large"])
+def test_a_video_with_nothing_to_refine_goes_on_unchanged(seen, words):
+    """Whatever is made of the one frame that a sampler gets."""
+    source = noise(6)
+    found = enlarge_small_face(source, PLAIN, face_box=boxes(*seen))
+    assert found.report.startswith("the video goes on unchanged, since ") and words in found.report
+    assert found.frames.shape == (1, 64, 64, 3) and found.mask.shape == (1, 64, 64) and found.mask.all()
+    assert torch.allclose(found.frames[0], source[0, :, 8:72], atol=1e-6)
+    assert torch.equal(put_back(source, 1 - found.frames, found.mask, found.track, 4, 1.0, "face"), source)
 
 
 def test_what_cannot_be_put_back():
@@ -190,22 +203,46 @@ def test_what_cannot_be_put_back():
             put_back(source, images, given, track, 4, 1.0, "face")
 
 
-def test_in_a_server(server, photo, tmp_path):
-    """The bundled template: the face is refined with the identity, and the rest of the video stays."""
-    path = tmp_path / "video.mp4"
+@pytest.fixture(scope="module")
+def uploaded(server, tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
     moving_photo.write_video(path, moving_photo.video(9, 160, 128))
-    prompt = on_tiny_models(PACK / "workflows" / "api" / "refine_faces.json", photo, 64, 64, steps=2,
-                            video=server.upload(path))
+    return server.upload(path)
+
+
+def refined_in_a_server(server, photo, video, **settings):
+    """The bundled template: the frames before and after, [F, H, W, 3] uint8, and what came of the prompt."""
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "refine_faces.json", photo, 64, 64, steps=2, video=video)
+    prompt[node_id(prompt, "RefineFacesPrepare")]["inputs"] |= settings
     composite, source = (node_id(prompt, name) for name in ("RefineFacesComposite", "GetVideoComponents"))
     for name, images in (("before", source), ("after", composite)):
         prompt[name] = {"class_type": "SaveImage", "inputs": {"images": [images, 0], "filename_prefix": name}}
     prompt["record"] = {"class_type": "PreviewAny", "inputs": {"source": [node_id(prompt, "StandInSampler"), 3]}}
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [node_id(prompt, "RefineFacesPrepare"), 3]}}
     result = server.run(prompt)
-    before, after = (np.stack([np.asarray(PIL.Image.open(server.path_of(item)).convert("RGB"))
-                               for item in result.outputs[name]["images"]]) for name in ("before", "after"))
+    return *(np.stack([np.asarray(PIL.Image.open(server.path_of(item)).convert("RGB"))
+                       for item in result.outputs[name]["images"]]) for name in ("before", "after")), result
+
+
+def test_in_a_server(server, photo, uploaded):
+    """The face is refined with the identity, and the rest of the video stays."""
+    before, after, result = refined_in_a_server(server, photo, uploaded)
     assert before.shape == after.shape == (9, 128, 160, 3)
     changed = (before != after).any(axis=-1)
     assert changed.any(axis=(1, 2)).all() and 0.02 < changed.mean() < 0.8
     assert not changed[:, :2].any() and not changed[:, :, :2].any()
     (run,) = json.loads(result.outputs["record"]["text"][0])
     assert run["identity_calls"] > 0
+
+
+def test_the_template_hands_on_what_has_no_small_face(server, photo, uploaded):
+    before, after, result = refined_in_a_server(server, photo, uploaded, largest_face=8)
+    assert before.shape == (9, 128, 160, 3) and np.array_equal(before, after)
+    assert "nowhere smaller than 8 pixels" in result.outputs["report"]["text"][0]
+
+
+def test_the_size_is_that_of_the_videos_of_the_training():
+    """The square of whole tokens that comes closest to their pixels, in the node as in the settings."""
+    (size,) = [each for each in pack.node_classes()["RefineFacesPrepare"].GET_SCHEMA().inputs if each.id == "size"]
+    nearest = min(range(16, 2048, 16), key=lambda side: abs(side * side - 832 * 480))
+    assert size.default == RefineSettings().size == nearest and f"{nearest}x{nearest}" in size.tooltip

@@ -32,7 +32,7 @@ def all_nodes(graph):
 
 def test_every_workflow_is_there_in_all_forms():
     names = {workflow.name for workflow in WORKFLOWS}
-    assert len(names) == len(WORKFLOWS) == 18
+    assert len(names) == len(WORKFLOWS) == 19
     assert names == {path.stem for path in FILES} == {path.stem for path in (PACK / "workflows" / "api").glob("*.json")}
     assert names == {path.stem for path in (PACK / "workflows").glob("*.jpg")}
 
@@ -158,14 +158,31 @@ def test_every_workflow_runs(server, photo, video, people, path):
         assert reports[0]["cache"] == "offloaded"
 
 
-@pytest.mark.parametrize("name", ["identity_text_to_video", "choose_a_seed", "concat_id_text_to_video"])
-def test_one_picture_first(server, photo, name):
-    """The switch in *Empty video*: a single frame, from the same graph."""
-    prompt = on_tiny_models(PACK / "workflows" / "api" / f"{name}.json", photo, WIDTH, HEIGHT, LENGTH, STEPS)
+@pytest.mark.parametrize("name", ["identity_text_to_video", "choose_a_seed", "concat_id_text_to_video", "long_video",
+                                  "identity_vace_control"])
+def test_one_picture_first(server, photo, video, name):
+    """The switch in *Empty video* or *Length*: a single frame, from the same graph."""
+    prompt = on_tiny_models(PACK / "workflows" / "api" / f"{name}.json", photo, WIDTH, HEIGHT, LENGTH, STEPS, video)
     prompt[node_id(prompt, "PrimitiveBoolean")]["inputs"]["value"] = True
     prompt["seen"] = {"class_type": "SaveImage", "inputs": {
         "images": prompt[node_id(prompt, "CreateVideo")]["inputs"]["images"], "filename_prefix": "one"}}
     assert pictures(server, server.run(prompt), "seen").shape == (1, HEIGHT, WIDTH, 3)
+
+
+def test_all_steps_take_the_seed_of_the_best_try(server, photo):
+    """Tries and result have as many steps here, so the result is the best try, frame by frame, and none of the others.
+    """
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "choose_a_seed.json", photo, WIDTH, HEIGHT, LENGTH, STEPS)
+    best = node_id(prompt, "BestOfN")
+    for name, images in (("tried", prompt[best]["inputs"]["images"]),
+                         ("made", prompt[node_id(prompt, "CreateVideo")]["inputs"]["images"])):
+        prompt[name] = {"class_type": "SaveImage", "inputs": {"images": images, "filename_prefix": name}}
+    prompt["order"] = {"class_type": "PreviewAny", "inputs": {"source": [best, 4]}}
+    result = server.run(prompt)
+    tries = pictures(server, result, "tried").reshape(4, LENGTH, HEIGHT, WIDTH, 3)
+    first, *_ = json.loads(result.outputs["order"]["text"][0])["videos"]
+    assert [np.array_equal(pictures(server, result, "made"), each) for each in tries] == [
+        seed == first["seed"] for seed in (1, 2, 3, 4)]
 
 
 def pictures(server, result, key):

@@ -27,6 +27,7 @@ from .workflow_graphs import (
     STYLED,
     SUBJECT,
     TRAIN,
+    TWO_GPUS,
     TWO_PEOPLE,
     WAN22,
     Workflow,
@@ -41,7 +42,7 @@ BONES = ((0, 1), (1, 2), (1, 3), (2, 4), (4, 6), (3, 5), (5, 7), (1, 8), (1, 9),
 BONE_COLOURS = ((230, 80, 80), (240, 170, 60), (120, 200, 90), (70, 160, 240), (190, 110, 230))
 TAGS = {STYLED.name: "+ style LoRA", CONCATENATED.name: "Wan 2.1 1.3B", PICTURES.name: "SD1.5, pictures",
         ANIMATED.name: "SD1.5, 16 frames", CHOOSE.name: "best of 4 seeds", REFINE.name: "small faces",
-        LONG.name: "161 frames", CONTINUED.name: "to be continued"}
+        LONG.name: "161 frames", CONTINUED.name: "to be continued", TWO_GPUS.name: "two GPUs"}
 
 
 def thumbnail(workflow: Workflow) -> PIL.Image.Image:

@@ -246,10 +246,22 @@ def prompts(positive: str, negative: str = NEGATIVE, source: tuple = ("encoder",
             Node("negative", "CLIPTextEncode", {"clip": source, "text": negative}, "Negative prompt", 190))
 
 
-EMPTY = (Node("whole", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1}),
-         Node("first", "LatentCut", {"samples": ("whole", 0), "dim": "t", "index": 0, "amount": 1}),
-         Node("one", "PrimitiveBoolean", {"value": False}, "One picture"),
-         Node("latent", "ComfySwitchNode", {"switch": ("one", 0), "on_false": ("whole", 0), "on_true": ("first", 0)}))
+def one_picture(key: str, video, picture) -> tuple[Node, Node]:
+    """A switch, and the choice that it makes: what is for a picture where it is on, else what is for a video.
+
+    key: of the choice.
+    """
+    return (Node("one", "PrimitiveBoolean", {"value": False}, "One picture"),
+            Node(key, "ComfySwitchNode", {"switch": ("one", 0), "on_false": video, "on_true": picture}))
+
+
+def empty_video(length: int = 81) -> tuple[Node, ...]:
+    return (Node("whole", "EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": length, "batch_size": 1}),
+            Node("first", "LatentCut", {"samples": ("whole", 0), "dim": "t", "index": 0, "amount": 1}),
+            *one_picture("latent", ("whole", 0), ("first", 0)))
+
+
+EMPTY = empty_video()
 EMPTY_NODE = Subgraph(
     "Empty video", "The size and the length of the video; with *one picture* on, its first frame alone.",
     tuple(node.key for node in EMPTY), (("whole", "width", "width"), ("whole", "height", "height"),
@@ -366,6 +378,8 @@ POSES = (Node("pose_model", "CheckpointLoaderSimple", {"ckpt_name": POSE}),
          Node("keypoints", "SDPoseKeypointExtractor", {"model": ("pose_model", 0), "vae": ("pose_model", 2),
                                                        "image": ("frames", 0), "batch_size": 16}),
          Node("poses", "SDPoseDrawKeypoints", {"keypoints": ("keypoints", 0), "draw_face": False}))
+LENGTH = (Node("all_frames", "PrimitiveInt", {"value": 81}), Node("one_frame", "PrimitiveInt", {"value": 1}),
+          *one_picture("length", ("all_frames", 0), ("one_frame", 0)))
 CONTROLLED = Workflow(
     "identity_vace_control", "Moves as in\na video", 1,
     (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
@@ -376,9 +390,10 @@ CONTROLLED = Workflow(
          Node("frames", "GetVideoComponents", {"video": ("control", 0)}), *POSES)),
      ("Identity", PERSON),
      ("Sample", (
+         *LENGTH,
          Node("vace", "WanVaceToVideo", {
              "positive": ("positive", 0), "negative": ("negative", 0), "vae": ("vae", 0),
-             "control_video": ("poses", 0), "width": 832, "height": 480, "length": 81, "batch_size": 1,
+             "control_video": ("poses", 0), "width": 832, "height": 480, "length": ("length", 0), "batch_size": 1,
              "strength": 0.5}),
          sampler(latent=("vace", 2), conditioning=(("vace", 0), ("vace", 1))))),
      ("Video", (Node("trimmed", "TrimVideoLatent", {"samples": ("sampler", 0), "trim_amount": ("vace", 3)}),
@@ -389,7 +404,7 @@ CONTROLLED = Workflow(
 2. **WanVaceToVideo, strength** 0.5 is the authors': VACE leans towards faces of its own. With a *reference_image* too,
    0.8.
 
-{PROMPT_TIP}
+{PROMPT_TIP} A quick look first: *one picture* in **Length** makes the first frame alone.
 
 A card with less than 40 GB: the GGUF files of [QuantStack](https://huggingface.co/QuantStack/Wan2.1_14B_VACE-GGUF) with
 *Unet Loader (GGUF)* of ComfyUI-GGUF.
@@ -397,6 +412,9 @@ A card with less than 40 GB: the GGUF files of [QuantStack](https://huggingface.
 {FACE_FILES}""",
     subgraphs=(Subgraph("Poses", "The skeletons of the people in a video.", tuple(node.key for node in POSES),
                         (("pose_model", "ckpt_name", "pose model"), ("poses", "draw_face", "draw face"))),
+               Subgraph("Length", "How many frames the video has; with *one picture* on, one.",
+                        tuple(node.key for node in LENGTH),
+                        (("all_frames", "value", "length"), ("one", "value", "one picture")), outputs=("length",)),
                PERSON_NODE),
     when="VACE takes the movement from a video; ComfyUI draws the poses.")
 
@@ -504,6 +522,25 @@ LOW_MEMORY = Workflow(
 {PROMPT_TIP} {FACE_FILES}""",
     subgraphs=(EMPTY_NODE, LEAN_NODE), when="fp8 or GGUF weights, the identity in host memory, tiled decoding.")
 
+TWO_GPUS = Workflow(
+    "two_gpus", "On two GPUs\nat once", 1,
+    (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)),
+     ("Identity", (*PERSON, Node("split", "MultiGPU_WorkUnits", {"model": ("identity", 0), "max_gpus": 2}))),
+     ("Sample", (*EMPTY, sampler("split"))), ("Video", video())),
+    f"""## A step of sampling on two GPUs at once
+
+**MultiGPU CFG Split** computes the pass with the prompt on one GPU and the pass with the negative prompt on the other.
+Each GPU has a copy of the model, and its copy reads the identity by itself.
+
+- It stands last before the sampler, after **Identity from a photo**.
+- At cfg 1 there is one pass and nothing to split: distilled LoRAs gain nothing here.
+- With one GPU it changes nothing.
+
+{PROMPT_TIP} {QUICK_LOOK}
+
+{FACE_FILES}""",
+    subgraphs=(EMPTY_NODE, PERSON_NODE), when="The two passes of guidance, each on a GPU of its own.", since="0.24.1")
+
 PHOTOS = ("photo", "photo_2", "photo_3")
 CROPS = (face("face", PHOTOS[0]), face("face_2", PHOTOS[1]), face("face_3", PHOTOS[2]),
          Node("batch", "BatchImagesNode", {"images.image0": ("face", 0), "images.image1": ("face_2", 0),
@@ -566,8 +603,7 @@ WINDOWS = Node("windows", "WanContextWindowsManual", {
 LONG = Workflow(
     "long_video", "Ten seconds\nof one person", 1,
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", (*PERSON, WINDOWS)),
-     ("Sample", (Node("latent", "EmptyHunyuanLatentVideo", {
-         "width": 832, "height": 480, "length": 161, "batch_size": 1}, "Empty video"), sampler("windows"))),
+     ("Sample", (*empty_video(161), sampler("windows"))),
      ("Video", video())),
     f"""## A longer video, one identity
 
@@ -579,10 +615,10 @@ overlap* makes smoother joints and takes longer.
 
 *continue_a_video* goes on from the end of a video instead, with a prompt of its own for what comes next.
 
-{PROMPT_TIP}
+{PROMPT_TIP} {QUICK_LOOK}
 
 {FACE_FILES}""",
-    subgraphs=(PERSON_NODE,), when="161 frames in ComfyUI's context windows, one identity.")
+    subgraphs=(EMPTY_NODE, PERSON_NODE), when="161 frames in ComfyUI's context windows, one identity.")
 
 ENDING = (Node("ending", "Video Slice", {"video": ("source", 0), "start_time": -1.0, "duration": 0.0,
                                          "strict_duration": False}),
@@ -847,7 +883,7 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
     subgraphs=(ANIMATOR_NODE,), when="Two seconds on SD1.5, moved by ComfyUI-AnimateDiff-Evolved.")
 
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
-             SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, CONTINUED, TRAIN, CONCATENATED, PICTURES, ANIMATED)
+             TWO_GPUS, SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, CONTINUED, TRAIN, CONCATENATED, PICTURES, ANIMATED)
 
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
 BLUEPRINT = Workflow("Identity from a photo", "", 1, (

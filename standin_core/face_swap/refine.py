@@ -42,7 +42,7 @@ class RefineSettings(SwapSettings):
 
     largest_face: int = 128
     crop_scale: float = 2.5
-    size: int = 512
+    size: int = 624  # as many pixels as 832x480, to 3 %
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,12 +91,13 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     """One person's face in all frames from the first to the last in which it is small.
 
     The square has one size, moves smoothly and stays inside the picture. Where the video ends before 4k+1 frames, its
-    last frame is repeated; it is not put back twice.
+    last frame is repeated; it is not put back twice. Where the face is nowhere found or nowhere small, one frame is
+    given on, which is not put back: a video with nothing to refine stops nobody who refines many.
 
     images: ComfyUI's IMAGE.
     face_box, face_mask, face_landmarks: of these frames; they take the place of the detector, see ``given_detector``.
 
-    Raises UserError for what is no video, and where the face is nowhere found or nowhere small.
+    Raises UserError for what is no video, and for a size that the model does not take.
     """
     images = checked_pictures(images, "images")
     if settings.size % PIXELS_PER_TOKEN:
@@ -105,14 +106,13 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     detector = ready_detector(settings, (count, height, width), face_box, face_mask, face_landmarks)
     seen = _seen(images, detector, Follower(settings.which_face, settings.face_index))
     sides = np.array([np.nan if face is None else max(_box_size(face)) for face in seen])
-    if np.isnan(sides).all():
-        raise UserError(f"{detector.name} found no such face in {count} frames: lower min_score, choose another "
-                        "detector, or connect face_box, face_mask or face_landmarks.")
     refined = _held(sides <= settings.largest_face, np.isnan(sides), settings.hold_frames)
     if not refined.any():
-        raise UserError(f"the face is nowhere smaller than {settings.largest_face} pixels (it has "
-                        f"{np.nanmin(sides):.0f} to {np.nanmax(sides):.0f}), so there is nothing to refine: raise "
-                        "largest_face, or take this pass out.")
+        why = (f"{detector.name} found no such face in {count} frames: lower min_score, choose another detector, or "
+               "connect face_box, face_mask or face_landmarks") if np.isnan(sides).all() else (
+               f"the face is nowhere smaller than {settings.largest_face} pixels (it has {np.nanmin(sides):.0f} to "
+               f"{np.nanmax(sides):.0f}): raise largest_face to refine it")
+        return _nothing_to_refine(images, settings.size, "\n".join((why, *detector.notes)))
     where = np.flatnonzero(refined)
     first, last = int(where[0]), int(where[-1])
     boxes = _smooth(_without_gaps(seen), settings.smoothing)
@@ -126,6 +126,19 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     report = (f"{int(back.sum())} of {count} frames, {first + 1} to {last + 1}, face of {np.nanmin(sides):.0f} to "
               f"{np.nanmax(sides):.0f} px by {detector.name}, a square of {side:.0f} px enlarged to {settings.size}")
     return SmallFace(enlarged(images, track, settings.size), mask, track, "\n".join((report, *detector.notes)))
+
+
+def _nothing_to_refine(images: torch.Tensor, pixels: int, why: str) -> SmallFace:
+    """The middle of the first frame, which a sampler takes as one frame and which is not put back.
+
+    The mask covers it, because Face Swap Encode takes no empty mask.
+    """
+    height, width = images.shape[1:3]
+    side = float(min(height, width))
+    track = FaceTrack(0, side, np.array([[(width - side) / 2, (height - side) / 2]]), np.zeros(1, bool),
+                      (height, width))
+    return SmallFace(enlarged(images, track, pixels), torch.ones(1, pixels, pixels), track,
+                     f"the video goes on unchanged, since {why}")
 
 
 def enlarged(images: torch.Tensor, track: FaceTrack, pixels: int) -> torch.Tensor:
@@ -244,7 +257,7 @@ def _ellipse(box: np.ndarray, track: FaceTrack, i: int, pixels: int) -> np.ndarr
 
 
 def _check(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, track: FaceTrack) -> None:
-    last = track.first + int(np.flatnonzero(track.refined)[-1])
+    last = track.first + max(np.flatnonzero(track.refined).tolist(), default=0)
     if tuple(source.shape[1:3]) != track.size or len(source) <= last:
         raise UserError(f"the source is {list(source.shape[:3])} (frames, height, width), and the face was enlarged "
                         f"from {list(track.size)} (height, width) up to frame {last + 1}: connect the frames that "

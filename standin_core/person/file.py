@@ -51,7 +51,7 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
         tensors[f"crops.{use}.points"] = torch.from_numpy(np.stack([_points(face) for face in crop.faces]))
         measured[use] = [{"measured": face.measured, "cut_out": face.cut_out} for face in crop.faces]
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": VERSION, "name": person.name, "made_by": "Stand-In for ComfyUI",
+    metadata = {"format": FORMAT, "version": VERSION, "name": person.name, "made_by": person.made_by,
                 "faces": json.dumps(measured),
                 "verdicts": json.dumps({use: crop.verdict for use, crop in person.crops.items()}, ensure_ascii=False),
                 "photos_sha256": photos}
@@ -101,8 +101,8 @@ def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Perso
               for points, face in zip(tensors[f"crops.{use}.points"], faces[use], strict=True)),
         photos, verdicts[use]) for use in Use}
     latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}
-    return Person(shown(metadata["name"]), photos, crops, latents, tensors["vae"] if latents else None,
-                  tensors.get("hidden_states"))
+    return Person(shown(metadata["name"]), shown(metadata["made_by"]), photos, crops, latents,
+                  tensors["vae"] if latents else None, tensors.get("hidden_states"))
 
 
 def content_sha256(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:

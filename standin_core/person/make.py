@@ -1,7 +1,9 @@
 """From photos to a person: the face work, the VAE and CLIP vision, once."""
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.utils
 import torch
@@ -9,11 +11,12 @@ import torch
 from ..checks import checked_pictures, checked_size
 from ..clip_vision import hidden_states
 from ..contracts import UserError
-from ..face import FaceSettings, crop_faces
+from ..face import DETECTORS, FaceSettings, crop_faces, detector_refusal
 from ..latents import PIXELS_PER_LATENT
 from ..reference import answer_of, encode_reference, fitted
 from .record import Person, Use
 
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 OTHER_PRESETS = {Use.CONCAT_ID: "Concat-ID", Use.ID_ANIMATOR: "ID-Animator"}
 
 
@@ -67,4 +70,11 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
     hidden = None if clip_vision is None else hidden_states(clip_vision, crops[Use.ID_ANIMATOR].image)
     verdict = crops[Use.STAND_IN].verdict
     answer = None if vae is None else answer_of(vae)
-    return Person(name, photos[..., :3].cpu(), crops, latents, answer, hidden), verdict
+    return Person(name, _made_by(settings), photos[..., :3].cpu(), crops, latents, answer, hidden), verdict
+
+
+def _made_by(settings: PersonSettings) -> str:
+    version = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
+    can_run = (name for name in DETECTORS if name != "auto" and detector_refusal(name) is None)
+    detector = next(can_run) if settings.detector == "auto" else settings.detector
+    return f"Stand-In for ComfyUI {version}, preset {settings.preset}, detector {detector}"

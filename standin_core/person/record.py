@@ -25,6 +25,7 @@ class Use(enum.StrEnum):
 class Person:
     """A person in R photos.
 
+    made_by: the pack with its version, the preset of the crops for Stand-In, and the detector, in words.
     photos: [R, H, W, 3] float32 in 0..1.
     crops: for each Use the face crops of all photos, as its method was trained to see them.
     latents: VAE space, [R, 16, 1, h, w] float32 on the CPU, for Stand-In of the crops and for Concat-ID of the crops
@@ -35,6 +36,7 @@ class Person:
     """
 
     name: str
+    made_by: str
     photos: torch.Tensor
     crops: dict[Use, FaceCrop]
     latents: dict[Use, torch.Tensor]
@@ -75,7 +77,7 @@ class Person:
     def as_text(self) -> str:
         """One fact a line."""
         count, height, width = self.photos.shape[:3]
-        lines = [f"{self.name}: {counted(count, 'photo')} of {width}x{height}"]
+        lines = [f"{self.name}: {counted(count, 'photo')} of {width}x{height}", f"made by {self.made_by}"]
         stand_in, concat_id = self.latents.get(Use.STAND_IN), self.latents.get(Use.CONCAT_ID)
         lines.append("Stand-In: " + ("needs the VAE" if stand_in is None else "latents kept, needs no VAE"))
         lines.append("Concat-ID: needs the VAE" + ("" if concat_id is None else
