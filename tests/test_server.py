@@ -157,6 +157,9 @@ ERRORS = {
     "a detector without its file": (
         lambda prompt: change(prompt, "FacePreprocess", detector="retinaface"),
         "FacePreprocess: .*retinaface cannot run: there is no detection_Resnet50_Final.pth"),
+    "the crop scale of an old prompt": (
+        lambda prompt: change(prompt, "FacePreprocess", crop_scale=0.0),
+        r'"Value 0\.0 smaller than min of 1\.0",\s+"details": "crop_scale"'),
     "zero steps": (lambda prompt: change(prompt, "StandInSampler", steps=0), "smaller than min"),
     "a file that is not there": (
         lambda prompt: change(prompt, "LoadStandIn", adapter="nowhere.safetensors"), "Value not in list"),
