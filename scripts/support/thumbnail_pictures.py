@@ -183,13 +183,16 @@ def _four_tries() -> list[PIL.Image.Image]:
 
 
 def _enlarged() -> list[PIL.Image.Image]:
-    """A frame with a small face in it, and the square around the face, enlarged by Refine Faces Prepare."""
-    frame = np.ascontiguousarray(skimage.data.astronaut()[:240])
+    """A frame with a small face in it, the square around the face, enlarged by Refine Faces Prepare, and in bright what
+    is made anew of it.
+    """
+    frame = skimage.data.astronaut()
     small = enlarge_small_face(_batch(frame), RefineSettings(detector="cascade", crop_scale=1.8, size=256))
     (left, top), side = small.track.corners[0], small.track.side
     whole = PIL.Image.fromarray(frame)
-    PIL.ImageDraw.Draw(whole).rectangle([left, top, left + side, top + side], outline=SUN, width=5)
-    return [PIL.ImageOps.fit(whole, BESIDE), _image(small.frames).resize((HEIGHT, HEIGHT))]
+    PIL.ImageDraw.Draw(whole).rectangle([left, top, left + side, top + side], outline=SUN, width=9)
+    square, mask = small.frames[0].numpy(), small.mask[0, ..., None].numpy()
+    return _tiles(whole, _from_floats(square), _from_floats(square * (0.3 + 0.7 * mask)))
 
 
 def _windows() -> list[PIL.Image.Image]:
