@@ -18,10 +18,11 @@ import skimage.data
 import torch
 
 from small_world.people import Person, split
-from small_world.render import picture as drawn
+from small_world.render import picture
 from small_world.scenes import SHIRTS, Pose, Scene, photo_scene
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import RefineSettings, enlarge_small_face
+from standin_core.sampler import SamplerSettings, flow_matching_sigmas, switch_step
 
 from . import moving_photo
 from .environment import PACK
@@ -50,7 +51,7 @@ from .workflow_graphs import (
 WIDTH, HEIGHT, GAP = 580, 180, 20
 BESIDE = (WIDTH - HEIGHT - GAP, HEIGHT)  # what stands beside a square
 NIGHT, PALE, DIM, SKY, SUN = (22, 32, 48), (232, 238, 245), (182, 195, 210), (86, 156, 214), (240, 170, 60)
-SHIFT, BOUNDARY = 5.0, 0.875  # of the templates' samplers
+SETTINGS = SamplerSettings(seed=0)  # with the authors' shift and boundary, as the templates have them
 # head, neck, shoulders, elbows, hands, hips, knees and feet of a dancer, in shares of the picture
 JOINTS = ((.50, .14), (.50, .27), (.40, .29), (.60, .29), (.28, .40), (.74, .22), (.20, .27), (.86, .12), (.44, .54),
           (.56, .54), (.38, .74), (.66, .70), (.32, .94), (.60, .92))
@@ -66,16 +67,16 @@ def picture_of(workflow: Workflow) -> PIL.Image.Image:
     """WIDTH x HEIGHT"""
     row = PIL.Image.new("RGB", (WIDTH, HEIGHT), NIGHT)
     left = 0
-    for picture in PICTURES_OF[workflow.name]():
-        row.paste(picture, (left, 0))
-        left += picture.width + GAP
+    for tile in PICTURES_OF[workflow.name]():
+        row.paste(tile, (left, 0))
+        left += tile.width + GAP
     return row
 
 
 def _tiles(*pictures: PIL.Image.Image) -> list[PIL.Image.Image]:
     """Cut to the same width, so that they fill the row."""
     width = (WIDTH - GAP * (len(pictures) - 1)) // len(pictures)
-    return [PIL.ImageOps.fit(picture, (width, HEIGHT)) for picture in pictures]
+    return [PIL.ImageOps.fit(each, (width, HEIGHT)) for each in pictures]
 
 
 def _portrait() -> PIL.Image.Image:
@@ -94,23 +95,19 @@ def _four_steps() -> list[PIL.Image.Image]:
     """The photo at the noise levels of four steps, and without noise."""
     photo = np.asarray(_portrait()) / 255
     noise = np.random.default_rng(0).normal(0.5, 0.2, (HEIGHT // 4, HEIGHT // 4, 3)).repeat(4, 0).repeat(4, 1)
-    return _tiles(*(_from_floats((1 - level) * photo + level * noise) for level in _levels(4)))
-
-
-def _levels(steps: int) -> np.ndarray:
-    """The noise before each step, and 0 at the end: flow matching's schedule."""
-    linear = np.linspace(1, 0, steps + 1)
-    return SHIFT * linear / (1 + (SHIFT - 1) * linear)
+    levels = flow_matching_sigmas(4, SETTINGS.shift, 1.0).tolist()
+    return _tiles(*(_from_floats((1 - level) * photo + level * noise) for level in levels))
 
 
 def _two_experts() -> list[PIL.Image.Image]:
     """The photo, and the noise before each of 20 steps, in the colour of the expert that takes it."""
     chart = PIL.Image.new("RGB", BESIDE, NIGHT)
     draw = PIL.ImageDraw.Draw(chart)
-    for step, level in enumerate(_levels(20)[:-1]):
+    levels = flow_matching_sigmas(20, SETTINGS.shift, 1.0)
+    switch = switch_step(levels, SETTINGS.boundary)
+    for step, level in enumerate(levels[:-1].tolist()):
         left = step * chart.width / 20
-        colour = SUN if level >= BOUNDARY else SKY
-        draw.rectangle([left, HEIGHT - (HEIGHT - 1) * level, left + 12, HEIGHT], fill=colour)
+        draw.rectangle([left, HEIGHT - (HEIGHT - 1) * level, left + 12, HEIGHT], fill=SUN if step < switch else SKY)
     return [_portrait(), chart]
 
 
@@ -151,14 +148,13 @@ def _two_people() -> list[PIL.Image.Image]:
 
 def _subjects() -> list[PIL.Image.Image]:
     """As the template takes them: whole, padded to a square on white."""
-    cartoon = drawn(EVA, _scene("smiles", "yellow"), 1.0, 300)
-    settings = FaceSettings(detector="none", parser="none")
-    return _tiles(*(_image(crop_faces(_batch(photo), settings).image)
+    cartoon, settings = _drawn(EVA, _scene("smiles", "yellow"), 1.0), FaceSettings(detector="none", parser="none")
+    return _tiles(*(_image(crop_faces(_batch(np.asarray(photo)), settings).image)
                     for photo in (skimage.data.chelsea()[:, 40:440], skimage.data.coffee()[:, 60:], cartoon)))
 
 
 def _small_card() -> list[PIL.Image.Image]:
-    """The photo, and the bytes of its keys and values on the card: both ways for a model of 14B."""
+    """The photo, and the bytes of its keys and values on the card for a model of 14B, as the node's help has them."""
     bars = PIL.Image.new("RGB", BESIDE, NIGHT)
     draw, font = PIL.ImageDraw.Draw(bars), PIL.ImageFont.load_default(34)
     for index, (name, megabytes) in enumerate((("resident: 839 MB", 839), ("offloaded: 42 MB", 42))):
@@ -170,7 +166,7 @@ def _small_card() -> list[PIL.Image.Image]:
 
 def _three_photos() -> list[PIL.Image.Image]:
     rng = np.random.default_rng(4)
-    return _tiles(*(PIL.Image.fromarray(drawn(ANNA, photo_scene(rng), 0.0, 256)) for _ in range(3)))
+    return _tiles(*(_drawn(ANNA, photo_scene(rng)) for _ in range(3)))
 
 
 def _four_tries() -> list[PIL.Image.Image]:
@@ -178,7 +174,7 @@ def _four_tries() -> list[PIL.Image.Image]:
     people = (Person("rose", "red", "bob", "round", "green", "none", "none"), ANNA,
               Person("rose", "brown", "long", "oval", "brown", "square", "none"),
               Person("porcelain", "red", "short", "square", "blue", "none", "freckles"))
-    tries = _tiles(*(PIL.Image.fromarray(drawn(person, _scene("smiles", "violet"), 0.8, 256)) for person in people))
+    tries = _tiles(*(_drawn(person, _scene("smiles", "violet"), 0.8) for person in people))
     return [_framed(each, SUN) if person == ANNA else each for person, each in zip(people, tries)]
 
 
@@ -215,7 +211,7 @@ def _windows() -> list[PIL.Image.Image]:
 
 def _continued() -> list[PIL.Image.Image]:
     """What VACE gets: the frames that it keeps, and grey ones in place of those that it makes."""
-    kept = [PIL.Image.fromarray(drawn(BEN, _scene("comes nearer", "green"), t, 256)) for t in (0.0, 0.6)]
+    kept = [_drawn(BEN, _scene("comes nearer", "green"), t) for t in (0.0, 0.6)]
     grey = PIL.Image.new("RGB", (256, 256), (127, 127, 127))
     return _tiles(*kept, grey, grey)
 
@@ -225,7 +221,7 @@ def _training_people() -> list[PIL.Image.Image]:
     rng, (people, _) = np.random.default_rng(2), split()
     sheet = PIL.Image.new("RGB", (WIDTH, HEIGHT), NIGHT)
     for (row, column), person in zip(itertools.product(range(3), range(9)), people):
-        sheet.paste(PIL.Image.fromarray(drawn(person, photo_scene(rng), 0.0, 60)), (65 * column, 60 * row))
+        sheet.paste(_drawn(person, photo_scene(rng)).resize((60, 60)), (65 * column, 60 * row))
     return [sheet]
 
 
@@ -245,36 +241,45 @@ def _frame_more() -> list[PIL.Image.Image]:
 def _four_pictures() -> list[PIL.Image.Image]:
     scenes = (_scene("smiles", "pink"), _scene("leans", "green"), _scene("shakes the head", "yellow"),
               _scene("talks", "violet"))
-    return _tiles(*(PIL.Image.fromarray(drawn(EVA, scene, 0.3, 256)) for scene in scenes))
+    return _tiles(*(_drawn(EVA, scene, 0.3) for scene in scenes))
 
 
 def _sixteen_frames() -> list[PIL.Image.Image]:
     sheet = PIL.Image.new("RGB", (WIDTH, HEIGHT), NIGHT)
     for index in range(16):
-        frame = PIL.Image.fromarray(drawn(BEN, _scene("shakes the head", "grey"), index / 15, 128))
+        frame = _drawn(BEN, _scene("shakes the head", "grey"), index / 15)
         sheet.paste(PIL.ImageOps.fit(frame, (70, 88)), (73 * (index % 8), 92 * (index // 8)))
     return [sheet]
+
+
+def _drawn(person: Person, scene: Scene, t: float = 0.0) -> PIL.Image.Image:
+    """The person at time t of the scene, 0 to 1."""
+    return PIL.Image.fromarray(picture(person, scene, t, 256))
 
 
 def _scene(action: str, background: str) -> Scene:
     return Scene(action, background, Pose(size=0.58), SHIRTS[2], 300.0, 1.0)
 
 
-def _framed(picture: PIL.Image.Image, colour: tuple[int, int, int]) -> PIL.Image.Image:
-    PIL.ImageDraw.Draw(picture).rectangle([0, 0, picture.width - 1, picture.height - 1], outline=colour, width=8)
-    return picture
+def _framed(tile: PIL.Image.Image, colour: tuple[int, int, int]) -> PIL.Image.Image:
+    """The same tile, drawn on."""
+    PIL.ImageDraw.Draw(tile).rectangle([0, 0, tile.width - 1, tile.height - 1], outline=colour, width=8)
+    return tile
 
 
-def _batch(picture: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(picture[None].copy()).float() / 255
+def _batch(pixels: np.ndarray) -> torch.Tensor:
+    """[H, W, C] uint8 as ComfyUI's IMAGE."""
+    return torch.from_numpy(pixels[None].copy()).float() / 255
 
 
 def _image(batch: torch.Tensor) -> PIL.Image.Image:
+    """The first picture of ComfyUI's IMAGE."""
     return _from_floats(batch[0].numpy())
 
 
-def _from_floats(picture: np.ndarray) -> PIL.Image.Image:
-    return PIL.Image.fromarray(np.rint(255 * picture.clip(0, 1)).astype(np.uint8))
+def _from_floats(pixels: np.ndarray) -> PIL.Image.Image:
+    """pixels: [H, W, 3] in 0..1; what is beyond is clipped."""
+    return PIL.Image.fromarray(np.rint(255 * pixels.clip(0, 1)).astype(np.uint8))
 
 
 PICTURES_OF: dict[str, Callable[[], list[PIL.Image.Image]]] = {
