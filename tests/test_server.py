@@ -173,6 +173,13 @@ def test_errors_reach_the_user(server, prompt, name):
         server.run(broken(prompt))
 
 
+def test_no_module_stands_before_the_sentence(server, prompt):
+    """The page shows the name of the exception first, with its module, which of a pack is a path."""
+    with pytest.raises(PromptFailed) as failed:
+        server.run(change(prompt, "FacePreprocess", detector="retinaface"))
+    assert failed.value.kind == "UserError"
+
+
 @pytest.mark.parametrize("path", sorted((PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)
 def test_the_template_is_served(server, path):
     templates = server.get("/workflow_templates")
