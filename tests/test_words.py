@@ -71,8 +71,8 @@ def test_the_readmes_name_every_template_and_node(readme):
 def test_chinese_is_chinese():
     for node in words("zh").values():
         tooltips = [each["tooltip"] for each in (*node["inputs"].values(), *node["outputs"].values())]
-        for words_ in (node["display_name"], node["description"], *tooltips):
-            assert any("\u4e00" <= letter <= "\u9fff" for letter in words_), words_
+        for text in (node["display_name"], node["description"], *tooltips):
+            assert any("\u4e00" <= letter <= "\u9fff" for letter in text), text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
