@@ -61,9 +61,9 @@ class FacePreprocess(io.ComfyNode):
                     'What to do if no face is found. "error" stops before the long run. "whole image" pads the whole '
                     'photo to a square, as the Stand-In authors do for subjects without a face; so does detector '
                     '"none".')),
-                io.Float.Input("crop_scale", default=1.5, min=0.0, max=4.0, step=0.05, tooltip=(
+                io.Float.Input("crop_scale", default=1.5, min=1.0, max=4.0, step=0.05, tooltip=(
                     "Side of the crop relative to the face box. Higher keeps more hair and shoulders; lower fills the "
-                    "crop with the face. The Stand-In authors use 1.5; 0, in older workflows, means 1.5 too.")),
+                    "crop with the face; 1 is the face box itself. The Stand-In authors use 1.5.")),
                 io.Int.Input("size", default=512, min=64, max=2048, step=16, **ADVANCED, tooltip=(
                     "Side of the face crop in pixels. Lower is faster and loses detail; higher needs more memory and "
                     "gives more identity tokens than the adapter was trained with. The Stand-In authors use 512, "

@@ -21,10 +21,13 @@ import skimage.data
 from support import moving_photo
 from support.browser import ComfyPage, comfy_page
 from support.comfyui_server import link_node_pack, running_server
-from support.environment import COMFYUI, PACK
+from support.environment import COMFYUI, PACK, import_comfyui
 from support.page_layout import PADDING, Layout, Size, arrange, by_depth
-from support.thumbnails import thumbnail
 from support.workflow_graphs import BLUEPRINT, IDENTITY, PACKS, SOURCES, WORKFLOWS, Workflow
+
+import_comfyui("--cpu")
+
+from support.thumbnails import thumbnail
 
 WIDTH = 290  # of a column of nodes
 PICTURES_ROOM = 200  # which a node gets for what it shows after a run
@@ -121,7 +124,7 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
     if workflow is IDENTITY:
         PIL.Image.open(io.BytesIO(comfy.page.screenshot())).save(PACK / "docs" / "images" / "workflow.png",
                                                                  optimize=True)
-    thumbnail(workflow).save(folder / f"{workflow.name}.jpg", quality=90)
+    thumbnail(workflow).save(folder / f"{workflow.name}.jpg", quality=82)
 
 
 def show_pictures(graph: dict, workflow: Workflow) -> None:

@@ -159,9 +159,8 @@ def test_every_value_of_a_preset_can_be_set():
 
 
 @pytest.mark.parametrize("preset, given, expected", [
-    ("Stand-In inference", 1.2, 1.2), ("Stand-In inference", 0.0, 1.5), ("head and shoulders", 1.5, 2.5),
-    ("head and shoulders", 0.0, 2.5), ("head and shoulders", 3.0, 3.0)])
-def test_the_crop_scale_is_the_users_and_0_of_old_prompts_the_authors(preset, given, expected):
+    ("Stand-In inference", 1.2, 1.2), ("head and shoulders", 1.5, 2.5), ("head and shoulders", 3.0, 3.0)])
+def test_the_crop_scale_is_the_users_but_for_a_preset_that_needs_more(preset, given, expected):
     assert FaceSettings(preset=preset, crop_scale=given).resolved().crop_scale == expected
 
 

@@ -395,6 +395,13 @@ def test_encode(vae, small):
     assert torch.equal(one, latent_mask(mask, (8, 10), "soft"))
 
 
+@pytest.mark.parametrize("background", ["locked", "free"])
+def test_encoding_tells_its_progress(vae, small, bars, background):
+    encode_swap(vae, small, torch.ones(9, 64, 80), background, "hard")
+    assert bars[0] == (1, 9) and bars[-1] == (9, 9)
+    assert not vae.first_stage_model.encoder._forward_hooks
+
+
 def test_comfyui_takes_the_mask_as_it_is(vae, small):
     """Its own preparation of masks changes nothing but repeats it over the channels."""
     import comfy.sampler_helpers

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from comfy_api.latest import io
 
 import pack
 import tiny
@@ -119,6 +120,24 @@ def test_everything_is_explained(node_id):
     assert found.description and found.category in ("Stand-In", "Stand-In/training")
     for each in (*found.inputs, *found.outputs):
         assert each.tooltip and each.tooltip.endswith("."), f"{node_id}.{each.id} needs a tooltip"
+
+
+# what a user types into the page's search -> what must be among the answers
+SEARCHED = {
+    "stand in": set(INTERFACE), "stand-in": set(INTERFACE),
+    "identity": {"FacePreprocess", "ApplyIdentityBranch", "ApplyConcatID", "ApplyIDAnimator", "IdentityReport"},
+    "face": {"FacePreprocess", "ApplyIdentityBranch", "ApplyConcatID", "ApplyIDAnimator"},
+    "likeness": {"IdentityReport", "BestOfN", "ApplyIdentityBranch", "ApplyConcatID", "ApplyIDAnimator"},
+    "person": {"FacePreprocess", "SavePerson", "LoadPerson", "ApplyIdentityBranch", "ApplyConcatID", "ApplyIDAnimator"},
+    "ipadapter": {"ApplyIdentityBranch", "ApplyIDAnimator"},
+    "id": {"ApplyIdentityBranch"},
+}
+
+
+@pytest.mark.skipif("search_aliases" not in io.Schema.__dataclass_fields__, reason="this ComfyUI knows no aliases")
+@pytest.mark.parametrize("words", SEARCHED)
+def test_the_search_finds_what_a_user_means(words):
+    assert {node_id for node_id in INTERFACE if words in schema(node_id).search_aliases} >= SEARCHED[words]
 
 
 @pytest.mark.parametrize("node_id", INTERFACE)

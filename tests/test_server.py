@@ -157,6 +157,9 @@ ERRORS = {
     "a detector without its file": (
         lambda prompt: change(prompt, "FacePreprocess", detector="retinaface"),
         "FacePreprocess: .*retinaface cannot run: there is no detection_Resnet50_Final.pth"),
+    "the crop scale of an old prompt": (
+        lambda prompt: change(prompt, "FacePreprocess", crop_scale=0.0),
+        r'"Value 0\.0 smaller than min of 1\.0",\s+"details": "crop_scale"'),
     "zero steps": (lambda prompt: change(prompt, "StandInSampler", steps=0), "smaller than min"),
     "a file that is not there": (
         lambda prompt: change(prompt, "LoadStandIn", adapter="nowhere.safetensors"), "Value not in list"),
@@ -168,6 +171,13 @@ def test_errors_reach_the_user(server, prompt, name):
     broken, words = ERRORS[name]
     with pytest.raises(PromptFailed, match=words):
         server.run(broken(prompt))
+
+
+def test_no_module_stands_before_the_sentence(server, prompt):
+    """The page shows the name of the exception first, with its module, which of a pack is a path."""
+    with pytest.raises(PromptFailed) as failed:
+        server.run(change(prompt, "FacePreprocess", detector="retinaface"))
+    assert failed.value.kind == "UserError"
 
 
 @pytest.mark.parametrize("path", sorted((PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)

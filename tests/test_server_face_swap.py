@@ -7,8 +7,11 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
+import faces
 from small_world.tiny_models import DIFFUSION_MODEL, on_tiny_models, with_record
+from standin_core.face.models import BISENET
 from support import moving_photo
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
@@ -142,6 +145,31 @@ def test_two_experts(server, prompt):
     outside = away_from_masks(server, result)
     difference = np.abs(swapped - round_trip)
     assert difference[:, ~outside].mean() > 10 * difference[:, outside].mean()
+
+
+@pytest.fixture
+def bisenet(server):
+    """With random weights, in the file that the first run of the template downloads."""
+    file = server.base / "models" / "facexlib" / BISENET.name
+    file.parent.mkdir(exist_ok=True)
+    torch.save(faces.bisenet_weights(), file)
+    yield
+    file.unlink()
+
+
+@pytest.mark.usefixtures("bisenet")
+def test_an_ordinary_photo(server, prompt, tmp_path):
+    """Opaque, as cameras make it: the network cuts it out, and the first run of the template ends in a video."""
+    PIL.Image.fromarray(faces.astronaut()).save(tmp_path / "ordinary.jpg")
+    result = server.run(change(prompt, "LoadImage", image=server.upload(tmp_path / "ordinary.jpg")))
+    (verdict,) = result.outputs[node_id(prompt, "FacePreprocess")]["text"]
+    assert "all but background kept by bisenet" in verdict
+    masks, source, prepared = (pictures(server, result, name) for name in ("masks", "source", "prepared"))
+    pasted = masks[..., 0] > 0
+    assert 0.01 < pasted.mean() < 0.9
+    assert np.array_equal(prepared[~pasted], middle(source)[~pasted])
+    assert not np.array_equal(prepared[pasted], middle(source)[pasted])
+    assert result.outputs[node_id(prompt, "SaveVideo")]["images"]
 
 
 def test_a_reference_that_is_not_cut_out(server, prompt):

@@ -70,8 +70,9 @@ def test_the_readmes_name_every_template_and_node(readme):
 
 def test_chinese_is_chinese():
     for node in words("zh").values():
-        for each in (*node["inputs"].values(), *node["outputs"].values()):
-            assert any("\u4e00" <= letter <= "\u9fff" for letter in each["tooltip"])
+        tooltips = [each["tooltip"] for each in (*node["inputs"].values(), *node["outputs"].values())]
+        for text in (node["display_name"], node["description"], *tooltips):
+            assert any("\u4e00" <= letter <= "\u9fff" for letter in text), text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

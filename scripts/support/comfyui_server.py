@@ -26,11 +26,13 @@ class PromptFailed(RuntimeError):
     """What the server said of a prompt it refused or could not finish.
 
     node: the id of the node that failed; None where none did.
+    kind: the name of that node's exception, as the page shows it before the words.
     """
 
-    def __init__(self, words: str, node: str | None = None):
+    def __init__(self, words: str, node: str | None = None, kind: str | None = None):
         super().__init__(words)
         self.node = node
+        self.kind = kind
 
 
 @dataclass
@@ -196,7 +198,8 @@ class Server:
                     case "executed":
                         result.outputs[data["node"]] = data["output"]
                     case "execution_error":
-                        raise PromptFailed(f"{data['node_type']}: {data['exception_message'].strip()}", data["node_id"])
+                        raise PromptFailed(f"{data['node_type']}: {data['exception_message'].strip()}", data["node_id"],
+                                           data["exception_type"])
                     case "execution_interrupted":
                         raise PromptFailed(f"{data['node_type']}: interrupted")
                     case "execution_success":

@@ -127,8 +127,7 @@ class App:
 class Workflow:
     """A workflow before it is laid out.
 
-    headline, when: of the thumbnail.
-    photos: how many of them the thumbnail shows.
+    headline, when: of the thumbnail, which has room for a line and for two.
     groups: each with its title and the nodes, from top to bottom, those that grow last.
     note: Markdown, above the list of the files.
     since: the oldest ComfyUI that has its nodes, where that is not the oldest that the pack promises.
@@ -136,7 +135,6 @@ class Workflow:
 
     name: str
     headline: str
-    photos: int
     groups: tuple[tuple[str, tuple[Node, ...]], ...]
     note: str
     subgraphs: tuple[Subgraph, ...] = ()
@@ -291,7 +289,7 @@ CAFE = ("A woman sits at a cafe table by the window. She looks up, smiles at the
 
 PERSON, PERSON_NODE = identity_from_photo()
 IDENTITY = Workflow(
-    "identity_text_to_video", "One photo,\na video", 1,
+    "identity_text_to_video", "One photo, a video",
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", PERSON),
      ("Sample", (*EMPTY, sampler())), ("Video", video())),
     f"""## One photo in, a video of that person out
@@ -305,11 +303,11 @@ Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, a
 
 {FACE_FILES}""",
     subgraphs=(EMPTY_NODE, PERSON_NODE), app=App((("photo", "image"), ("positive", "text")), ("save",)),
-    when="Begin here. Wan 2.1 with the authors' sampling: 20 steps.")
+    when="Begin here. Wan 2.1, the authors' 20 steps.")
 
 QUICK, QUICK_NODE = identity_from_photo(source=("distilled", 0))
 DISTILLED_STEPS = Workflow(
-    "identity_in_4_steps", "The same\nin 4 steps", 1,
+    "identity_in_4_steps", "The same in 4 steps",
     (("Models", (model(), Node("distilled", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": DISTILLED, "strength_model": 1.0}, "Distilled LoRA"), *MODELS[1:])),
      ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", QUICK),
@@ -323,7 +321,7 @@ motion. It stands before the identity, which is therefore computed with it.
 
 {FACE_FILES}""",
     subgraphs=(EMPTY_NODE, QUICK_NODE),
-    when="Wan 2.1 with a distilled LoRA: a tenth of the time, a little less motion.")
+    when="A distilled LoRA: a tenth of the time, a little less motion.")
 
 
 def four_steps_or_twenty() -> tuple[tuple[Node, ...], Subgraph]:
@@ -354,7 +352,7 @@ SPEED, SPEED_NODE = four_steps_or_twenty()
 HIGH, HIGH_NODE = identity_from_photo("identity", ("high", 0), file=ADAPTER_HIGH, title="Identity, high noise")
 LOW, LOW_NODE = identity_from_photo("low_identity", ("low", 0), file=ADAPTER_LOW, title="Identity, low noise")
 WAN22 = Workflow(
-    "identity_wan_2_2", "Wan 2.2,\n4 or 20 steps", 1,
+    "identity_wan_2_2", "Wan 2.2, 4 or 20 steps",
     (("Models", (model("model", T2V_HIGH, "High-noise expert"), model("low_model", T2V_LOW, "Low-noise expert"),
                  encoder(), vae())),
      ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("4 steps or 20", SPEED),
@@ -372,7 +370,7 @@ noise falls below *boundary*, so there are no start and end steps to set.
 
 {FACE_FILES}""",
     subgraphs=(EMPTY_NODE, SPEED_NODE, HIGH_NODE, LOW_NODE),
-    when="The newer model: both experts in one sampler, a switch for the speed.")
+    when="Both experts in one sampler, a switch for the speed.")
 
 POSES = (Node("pose_model", "CheckpointLoaderSimple", {"ckpt_name": POSE}),
          Node("keypoints", "SDPoseKeypointExtractor", {"model": ("pose_model", 0), "vae": ("pose_model", 2),
@@ -381,7 +379,7 @@ POSES = (Node("pose_model", "CheckpointLoaderSimple", {"ckpt_name": POSE}),
 LENGTH = (Node("all_frames", "PrimitiveInt", {"value": 81}), Node("one_frame", "PrimitiveInt", {"value": 1}),
           *one_picture("length", ("all_frames", 0), ("one_frame", 0)))
 CONTROLLED = Workflow(
-    "identity_vace_control", "Moves as in\na video", 1,
+    "identity_vace_control", "Moves as in a video",
     (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
      ("What happens", prompts(
          "A man in a grey coat dances on an empty square in the evening. Street lamps, wet cobbles, full shot.")),
@@ -416,11 +414,11 @@ A card with less than 40 GB: the GGUF files of [QuantStack](https://huggingface.
                         tuple(node.key for node in LENGTH),
                         (("all_frames", "value", "length"), ("one", "value", "one picture")), outputs=("length",)),
                PERSON_NODE),
-    when="VACE takes the movement from a video; ComfyUI draws the poses.")
+    when="VACE takes the movement from a video, the face from a photo.")
 
 DRAWN, DRAWN_NODE = identity_from_photo(source=("style", 0), widgets=(("start_percent", "start"),))
 STYLED = Workflow(
-    "identity_in_a_style", "In the style\nof a LoRA", 1,
+    "identity_in_a_style", "In the style of a LoRA",
     (("Models", (model(), Node("style", "LoraLoaderModelOnly", {
         "model": ("model", 0), "lora_name": STYLE, "strength_model": 1.0}, "Style LoRA"), *MODELS[1:])),
      ("Who", (photo(),)),
@@ -439,7 +437,7 @@ A photo that stays a photo: *strength* 0.7, or *start* 0.1. A style that loses t
 {PROMPT_TIP}
 
 {FACE_FILES}""",
-    subgraphs=(EMPTY_NODE, DRAWN_NODE), when="Any style LoRA for Wan 2.1, and the person stays the person.")
+    subgraphs=(EMPTY_NODE, DRAWN_NODE), when="Any style LoRA for Wan 2.1; the person stays the person.")
 
 HALF_WIDTH = 416
 HALVES = (Node("nothing", "SolidMask", {"value": 0.0, "width": 832, "height": 480}, "Nowhere"),
@@ -452,7 +450,7 @@ LEFT, LEFT_NODE = identity_from_photo("left_identity", ("model", 0), "photo", ti
 RIGHT, RIGHT_NODE = identity_from_photo("identity", ("left_identity", 0), "other_photo", title="Identity on the right",
                                         region=("right", 0))
 TWO_PEOPLE = Workflow(
-    "two_people", "Two people,\ntwo photos", 2,
+    "two_people", "Two people, two photos",
     (("Models", MODELS),
      ("Who", (photo("photo", "The person on the left"), photo("other_photo", "The person on the right"))),
      ("Where", HALVES), ("One after the other", (*LEFT, *RIGHT)),
@@ -475,12 +473,12 @@ are untrained: the adapters were made with one person, everywhere.
                Subgraph("Left and right half", "Masks of the left and of the right half of the video.",
                         tuple(node.key for node in HALVES), outputs=("left half", "right half")),
                LEFT_NODE, RIGHT_NODE),
-    when="Each in a region, with a photo and a strength. Untrained.")
+    when="Each in a region, by a photo of its own. Untrained.")
 
 THING = (adapter(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
          face("face", "rgba", detector="none", parser="none", download_missing=False), identity())
 SUBJECT = Workflow(
-    "any_subject", "A cat, a toy,\na cartoon", 1,
+    "any_subject", "A cat, a cup, a cartoon",
     (("Models", MODELS),
      ("Who or what", (photo("photo", "Picture of the subject"),)),
      ("What happens", prompts(
@@ -505,7 +503,7 @@ trained on people: subjects are what they happen to be good at.
 
 LEAN, LEAN_NODE = identity_from_photo(widgets=(("cache", "cache"),), cache="offloaded")
 LOW_MEMORY = Workflow(
-    "low_memory", "On a\nsmall card", 1,
+    "low_memory", "On a small card",
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", LEAN),
      ("Sample", (*EMPTY, sampler())),
      ("Video", video(decode=Node("decoded", "VAEDecodeTiled", {
@@ -520,10 +518,10 @@ LOW_MEMORY = Workflow(
 - **GGUF**: *Unet Loader (GGUF)* of ComfyUI-GGUF in place of Load Diffusion Model.
 
 {PROMPT_TIP} {FACE_FILES}""",
-    subgraphs=(EMPTY_NODE, LEAN_NODE), when="fp8 or GGUF weights, the identity in host memory, tiled decoding.")
+    subgraphs=(EMPTY_NODE, LEAN_NODE), when="fp8 or GGUF weights, the identity in host memory.")
 
 TWO_GPUS = Workflow(
-    "two_gpus", "On two GPUs\nat once", 1,
+    "two_gpus", "On two GPUs at once",
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)),
      ("Identity", (*PERSON, Node("split", "MultiGPU_WorkUnits", {"model": ("identity", 0), "max_gpus": 2}))),
      ("Sample", (*EMPTY, sampler("split"))), ("Video", video())),
@@ -547,7 +545,7 @@ CROPS = (face("face", PHOTOS[0]), face("face_2", PHOTOS[1]), face("face_3", PHOT
                                            "images.image2": ("face_3", 0)}),
          adapter(), identity(reference=("batch", 0), normalize_references=True))
 SEVERAL_PHOTOS = Workflow(
-    "several_photos", "Three photos\nof one person", 3,
+    "several_photos", "Three photos of one person",
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
      ("Who", tuple(photo(key, title) for key, title in zip(PHOTOS, ("Photo", "Second photo", "Third photo")))),
      ("Identity", CROPS), ("What happens", prompts(CAFE)), ("Sample", (*EMPTY, sampler())), ("Video", video()),
@@ -572,7 +570,7 @@ in *models/facexlib* tells faces apart better.
 SEEDS = (*(Node(f"seed_{number}", "PrimitiveInt", {"value": number}) for number in (1, 2, 3, 4)),
          Node("seeds", "CreateList", {f"inputs.input{number - 1}": (f"seed_{number}", 0) for number in (1, 2, 3, 4)}))
 CHOOSE = Workflow(
-    "choose_a_seed", "Four seeds,\nthe best one", 1,
+    "choose_a_seed", "Four seeds, the best one",
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
      ("What happens", prompts(CAFE)), ("Identity", PERSON), ("Four seeds", SEEDS),
      ("Tries", (*EMPTY, sampler(key="tries", title="Few steps", seed=("seeds", 0), steps=6),
@@ -595,13 +593,13 @@ length of the result, because a seed is other noise at another size or length.
     subgraphs=(EMPTY_NODE, PERSON_NODE, Subgraph(
         "Seeds", "A list of four seeds.", tuple(node.key for node in SEEDS),
         tuple((f"seed_{number}", "value", f"seed {number}") for number in (1, 2, 3, 4)), outputs=("seeds",))),
-    when="Rough tries first, ordered by likeness; the best one in full.")
+    when="Rough tries, ordered by likeness; the best one in full.")
 
 WINDOWS = Node("windows", "WanContextWindowsManual", {
     "model": ("identity", 0), "context_length": 81, "context_overlap": 30, "context_schedule": "standard_uniform",
     "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "freenoise": True})
 LONG = Workflow(
-    "long_video", "Ten seconds\nof one person", 1,
+    "long_video", "Ten seconds of one person",
     (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", (*PERSON, WINDOWS)),
      ("Sample", (*empty_video(161), sampler("windows"))),
      ("Video", video())),
@@ -618,7 +616,7 @@ overlap* makes smoother joints and takes longer.
 {PROMPT_TIP} {QUICK_LOOK}
 
 {FACE_FILES}""",
-    subgraphs=(EMPTY_NODE, PERSON_NODE), when="161 frames in ComfyUI's context windows, one identity.")
+    subgraphs=(EMPTY_NODE, PERSON_NODE), when="161 frames in context windows, one identity.")
 
 ENDING = (Node("ending", "Video Slice", {"video": ("source", 0), "start_time": -1.0, "duration": 0.0,
                                          "strict_duration": False}),
@@ -626,7 +624,7 @@ ENDING = (Node("ending", "Video Slice", {"video": ("source", 0), "start_time": -
           Node("kept", "SplitImageWithAlpha", {"image": ("last", 0)}),  # the mask: 0 in every frame, which VACE keeps
           Node("count", "GetImageSize", {"image": ("last", 0)}))
 CONTINUED = Workflow(
-    "continue_a_video", "And then?\nIt goes on", 1,
+    "continue_a_video", "And then? It goes on",
     (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
      ("So far", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video so far", 300),
                  Node("frames", "GetVideoComponents", {"video": ("source", 0)}), *ENDING)),
@@ -676,7 +674,7 @@ def likeness(key: str, images: tuple, title: str) -> Node:
 
 
 REFINE = Workflow(
-    "refine_faces", "Small faces\nmade anew", 1,
+    "refine_faces", "Small faces made anew",
     (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
      ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
                 Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
@@ -706,14 +704,14 @@ another *face index*, and that person's photo.
          ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
          ("prepared", "largest_face", "largest face"), ("face", "download_missing", "download face models"),
          ("prepared", "download_missing", "download detector")), shows="face"),),
-    when="The face of a distant person, made anew with the identity.")
+    when="The face of a distant person, made anew by a photo.")
 
 PASTED = (adapter(), Node("rgba", "JoinImageWithAlpha", {"image": ("photo", 0), "alpha": ("photo", 1)}),
           face("face", "rgba"), Node("prepared", "FaceSwapPrepare", {"images": ("frames", 0), "face": ("face", 5)}),
           Node("latent", "FaceSwapEncode", {"images": ("prepared", 0), "mask": ("prepared", 1), "vae": ("vae", 0),
                                             "background": "locked"}), identity())
 FACE_SWAP = Workflow(
-    "face_swap", "Another face\nin a video", 1,
+    "face_swap", "Another face in a video",
     (("Models", MODELS),
      ("New face", (photo(),)), ("What is seen", prompts("A woman talks to the camera.")),
      ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
@@ -745,7 +743,7 @@ the face and fast turns show.
 
 TRIED = (face(), identity(stand_in="training"))
 TRAIN = Workflow(
-    "train_an_adapter", "Train your\nown adapter", 3,
+    "train_an_adapter", "Train your own adapter",
     (("Models", (model(name=T2V_SMALL), encoder(), vae())),
      ("Videos of people", (
          Node("people", "LoadVideoTextDataSetFromFolder", {"folder": "people"}, "Videos and captions"),
@@ -780,7 +778,7 @@ CONCATENATED_FACE = (face(preset="Concat-ID"),
                          "model": ("model", 0), "concat_id": ("model", 1), "latent": ("latent", 0), "vae": ("vae", 0),
                          "reference_image": ("face", 0)}))
 CONCATENATED = Workflow(
-    "concat_id_text_to_video", "Concat-ID\non Wan 1.3B", 1,
+    "concat_id_text_to_video", "Concat-ID on Wan 1.3B",
     (("Models", (Node("model", "LoadConcatID", {"file": CONCAT_ID, "weight_dtype": "default"}), encoder(), vae(),
                  Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
      ("Who", (photo(),)), ("What happens", (*EMPTY, *prompts(CAFE, "..."))), ("Identity", CONCATENATED_FACE),
@@ -803,7 +801,7 @@ The settings are the authors': 50 steps, cfg 5, shift 5, and *...* as the negati
                Subgraph("Identity by Concat-ID", "Gives a Concat-ID model the person in a photo.",
                         tuple(node.key for node in CONCATENATED_FACE),
                         (("face", "download_missing", "download face models"),), shows="face")),
-    when="A model of 1.3B that was fine-tuned to keep a person, and a report.")
+    when="A small model, fine-tuned to keep a person.")
 
 SD15_MODELS = (Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": SD15}),
                Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_H}))
@@ -840,7 +838,7 @@ def ksampler(source: str, pictures: int, title: str) -> tuple[Node, Node]:
 
 DECODED = Node("decoded", "VAEDecode", {"samples": ("sampler", 0), "vae": ("checkpoint", 2)})
 PICTURES = Workflow(
-    "face_in_pictures", "This person\nin pictures", 1,
+    "face_in_pictures", "This person in pictures",
     (("Models", SD15_MODELS), ("Who", (photo(),)),
      ("What is seen", prompts("a woman in a red coat before a bookshelf, 8k uhd, high quality, medium shot",
                               SD15_NEGATIVE, ("checkpoint", 1))),
@@ -861,7 +859,7 @@ MOVING = (Node("motion_file", "ADE_LoadAnimateDiffModel", {"model_name": MOTION}
           Node("moving", "ADE_UseEvolvedSampling", {"model": ("identity", 0), "beta_schedule": "autoselect",
                                                     "m_models": ("motion", 0)}))
 ANIMATED = Workflow(
-    "face_in_a_short_video", "A short video\non a small card", 1,
+    "face_in_a_short_video", "A short video on a small card",
     (("Models", SD15_MODELS), ("Who", (photo(),)),
      ("What happens", prompts("a woman turns her head and smiles, an evening garden behind her, 8k uhd, high quality, "
                               "medium shot", SD15_NEGATIVE, ("checkpoint", 1))),
@@ -880,12 +878,12 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
    **Identity Report** measures how similar the person is to the photo.
 
 {SD15_NOTE}""",
-    subgraphs=(ANIMATOR_NODE,), when="Two seconds on SD1.5, moved by ComfyUI-AnimateDiff-Evolved.")
+    subgraphs=(ANIMATOR_NODE,), when="Two seconds on SD1.5, moved by AnimateDiff-Evolved.")
 
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
              TWO_GPUS, SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, CONTINUED, TRAIN, CONCATENATED, PICTURES, ANIMATED)
 
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
-BLUEPRINT = Workflow("Identity from a photo", "", 1, (
+BLUEPRINT = Workflow("Identity from a photo", "", (
     ("", (model(), vae(), photo(), *PERSON, Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)}))),), "",
     subgraphs=(PERSON_NODE,))

@@ -42,8 +42,7 @@ class FaceSettings:
     face_index: which face "from left" takes; 0 is the leftmost.
     min_score: 0 to 1; faces with a lower score are left out.
     no_face: one of NO_FACE, what to do where no face is found; the detector "none" looks for none.
-    crop_scale: side of the crop over the longer side of the face box; 0, as prompts of version 0.1 have it, is the
-        authors' 1.5.
+    crop_scale: side of the crop over the longer side of the face box, at least 1.
     size: side of the crop in pixels, except with a preset that aligns the face, which has its own.
     border_rule, keep, normalization: see Preset.
     background: a colour by name or #rrggbb, or "preset".
@@ -77,8 +76,8 @@ class FaceSettings:
                             ("parser", PARSERS), ("border_rule", (FROM_PRESET, *BORDER_RULES)),
                             ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
             check_choice(getattr(self, name), name, known)
-        scaled = self.crop_scale not in (0, AUTHORS_CROP_SCALE)
-        if PRESETS[self.preset].aligned and (scaled or self.border_rule != FROM_PRESET or self.level_eyes):
+        changed = self.crop_scale != AUTHORS_CROP_SCALE or self.border_rule != FROM_PRESET or self.level_eyes
+        if PRESETS[self.preset].aligned and changed:
             raise UserError(f"the preset {self.preset} brings the key points of the face to fixed places, which leaves "
                             "nothing to crop_scale, border_rule and level_eyes: set them back to "
                             f"{AUTHORS_CROP_SCALE}, preset and off, or take another preset.")
@@ -89,7 +88,7 @@ class FaceSettings:
         given = {name: getattr(self, name) for name in ("border_rule", "keep", "normalization", "background")}
         chosen = {name: value for name, value in given.items() if value != FROM_PRESET}
         if not base.aligned:
-            chosen |= {"crop_scale": max(self.crop_scale or AUTHORS_CROP_SCALE, base.crop_scale), "size": self.size}
+            chosen |= {"crop_scale": max(self.crop_scale, base.crop_scale), "size": self.size}
         return dataclasses.replace(base, **chosen)
 
 

@@ -1,6 +1,7 @@
 """The prepared video as a latent to denoise, with the mask on latent frames."""
 from __future__ import annotations
 
+import comfy.utils
 import torch
 
 from ..checks import check_choice, checked_masks, checked_pictures
@@ -37,13 +38,28 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
         raise UserError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "
                         "Prepare before this node, it crops them.")
     if background == "free":
-        return {"samples": vae.encode(images[..., :3])}
+        return {"samples": _encoded(vae, images)}
     masks = checked_masks(mask, "mask", (count, height, width)).expand(count, -1, -1)
     noise_mask = latent_mask(masks, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT), mask_edge)
     if not bool(noise_mask.any()):
         raise UserError("the mask covers no latent pixel in any frame, so nothing would be swapped: connect the "
                         "mask of Face Swap Prepare, grow it, or set mask_edge to soft.")
-    return {"samples": vae.encode(images[..., :3]), "noise_mask": noise_mask}
+    return {"samples": _encoded(vae, images), "noise_mask": noise_mask}
+
+
+def _encoded(vae, images: torch.Tensor) -> torch.Tensor:
+    """The frames in VAE space, [1, 16, k+1, H/8, W/8].
+
+    ComfyUI's VAE tells no progress while it encodes a video, so its encoder is listened to, which takes the video in
+    pieces of one to four frames.
+    """
+    progress = comfy.utils.ProgressBar(len(images))
+    listening = vae.first_stage_model.encoder.register_forward_hook(
+        lambda encoder, came, latent: progress.update(came[0].shape[2]))
+    try:
+        return vae.encode(images[..., :3])
+    finally:
+        listening.remove()
 
 
 def latent_mask(mask: torch.Tensor, size: tuple[int, int], edge: str) -> torch.Tensor:
