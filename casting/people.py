@@ -27,14 +27,14 @@ class Person:
 def read_people(folder: Path) -> list[Person]:
     """The people in a folder, each a picture, a folder of pictures or a kept person, sorted by name.
 
-    Raises UserError where there is nobody.
+    Raises UserError where there is nobody, and for a name that comes twice or holds no readable text.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: make it, with a picture or a folder of pictures per person.")
     people = []
     for path in sorted(folder.iterdir()):
         photos = sorted(path.iterdir()) if path.is_dir() else [path]
-        photos = [each for each in photos if each.suffix.lower() in PICTURES]
+        photos = [each for each in photos if each.is_file() and each.suffix.lower() in PICTURES]
         if path.is_file() and path.suffix.lower() == KEPT:
             people.append(Person(path.stem, (), path))
         elif photos:
@@ -42,6 +42,9 @@ def read_people(folder: Path) -> list[Person]:
     if not people:
         raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)}), no folder of pictures and no file of Save "
                         f"Person ({KEPT}): put one there per person.")
+    odd = [person.name for person in people if not person.name.isprintable()]
+    if odd:
+        raise UserError(f"{folder} has {odd[0]!a}, a name that cannot be written down: rename it.")
     twice = {person.name for person in people if sum(other.name == person.name for other in people) > 1}
     if twice:
         raise UserError(f"{folder} has {' and '.join(sorted(twice))} more than once: give each person one name.")
@@ -51,11 +54,15 @@ def read_people(folder: Path) -> list[Person]:
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line, without empty lines and those that begin with #.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, or no text.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}: write one with a prompt on each line.")
-    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not a text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
+                        ) from error
     prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
         raise UserError(f"{file} has no prompt: write one on each line.")

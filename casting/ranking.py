@@ -102,7 +102,7 @@ def _words(render: dict) -> str:
 def _figure(render: dict, title: str, *more: str) -> str:
     """What was rendered, over its title and further lines."""
     shown = "".join(f"<video src='{name}' controls loop muted preload=metadata></video>" if name.endswith(VIDEOS)
-                    else f"<img src='{name}' alt=''>" for name in render["files"])
+                    else f"<img src='{name}' alt=''>" for name in map(html.escape, render["files"]))
     lines = (f"<b>{html.escape(title)}</b>", f"seed {render['seed']}: {html.escape(render['prompt'])}",
              *map(html.escape, more))
     return f"<figure>{shown}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"

@@ -45,8 +45,9 @@ class Records:
 
         workflow: as ``Job.workflow``.
         """
-        records = (json.loads(file.read_text(encoding="utf-8")) for file in self.folder.glob("*.json"))
-        return [record["seconds"] for record in records if record.get("workflow") == workflow and "seconds" in record]
+        records = (_record(file) for file in self.folder.glob("*.json"))
+        return [record["seconds"] for record in records
+                if record is not None and record["workflow"] == workflow and "seconds" in record]
 
     def is_done(self, job: Job) -> bool:
         """Whether the job was rendered; what failed is tried again by the next call."""
@@ -69,8 +70,7 @@ class Records:
         return self._write(job, {"error": words, "tries": tries})
 
     def _read(self, job_id: str) -> dict | None:
-        file = self.folder / f"{job_id}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return _record(self.folder / f"{job_id}.json")
 
     def _write(self, job: Job, found: dict) -> dict:
         record = {"id": job.id, "workflow": job.workflow, "person": job.person, "prompt": job.words, "seed": job.seed,
@@ -78,3 +78,12 @@ class Records:
         with replacing(self.folder / f"{job.id}.json") as part:
             part.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         return record
+
+
+def _record(file: Path) -> dict | None:
+    """What is in the file, or None where it is no record, because it is not there, damaged or of another program."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"id", "workflow"} <= found.keys() else None

@@ -27,7 +27,7 @@ def read_workflow(file: Path) -> dict:
         raise UserError(f"{file} cannot be read as a workflow ({error}): take one of workflows/api, or export yours "
                         "with File, Export (API).") from error
     if not isinstance(graph, dict) or not all(isinstance(node, dict) and "class_type" in node
-                                              for node in graph.values()):
+                                              and isinstance(node.get("inputs"), dict) for node in graph.values()):
         raise UserError(f"{file} is not in ComfyUI's API format: export it with File, Export (API).")
     missing = [words for words, there in (
         ("Load Image", of_class(graph, "LoadImage")), ("sampler with a positive prompt", _positive(graph)),

@@ -2,6 +2,7 @@
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
+from ..standin_core.checks import checked_pictures
 from ..standin_core.evaluation import (
     EMBEDDERS,
     REGIONS,
@@ -73,7 +74,7 @@ class IdentityReport(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, images, reference_image, clip_vision=None, **settings):
-        progress = ProgressBar(len(images))
+        progress = ProgressBar(len(checked_pictures(images, "images")))
         result = compare(images, reference_image, CompareSettings(**settings), clip_vision,
                          lambda: progress.update(1))
         pictures, text = (plot(result), contact_sheet(result)), result.as_text()

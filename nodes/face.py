@@ -2,6 +2,7 @@
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
+from ..standin_core.checks import checked_pictures
 from ..standin_core.face import (
     BORDER_RULES,
     FROM_PRESET,
@@ -126,7 +127,7 @@ class FacePreprocess(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
-        progress = ProgressBar(len(image))
+        progress = ProgressBar(len(checked_pictures(image, "image")))
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask,
                           lambda: progress.update(1))
         show_text(cls, face.verdict)

@@ -51,7 +51,8 @@ class FileInput(io.Combo.Input):
 def checked(execute):
     """A node's ``execute`` that first holds the value of every widget against the node's own schema.
 
-    ComfyUI does so for what is typed, and not for what comes through a link.
+    ComfyUI does so for what is typed, and not for what comes through a link. Numbers of numpy become Python's, which
+    a run's report can hold.
     """
     @functools.wraps(execute)
     def checked_execute(cls, **inputs):
@@ -59,22 +60,25 @@ def checked(execute):
         for widget in schema.inputs:
             came = inputs.get(widget.id)
             if widget.id in inputs and not (widget.optional and came is None):
-                for value in came if schema.is_input_list else [came]:
-                    _check(widget, value)
+                inputs[widget.id] = ([_checked(widget, each) for each in came] if schema.is_input_list
+                                     else _checked(widget, came))
         return execute(cls, **inputs)
 
     return checked_execute
 
 
-def _check(widget, value) -> None:
+def _checked(widget, value):
     if isinstance(widget, io.Int.Input | io.Float.Input):
-        check_number(value, widget.id, widget.min, widget.max, whole=isinstance(widget, io.Int.Input))
-    elif isinstance(widget, io.String.Input | FileInput):
+        is_whole = isinstance(widget, io.Int.Input)
+        check_number(value, widget.id, widget.min, widget.max, whole=is_whole)
+        return int(value) if is_whole else float(value)
+    if isinstance(widget, io.String.Input | FileInput):
         check_text(value, widget.id)
     elif isinstance(widget, io.Boolean.Input):
         check_switch(value, widget.id)
     elif isinstance(widget, io.Combo.Input):
         check_choice(value, widget.id, widget.options)
+    return value
 
 
 def only(values: list, name: str):

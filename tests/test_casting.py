@@ -2,6 +2,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 
 import PIL.Image
@@ -72,6 +73,26 @@ def test_people_and_prompts(people, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a man nods\n\n# later\na man sits \na man nods\n")
     assert read_prompts(file) == ["a man nods", "a man sits"]
+    file.write_bytes("a man nods\na café".encode("utf-8-sig"))
+    assert read_prompts(file) == ["a man nods", "a café"]
+    file.write_bytes("a café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"prompts\.txt is not a text in UTF-8"):
+        read_prompts(file)
+
+
+def test_names_of_people_can_be_written_down(people):
+    (people / "a folder.png").mkdir()
+    assert [person.name for person in read_people(people)] == ["anna", "ben"]
+    (people / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be written down"):
+        read_people(people)
+
+
+def test_a_damaged_record_is_none(people, base, tmp_path):
+    records, (job, *_) = Records(tmp_path), jobs(people, base)
+    for content in (b"{", b"[1]", b"\xff", b"{}"):
+        (tmp_path / f"{job.id}.json").write_bytes(content)
+        assert not records.is_done(job) and records.seconds(job.workflow) == []
 
 
 @pytest.mark.parametrize("workflow", FIT, ids=lambda path: path.stem)

@@ -28,7 +28,7 @@ from standin_core.concat_id.weights import REFERENCES, load_concat_id
 from standin_core.contracts import UserError
 from standin_core.id_animator.adapter import load_adapter
 from standin_core.person import PersonSettings, load_person, make_person, save_person
-from standin_core.person.file import _sha256
+from standin_core.person.file import content_sha256
 
 LONGEST_SENTENCE = 1500
 MOST_SECONDS = 5  # of the process's own time
@@ -187,7 +187,7 @@ def test_a_person_of_other_faces_than_crops(tmp_path, faces_said):
         metadata = {**opened.metadata(), "faces": json.dumps({use: json.loads(faces_said) for use in (
             "stand_in", "concat_id", "id_animator")})}
     del metadata["sha256"]
-    safetensors.torch.save_file(tensors, path, metadata=metadata | {"sha256": _sha256(tensors, metadata)})
+    safetensors.torch.save_file(tensors, path, metadata=metadata | {"sha256": content_sha256(tensors, metadata)})
     with pytest.raises(UserError, match=r"a\.safetensors cannot be read as weights"):
         load_person(path)
 

@@ -1,6 +1,8 @@
 """Whatever comes into a node: results in order, or one sentence; never an error of a library, never nonsense."""
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
@@ -54,6 +56,22 @@ def beyond(widget):
     above = st.integers(min_value=math.floor(widget.max) + 1) | st.just(math.inf)
     below = st.integers(max_value=math.ceil(widget.min) - 1) | st.just(-math.inf)
     return nothing | above | below | st.just(math.nan) | st.text() | st.booleans()
+
+
+def test_numbers_of_numpy_become_pythons():
+    """JSON has no others, so a run's report would end in an error after the last step."""
+    class Numbers(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(node_id="Numbers", inputs=[io.Int.Input("count", min=0, max=9),
+                                                        io.Float.Input("share", min=0.0, max=1.0)])
+
+        @classmethod
+        @pack.module("nodes.shared").checked
+        def execute(cls, **inputs):
+            return json.dumps(inputs)
+
+    assert Numbers.execute(count=np.int64(3), share=np.float32(0.5)) == '{"count": 3, "share": 0.5}'
 
 
 @given(st.data())

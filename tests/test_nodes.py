@@ -87,7 +87,7 @@ DEFAULTS = {
                             "download_missing": False, "seed": 0},
     "ApplyConcatID": {"start_percent": 0.0, "end_percent": 1.0, "guidance_scale": 1.0},
     "BestOfN": {"frames_per_video": 0, "min_score": 0.5, "most_copied": 0.8},
-    "RefineFacesPrepare": {"face_index": 0, "largest_face": 128, "crop_scale": 2.5, "size": 512, "smoothing": 0.5,
+    "RefineFacesPrepare": {"face_index": 0, "largest_face": 128, "crop_scale": 2.5, "size": 624, "smoothing": 0.5,
                            "hold_frames": 8, "download_missing": False, "detector": "auto", "min_score": 0.5},
     "RefineFacesComposite": {"feather": 24, "color_match": 1.0},
     "SavePerson": {"face_index": 0, "download_missing": False, "detector": "auto", "min_score": 0.5},
