@@ -156,8 +156,9 @@ UNREADABLE = {
     "an unknown layout of the reference": (layout_as("time_projection_ref.1", b'{"format": "fp3"}'),
                                            "has quantised layers that ComfyUI cannot read ('fp3')"),
     "an unknown layout of a block": (layout_as("blocks.0.ffn.0", b'{"format": "fp3"}'),
-                                     "has tensors that do not fit together ('fp3')"),
-    "a layout that is no JSON": (layout_as("blocks.0.ffn.0", b"{"), "has tensors that do not fit together (Expecting"),
+                                     "has tensors that do not fit together, or other sizes in its metadata ('fp3')"),
+    "a layout that is no JSON": (layout_as("blocks.0.ffn.0", b"{"),
+                                 "has tensors that do not fit together, or other sizes in its metadata (Expecting"),
 }
 
 
