@@ -78,15 +78,19 @@ CUT_BY_VUE = """() => [...document.querySelectorAll('[data-node-id]')].filter(e 
     return node && e.offsetHeight > node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 2; }).map(e => e.dataset.nodeId)"""
 
 
-# what is drawn as words, those that are cut with an ellipsis at the end
+# what is drawn as words, those that are cut with an ellipsis at the end; without the names of the widgets, which have a
+# colour of their own: the page cuts them first
 WORDS_BY_CANVAS = """() => {
-    const fillText = CanvasRenderingContext2D.prototype.fillText, words = [];
-    CanvasRenderingContext2D.prototype.fillText = function(text, ...place) {
-        words.push(String(text));
+    const prototype = CanvasRenderingContext2D.prototype, fillText = prototype.fillText, words = [];
+    const pen = document.createElement('canvas').getContext('2d');
+    pen.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR;
+    prototype.fillText = function(text, ...place) {
+        // an ellipsis is drawn after what it ends
+        if (this.fillStyle !== pen.fillStyle) words.push(text === '…' ? words.pop() + text : String(text));
         return fillText.call(this, text, ...place);
     };
     window.app.canvas.draw(true, true);
-    CanvasRenderingContext2D.prototype.fillText = fillText;
+    prototype.fillText = fillText;
     return words;
 }"""
 WORDS_BY_VUE = """() => [...document.querySelectorAll('[data-node-id] *')].filter(
@@ -201,6 +205,7 @@ def found_by(comfy, words):
 def test_the_blueprint_is_one_node_with_three_links(comfy):
     """Found by the page's search, and it takes a photo, a model and a VAE."""
     comfy.open()
+    comfy.page.evaluate("window.app.graph.clear()")
     comfy.drop("identity from a photo", EMPTY_PLACE)
     (node,) = comfy.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
         slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),

@@ -92,6 +92,7 @@ def test_a_template_of_comfyui_takes_the_identity(comfy, server, photo, tmp_path
     comfy.page.wait_for_timeout(1500)
     for words in ("load image", *["identity from a photo"] * before["experts"]):
         comfy.page.evaluate(ELSEWHERE)
+        comfy.page.wait_for_timeout(500)
         comfy.drop(words, EMPTY_PLACE)
     after = comfy.page.evaluate(CONNECT)
     assert counts(way) == [f"{after['nodes'] - before['nodes']} to add", f"{after['links'] - before['links']} more", ""]

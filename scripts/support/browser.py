@@ -141,6 +141,9 @@ def comfy_page(url: str, width: int = 1920, height: int = 1080) -> Iterator[Comf
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
+        # to a new user, the page shows the template browser some time after it is up
+        playwright.request.new_context().post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true",
+                                              headers={"Content-Type": "application/json"})
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         try:
             yield ComfyPage(browser, url, {"width": width, "height": height})
