@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from support.thumbnails import thumbnail
 from support.workflow_graphs import BLUEPRINT, IDENTITY, PACKS, SOURCES, WORKFLOWS, Workflow
 
 WIDTH = 290  # of a column of nodes
+WIDEST_VIDEO = 390  # of Load Video, whose picture grows with it: at 300 high, with a video of 416x240
 PICTURES_ROOM = 200  # which a node gets for what it shows after a run
 FIRST_WIDTHS = (350, 400, 450, 500)  # of the first, with the longest names and the note: the wider, the lower
 PICTURES = "$$canvas-image-preview"  # the page's name for what a node shows
@@ -198,7 +200,8 @@ def lay_out(comfy: ComfyPage, workflow: Workflow) -> Layout:
             needs = measured[each]["canvas"], measured[each]["vue"]
             room = (more or max(needs)) + (PICTURES_ROOM if each in showing else 0)
             width = first if each in groups[0] else WIDTH
-            sizes[each] = Size(width, more or min(needs), room, width + measured[each]["cut"])
+            widest = WIDEST_VIDEO if measured[each]["type"] == "LoadVideo" else math.inf
+            sizes[each] = Size(width, more or min(needs), room, width + measured[each]["cut"], widest)
         comfy.page.evaluate("([id, width]) => window.app.graph.getNodeById(id).setSize([width, 10])",
                             [note, first + 2 * PADDING])
         comfy.settle()

@@ -60,6 +60,13 @@ def test_a_column_widens_until_its_values_are_read():
     assert [layout.nodes[each].width for each in "abc"] == [200, 500, RESULT_WIDTH]
 
 
+def test_a_column_is_not_wider_than_a_node_allows():
+    wide, video = Size(200, 100, 100, 500), Size(200, 100, 100, widest=300)
+    layout = arrange([["a"], ["b", "c"], ["d"]], {"a": SMALL, "b": wide, "c": video, "d": SMALL},
+                     {("a", "b"), ("b", "d")}, SMALL)
+    assert layout.nodes["b"].width == layout.nodes["c"].width == 300
+
+
 def test_columns_share_the_width_that_there_is():
     endless = Size(200, 100, 100, 2 * WIDEST)
     layout = arrange([["a"], ["b"], ["c"]], {"a": SMALL, "b": endless, "c": endless}, {("a", "b"), ("b", "c")}, SMALL)

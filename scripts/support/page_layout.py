@@ -4,6 +4,7 @@ Everything is in pixels of the graph. A node's position is that of its body; its
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class Size:
     height: of what it shows.
     room: the height to which it may grow.
     readable_width: at which no value is cut.
+    widest: above which it needs more height than its room.
     """
 
     width: float
     height: float
     room: float
     readable_width: float = 0
+    widest: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def arrange(groups: Sequence[Sequence[str]], sizes: Mapping[str, Size], links: s
     nodes_of = [[each for index in column for each in groups[index]] for column in columns]
     widths = [max(sizes[each].width for each in column) for column in nodes_of]
     # the first is as wide as the note was measured
-    widths = _widened(widths, [0, *(max(sizes[each].readable_width for each in column) for column in nodes_of[1:])])
+    widths = _widened(widths, [0, *(min(max(sizes[each].readable_width for each in column),
+                                        min(sizes[each].widest for each in column)) for column in nodes_of[1:])])
     widths = _widened(widths, [0] * (len(columns) - 1) + [RESULT_WIDTH])
     for column, width in zip(columns, widths):
         top = 0.0
