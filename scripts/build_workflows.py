@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -30,6 +31,7 @@ import_comfyui("--cpu")
 from support.thumbnails import thumbnail
 
 WIDTH = 290  # of a column of nodes
+WIDEST_VIDEO = 390  # of Load Video, whose picture grows with it: at 300 high, with a video of 416x240
 PICTURES_ROOM = 200  # which a node gets for what it shows after a run
 FIRST_WIDTHS = (350, 400, 450, 500)  # of the first, with the longest names and the note: the wider, the lower
 PICTURES = "$$canvas-image-preview"  # the page's name for what a node shows
@@ -77,11 +79,15 @@ DRESS = """([titles, models, subgraphs, note]) => {
     }
     return became;
 }"""
-# what a node needs in the canvas's rendering, which unfolds everything, and in Vue's
+# what a node needs in the canvas's rendering, which unfolds everything, and in Vue's; and how much of its longest value
+# is cut
 MEASURE = """() => window.app.graph.nodes.map(node => {
     const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    const texts = [...element?.querySelectorAll('*') ?? []].filter(
+        each => getComputedStyle(each).textOverflow === 'ellipsis');
     return {id: String(node.id), type: node.type, canvas: node.computeSize()[1],
-            vue: element ? element.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT : 0};
+            vue: element ? element.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT : 0,
+            cut: Math.max(0, ...texts.map(each => each.scrollWidth - each.clientWidth))};
 })"""
 PLACE = """([nodes, groups, note]) => {
     const graph = window.app.graph;
@@ -113,9 +119,7 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
             if node["type"].startswith(begins):
                 node["properties"]["cnr_id"] = pack  # by which the page offers to install what is missing
     if workflow.app:
-        graph["extra"]["linearData"] = {
-            "inputs": [[int(workflow.numbers[key]), name] for key, name in workflow.app.inputs],
-            "outputs": [int(workflow.numbers[key]) for key in workflow.app.outputs]}
+        show_as_app(graph, workflow)
     show_pictures(graph, workflow)
     folder = PACK / "workflows"
     comfy.show(graph, workflow.name)
@@ -125,6 +129,16 @@ def build(comfy: ComfyPage, workflow: Workflow) -> None:
         PIL.Image.open(io.BytesIO(comfy.page.screenshot())).save(PACK / "docs" / "images" / "workflow.png",
                                                                  optimize=True)
     thumbnail(workflow).save(folder / f"{workflow.name}.jpg", quality=82)
+
+
+def show_as_app(graph: dict, workflow: Workflow) -> None:
+    nodes = {str(node["id"]): node for node in graph["nodes"]}
+    graph["extra"]["linearData"] = {
+        "inputs": [[int(workflow.numbers[key]), name] for key, name, _ in workflow.app.inputs],
+        "outputs": [int(workflow.numbers[key]) for key in workflow.app.outputs]}
+    for key, name, label in workflow.app.inputs:
+        (slot,) = [each for each in nodes[workflow.numbers[key]]["inputs"] if each["name"] == name]
+        slot["label"] = label
 
 
 def show_pictures(graph: dict, workflow: Workflow) -> None:
@@ -177,7 +191,7 @@ def lay_out(comfy: ComfyPage, workflow: Workflow) -> Layout:
     links = {link for link in links if link[0] != link[1]}  # without those inside a subgraph
     shown = {became.get(numbers[node.key], numbers[node.key]): node.height for node in workflow.nodes}
     comfy.draw_nodes_by_vue(True)
-    comfy.page.evaluate("window.app.graph.nodes.forEach(node => node.setSize([node.size[0], 10]))")
+    comfy.page.evaluate("width => window.app.graph.nodes.forEach(node => node.setSize([width, 10]))", WIDTH)
     comfy.settle()
     measured = {each["id"]: each for each in comfy.page.evaluate(MEASURE)}
     (note,) = [key for key, each in measured.items() if each["type"] == "MarkdownNote"]
@@ -188,7 +202,9 @@ def lay_out(comfy: ComfyPage, workflow: Workflow) -> Layout:
         for each, more in shown.items():
             needs = measured[each]["canvas"], measured[each]["vue"]
             room = (more or max(needs)) + (PICTURES_ROOM if each in showing else 0)
-            sizes[each] = Size(first if each in groups[0] else WIDTH, more or min(needs), room)
+            width = first if each in groups[0] else WIDTH
+            widest = WIDEST_VIDEO if measured[each]["type"] == "LoadVideo" else math.inf
+            sizes[each] = Size(width, more or min(needs), room, width + measured[each]["cut"], widest)
         comfy.page.evaluate("([id, width]) => window.app.graph.getNodeById(id).setSize([width, 10])",
                             [note, first + 2 * PADDING])
         comfy.settle()

@@ -119,6 +119,21 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def comfy(server, photo):
+    """ComfyUI's page in a browser, which offers files of the names that the workflows name.
+
+    After the upload: playwright keeps an event loop, beside which the client of the server cannot have its own.
+    """
+    from build_workflows import empty_models
+
+    from support.browser import comfy_page
+
+    empty_models(server.base)
+    with comfy_page(server.url) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
 def photo(server, request, tmp_path_factory):
     """The name under which the server has a photo of a face, cut out as a face swap needs it.
 

@@ -3,24 +3,15 @@ import json
 import re
 
 import pytest
-from build_workflows import empty_models
 
 from small_world.tiny_models import ADAPTER, on_tiny_models
-from support.browser import CHROMIUM, PACK_NAME, comfy_page
+from support.browser import CHROMIUM, SEARCH
 from support.environment import HOME, PACK
 from support.workflow_graphs import WORKFLOWS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 SCREENSHOTS = HOME / "screenshots"
-
-
-@pytest.fixture(scope="module")
-def comfy(server, photo):
-    """After the upload: playwright keeps an event loop, beside which the client of the server cannot have its own."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    empty_models(server.base)
-    with comfy_page(server.url) as page:
-        yield page
+SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +41,8 @@ READABLE = 0.65  # below 0.5 the canvas draws no words
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
 def test_workflow_in_the_page(drawn, usual, workflow, request):
-    """As the template browser opens it at 1920x1080: words are read, all nodes known, no overlap, nothing cut, and the
-    prompt is the file."""
+    """As the template browser opens it at 1920x1080: words are read, values that differ look different, all nodes are
+    known, no overlap, nothing cut, and the prompt is the file."""
     drawn.show(json.loads((PACK / "workflows" / f"{workflow.name}.json").read_text(encoding="utf-8")), workflow.name)
     way = request.node.callspec.params["drawn"]
     drawn.page.screenshot(path=SCREENSHOTS / f"{workflow.name}{'_vue' if way else ''}.png")
@@ -64,6 +55,10 @@ def test_workflow_in_the_page(drawn, usual, workflow, request):
                     or first["bottom"] <= second["top"] or second["bottom"] <= first["top"]), (first, second)
     cut = drawn.page.evaluate(CUT_BY_VUE if way else CUT_BY_CANVAS)
     assert cut == []
+    words = drawn.page.evaluate(WORDS_BY_VUE if way else WORDS_BY_CANVAS)
+    values = drawn.page.evaluate(VALUES)
+    assert set(words) & set(values)
+    assert [word for word in words if word.endswith("…") and len(begin_with(word[:-1], values)) > 1] == []
     unknown = """window.app.graph.nodes.filter(
         n => !n.isSubgraphNode?.() && !LiteGraph.registered_node_types[n.type]).map(n => n.type)"""
     assert drawn.page.evaluate(unknown) == []
@@ -83,22 +78,57 @@ CUT_BY_VUE = """() => [...document.querySelectorAll('[data-node-id]')].filter(e 
     return node && e.offsetHeight > node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 2; }).map(e => e.dataset.nodeId)"""
 
 
+# what is drawn as words, those that are cut with an ellipsis at the end; without the names of the widgets, which have a
+# colour of their own: the page cuts them first
+WORDS_BY_CANVAS = """() => {
+    const prototype = CanvasRenderingContext2D.prototype, fillText = prototype.fillText, words = [];
+    const pen = document.createElement('canvas').getContext('2d');
+    pen.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR;
+    prototype.fillText = function(text, ...place) {
+        // an ellipsis is drawn after what it ends
+        if (this.fillStyle !== pen.fillStyle) words.push(text === '…' ? words.pop() + text : String(text));
+        return fillText.call(this, text, ...place);
+    };
+    window.app.canvas.draw(true, true);
+    prototype.fillText = fillText;
+    return words;
+}"""
+WORDS_BY_VUE = """() => [...document.querySelectorAll('[data-node-id] *')].filter(
+    e => getComputedStyle(e).textOverflow === 'ellipsis' && e.textContent.trim()).map(e => {
+        if (e.scrollWidth <= e.clientWidth) return e.textContent.trim();
+        const text = document.createTreeWalker(e, NodeFilter.SHOW_TEXT).nextNode(), range = document.createRange();
+        const pen = document.createElement('canvas').getContext('2d'), style = getComputedStyle(e);
+        pen.font = style.font;
+        const box = e.getBoundingClientRect(), scale = box.width / e.offsetWidth;
+        const end = box.right - (pen.measureText('…').width + parseFloat(style.paddingRight)) * scale;
+        let letters = text.length;
+        range.setStart(text, 0);
+        do range.setEnd(text, --letters); while (letters && range.getBoundingClientRect().right > end);
+        return text.data.slice(0, letters).trimStart() + '…';
+    })"""
+VALUES = """() => window.app.graph.nodes.flatMap(node => node.widgets ?? []).map(widget => widget.value).filter(
+    value => typeof value === 'string' && value)"""
+
+
+def begin_with(start, values):
+    return {value for value in values if value.startswith(start)}
+
+
 @pytest.fixture
 def large(comfy):
-    """A screen on which many nodes and cards have room."""
-    usual_size, comfy.size = comfy.size, {"width": 2800, "height": 1500}
+    """A screen on which all cards have room: pictures load only on those that are seen."""
+    usual_size, comfy.size = comfy.size, {"width": 2800, "height": 2600}
     yield comfy
     comfy.size = usual_size
 
 
 def test_the_template_browser_has_them(large):
-    """Under the pack's name, each with its picture, and a click opens it."""
+    """Under the name of the pack, whatever its folder is called; each with its picture, and a click opens it."""
     comfy = large
-    comfy.size = {"width": 2800, "height": 2600}  # pictures load only on the cards that are seen
     comfy.open()
     comfy.page.keyboard.press("Escape")
     comfy.page.get_by_role("button", name="Templates").first.click()
-    comfy.page.get_by_text(PACK_NAME).first.click()
+    comfy.page.get_by_text("Stand-In", exact=True).first.click()
     for workflow in WORKFLOWS:
         card = comfy.page.get_by_text(workflow.name, exact=False).first
         card.wait_for(timeout=20_000)
@@ -126,14 +156,14 @@ DRAWN = (("UNETLoader", "MODEL", "ApplyIdentityBranch", "model"),
          ("StandInSampler", "latent", "VAEDecode", "samples"))
 SEARCHED = {"LoadStandIn": "load stand-in", "FacePreprocess": "face preprocess",
             "ApplyIdentityBranch": "apply identity", "StandInSampler": "stand-in sampler"}
-PLACES = {"LoadStandIn": (500, 750), "FacePreprocess": (850, 750), "ApplyIdentityBranch": (1300, 750),
-          "StandInSampler": (1750, 750)}
+PLACES = {"LoadStandIn": (325, 488), "FacePreprocess": (552, 488), "ApplyIdentityBranch": (845, 488),
+          "StandInSampler": (1137, 488)}
 
 
-# ComfyUI's own nodes in a row above; the view where screen and graph have one scale
-ARRANGE = """ids => {
+# ComfyUI's own nodes in two rows above, at the scale of a template
+ARRANGE = """([ids, scale]) => {
     const view = window.app.canvas;
-    view.ds.scale = 1;
+    view.ds.scale = scale;
     view.ds.offset = [0, 0];
     ids.forEach((id, i) => {
         const node = window.app.graph.getNodeById(id);
@@ -157,12 +187,12 @@ SET = """values => {
 }"""
 
 
-SEARCH = "[role=dialog], .comfy-vue-node-search-container"
+EMPTY_PLACE = (1495, 715)
 
 
 def found_by(comfy, words):
     """What the page's search finds: display names."""
-    comfy.page.mouse.dblclick(2300, 1100)
+    comfy.page.mouse.dblclick(*EMPTY_PLACE)
     comfy.page.locator(SEARCH).last.wait_for()
     comfy.page.keyboard.type(words, delay=20)
     comfy.page.wait_for_timeout(1200)
@@ -172,18 +202,12 @@ def found_by(comfy, words):
     return text
 
 
-def test_the_blueprint_is_one_node_with_three_links(large):
+def test_the_blueprint_is_one_node_with_three_links(comfy):
     """Found by the page's search, and it takes a photo, a model and a VAE."""
-    large.open()
-    large.page.mouse.dblclick(2300, 1100)
-    large.page.keyboard.type("identity from a photo", delay=20)
-    large.page.get_by_text("Gives a Wan model the identity").first.wait_for()
-    large.page.keyboard.press("Enter")
-    large.page.wait_for_timeout(600)
-    large.page.mouse.click(2300, 1100)
-    large.page.wait_for_function("window.app.graph.nodes.some(n => n.isSubgraphNode?.())")
-    large.settle()
-    (node,) = large.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
+    comfy.open()
+    comfy.page.evaluate("window.app.graph.clear()")
+    comfy.drop("identity from a photo", EMPTY_PLACE)
+    (node,) = comfy.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
         slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),
         inner: n.subgraph.nodes.map(i => i.type).sort()}))""")
     assert node == {"slots": ["image", "model", "vae"], "outputs": ["MODEL"],
@@ -200,36 +224,28 @@ def test_the_app_asks_for_what_changes(comfy, workflow):
     comfy.page.screenshot(path=SCREENSHOTS / f"{workflow.name}_app.png")
     text = comfy.page.inner_text("body")
     assert "App mode in beta" in text and "Run" in text
-    assert all(name in text for _, name in workflow.app.inputs)
+    assert all(label in text.splitlines() for _, _, label in workflow.app.inputs)
     (prompt,) = [node.inputs["text"] for node in workflow.nodes if node.key == "positive"]
     assert prompt in comfy.page.evaluate("[...document.querySelectorAll('textarea')].map(each => each.value)")
 
 
-def test_first_five_minutes(large, usual, server, photo):
+def test_first_five_minutes(comfy, usual, server, photo):
     """From the nodes of ComfyUI: search for ours, drop them, connect them with the mouse, run, see the video."""
     prompt = on_tiny_models(PACK / "workflows" / "api" / "identity_text_to_video.json", photo, 96, 64, 9, 2)
     theirs = {key: node for key, node in prompt.items() if node["class_type"] not in SEARCHED}
-    comfy = large
     for node in theirs.values():
         node["inputs"] = {name: value for name, value in node["inputs"].items()
                           if not isinstance(value, list) or value[0] in theirs}
     comfy.open()
     comfy.load(theirs, "first five minutes")
     page = comfy.page
-    page.evaluate(ARRANGE, list(theirs))
+    page.evaluate(ARRANGE, [list(theirs), READABLE])
     page.wait_for_timeout(500)
     assert {"Load Stand-In", "Stand-In Sampler"} <= set(found_by(comfy, "stand-in").splitlines())
     assert {"Apply Identity Branch", "Identity Report"} <= set(found_by(comfy, "identity").splitlines())
     for kind, words in SEARCHED.items():
-        page.mouse.dblclick(*PLACES[kind])
-        page.locator(SEARCH).last.wait_for()
-        page.keyboard.type(words, delay=20)
-        page.wait_for_timeout(1200)
-        page.keyboard.press("Enter")
-        page.wait_for_function("kind => window.app.graph.nodes.some(node => node.type === kind)", arg=kind)
-        page.wait_for_timeout(600)
-        page.mouse.click(*PLACES[kind])
-        page.wait_for_timeout(300)
+        comfy.drop(words, PLACES[kind])
+    assert set(SEARCHED) <= set(page.evaluate("window.app.graph.nodes.map(node => node.type)"))
     page.screenshot(path=SCREENSHOTS / "first_minutes_1_dropped.png")
     for output_kind, output, input_kind, input_ in DRAWN:
         start, end = page.evaluate(SLOT, [output_kind, output, False]), page.evaluate(SLOT, [input_kind, input_, True])

@@ -9,6 +9,7 @@ from support.page_layout import (
     GROUP_TITLE,
     HIGHEST,
     PADDING,
+    RESULT_WIDTH,
     TITLE,
     WIDEST,
     Box,
@@ -50,6 +51,27 @@ def test_a_node_has_room_to_grow():
     layout = arrange([["a", "b"]], {"a": Size(200, 50, 300), "b": SMALL}, set(), SMALL)
     assert layout.nodes["a"].height == 50
     assert layout.nodes["b"].top >= layout.nodes["a"].top + 300 + TITLE
+
+
+def test_a_column_widens_until_its_values_are_read():
+    """And the last for its result."""
+    layout = arrange([["a"], ["b"], ["c"]], {"a": SMALL, "b": Size(200, 100, 100, 500), "c": SMALL},
+                     {("a", "b"), ("b", "c")}, SMALL)
+    assert [layout.nodes[each].width for each in "abc"] == [200, 500, RESULT_WIDTH]
+
+
+def test_a_column_is_not_wider_than_a_node_allows():
+    wide, video = Size(200, 100, 100, 500), Size(200, 100, 100, widest=300)
+    layout = arrange([["a"], ["b", "c"], ["d"]], {"a": SMALL, "b": wide, "c": video, "d": SMALL},
+                     {("a", "b"), ("b", "d")}, SMALL)
+    assert layout.nodes["b"].width == layout.nodes["c"].width == 300
+
+
+def test_columns_share_the_width_that_there_is():
+    endless = Size(200, 100, 100, 2 * WIDEST)
+    layout = arrange([["a"], ["b"], ["c"]], {"a": SMALL, "b": endless, "c": endless}, {("a", "b"), ("b", "c")}, SMALL)
+    assert layout.nodes["b"].width == layout.nodes["c"].width
+    assert WIDEST - 2 < right(layout.nodes["c"]) <= WIDEST
 
 
 def test_nodes_of_a_subgraph_run_from_left_to_right():

@@ -4,10 +4,12 @@ import functools
 import json
 import math
 import re
+import tomllib
 
 import pytest
 
 import pack
+from support.browser import PACK_NAME
 from support.environment import PACK
 
 LANGUAGES = ("en", "zh")
@@ -56,6 +58,17 @@ def test_every_category_has_words(language):
     main = json.loads((PACK / "locales" / language / "main.json").read_text(encoding="utf-8"))
     assert main["nodeCategories"].keys() == {part for schema in schemas().values()
                                              for part in schema.category.split("/")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_template_browser_names_the_pack(language):
+    """Whatever its folder is called: as the registry installs it, and as the README clones it."""
+    registry = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    main = json.loads((PACK / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    assert main["templateWorkflows"]["category"] == {registry: "Stand-In", PACK_NAME: "Stand-In"}
+    readme = (PACK / "README.md").read_text(encoding="utf-8")
+    assert f"`{registry}` after the first, and `{PACK_NAME}` after the" in readme
+    assert f"git clone <this repository> {PACK_NAME}\n" in readme
 
 
 @pytest.mark.parametrize("readme", ("README.md", "README_zh.md"))

@@ -12,7 +12,7 @@ from small_world.tiny_models import on_tiny_models, with_record
 from support import moving_photo
 from support.comfyui_server import node_id
 from support.environment import PACK
-from support.workflow_graphs import CLIP_H, PACKS, SOURCES, STYLE, WORKFLOWS
+from support.workflow_graphs import CLIP_H, PACKS, SOURCES, WORKFLOWS
 
 FILES = sorted((PACK / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
@@ -61,18 +61,26 @@ def test_every_model_names_its_source(path):
                if node["type"] in ("UNETLoader", "CLIPLoader", "VAELoader", "LoraLoaderModelOnly", "LoadStandIn",
                                    "LoadConcatID", "CheckpointLoaderSimple", "CLIPVisionLoader",
                                    "LoadIDAnimator", "ADE_LoadAnimateDiffModel")]
-    # an adapter is what comes of a training, and a checkpoint has a text encoder and a VAE in it
-    few = {"train_an_adapter": 3, "face_in_pictures": 3}
-    assert len(loaders) >= few.get(path.stem, 4)
+    # a checkpoint has a text encoder and a VAE in it
+    assert len(loaders) >= (3 if path.stem == "face_in_pictures" else 4)
     for node in loaders:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0]
         assert model == {"name": model["name"], "url": SOURCES[model["name"]].url,
                          "directory": SOURCES[model["name"]].folder}
-        if model["name"] != STYLE:
-            assert model["url"].startswith("https://huggingface.co/")
-        if model["name"] not in (STYLE, CLIP_H):  # the note says what CLIP_H is called at its source
+        assert model["url"].startswith("https://huggingface.co/")
+        if model["name"] != CLIP_H:  # the note says what it is called at its source
             assert model["url"].endswith(model["name"])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_readme_lists_the_file(name):
+    """With its link, its folder and its size."""
+    source = SOURCES[name]
+    (row,) = [row for row in (PACK / "README.md").read_text(encoding="utf-8").splitlines() if f"]({source.url})" in row]
+    _, folder, size, licence = row.strip("| ").split(" | ")
+    assert f"`{source.folder}`" in folder and licence
+    assert source.gigabytes is None or f"{source.gigabytes:g}" in size.split()
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)

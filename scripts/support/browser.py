@@ -15,6 +15,7 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync")
 PACK_NAME = "ComfyUI-StandIn"
 READY = "window.app && window.app.graph && window.app.canvas"
+SEARCH = "[role=dialog], .comfy-vue-node-search-container"
 UP_MS = 120_000
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -95,6 +96,20 @@ class ComfyPage:
             graph, true, true, name, {openSource: 'template'})""", [graph, name])
         self.settle()
 
+    def drop(self, words: str, place: tuple[int, int]) -> None:
+        """The first node that the page's search finds, at a place of the screen that is empty."""
+        count = "window.app.canvas.graph.nodes.length"
+        before = self.page.evaluate(count)
+        self.page.mouse.dblclick(*place)
+        self.page.locator(SEARCH).last.wait_for()
+        self.page.keyboard.type(words, delay=20)
+        self.page.wait_for_timeout(1200)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_function(f"before => {count} > before", arg=before)
+        self.page.wait_for_timeout(600)
+        self.page.mouse.click(*place)
+        self.page.wait_for_timeout(300)
+
     def scale(self) -> float:
         """Pixels of the screen for one of the graph."""
         return self.page.evaluate("window.app.canvas.ds.scale")
@@ -126,6 +141,9 @@ def comfy_page(url: str, width: int = 1920, height: int = 1080) -> Iterator[Comf
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
+        # to a new user, the page shows the template browser some time after it is up
+        playwright.request.new_context().post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true",
+                                              headers={"Content-Type": "application/json"})
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         try:
             yield ComfyPage(browser, url, {"width": width, "height": height})

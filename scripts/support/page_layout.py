@@ -4,6 +4,7 @@ Everything is in pixels of the graph. A node's position is that of its body; its
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ BETWEEN_NODES, BETWEEN_GROUPS, BETWEEN_COLUMNS = 20, 30, 28
 # A template opens with its nodes on three quarters of the canvas, so at 1920x1080 these give a scale of 0.66. Below 0.5
 # the page draws no words.
 WIDEST, HIGHEST = 2160, 1210
-RESULT_WIDTH = 440  # at most, of the last column, which takes the width that is left
+RESULT_WIDTH = 440  # of the last column, as far as the others leave it
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class Size:
     width: the least that it needs.
     height: of what it shows.
     room: the height to which it may grow.
+    readable_width: at which no value is cut.
+    widest: above which it needs more height than its room.
     """
 
     width: float
     height: float
     room: float
+    readable_width: float = 0
+    widest: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,12 @@ def arrange(groups: Sequence[Sequence[str]], sizes: Mapping[str, Size], links: s
     nodes: dict[str, Box] = {}
     boxes: dict[int, Box] = {}
     left, note_box = 0.0, Box(0, 0, 0, 0)
-    widths = [max(sizes[each].width for index in column for each in groups[index]) for column in columns]
-    spare = WIDEST - sum(widths) - (len(columns) - 1) * (2 * PADDING + BETWEEN_COLUMNS)
-    widths[-1] = max(widths[-1], min(RESULT_WIDTH, widths[-1] + spare))
+    nodes_of = [[each for index in column for each in groups[index]] for column in columns]
+    widths = [max(sizes[each].width for each in column) for column in nodes_of]
+    # the first is as wide as the note was measured
+    widths = _widened(widths, [0, *(min(max(sizes[each].readable_width for each in column),
+                                        min(sizes[each].widest for each in column)) for column in nodes_of[1:])])
+    widths = _widened(widths, [0] * (len(columns) - 1) + [RESULT_WIDTH])
     for column, width in zip(columns, widths):
         top = 0.0
         for index in column:
@@ -81,6 +89,14 @@ def arrange(groups: Sequence[Sequence[str]], sizes: Mapping[str, Size], links: s
             note_box = Box(left, top + TITLE, width + 2 * PADDING, note.height)
         left += width + 2 * PADDING + BETWEEN_COLUMNS
     return Layout(nodes, tuple(boxes[index] for index in range(len(groups))), note_box)
+
+
+def _widened(widths: Sequence[float], wished: Sequence[float]) -> list[float]:
+    """Columns as wide as they are wished, or each by the same part of what it lacks where WIDEST leaves less."""
+    spare = WIDEST - PADDING - sum(widths) - (len(widths) - 1) * (2 * PADDING + BETWEEN_COLUMNS)
+    lacking = [max(0, wish - width) for width, wish in zip(widths, wished)]
+    part = min(1, max(0, spare) / max(1, sum(lacking)))
+    return [width + int(part * lack) for width, lack in zip(widths, lacking)]
 
 
 def by_depth(ids: Sequence[str], links: set[tuple[str, str]]) -> list[list[str]]:

@@ -24,7 +24,7 @@ ADAPTER_HIGH, ADAPTER_LOW = "Stand-In_wan2.2_T2V_A14B_high.ckpt", "Stand-In_wan2
 DISTILLED = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors"
 DISTILLED_HIGH = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors"
 DISTILLED_LOW = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors"
-STYLE = "studio_ghibli_wan2.1_t2v_14b.safetensors"
+STYLE = "wan_flat_color_v2.safetensors"
 SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 CLIP_H = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 ANIMATOR = "animator.ckpt"
@@ -57,18 +57,18 @@ SOURCES = {
     UMT5: _hugging_face(WAN_21, f"split_files/text_encoders/{UMT5}", "text_encoders", 6.7),
     VAE: _hugging_face(WAN_21, f"split_files/vae/{VAE}", "vae", 0.25),
     CLIP_VISION: _hugging_face(WAN_21, f"split_files/clip_vision/{CLIP_VISION}", "clip_vision", 1.3),
-    POSE: _hugging_face("Comfy-Org/SDPose", f"checkpoints/{POSE}", "checkpoints", None),
+    POSE: _hugging_face("Comfy-Org/SDPose", f"checkpoints/{POSE}", "checkpoints", 1.9),
     ADAPTER: _hugging_face("Kijai/WanVideo_comfy", f"LoRAs/Stand-In/{ADAPTER}", "stand_in", 0.3),
     ADAPTER_HIGH: _hugging_face("BowenXue/Stand-In", ADAPTER_HIGH, "stand_in", 0.6),
     ADAPTER_LOW: _hugging_face("BowenXue/Stand-In", ADAPTER_LOW, "stand_in", 0.6),
-    DISTILLED: _hugging_face("Kijai/WanVideo_comfy", DISTILLED, "loras", None),
-    DISTILLED_HIGH: _hugging_face(WAN_22, f"split_files/loras/{DISTILLED_HIGH}", "loras", None),
-    DISTILLED_LOW: _hugging_face(WAN_22, f"split_files/loras/{DISTILLED_LOW}", "loras", None),
+    DISTILLED: _hugging_face("Kijai/WanVideo_comfy", DISTILLED, "loras", 0.3),
+    DISTILLED_HIGH: _hugging_face(WAN_22, f"split_files/loras/{DISTILLED_HIGH}", "loras", 1.2),
+    DISTILLED_LOW: _hugging_face(WAN_22, f"split_files/loras/{DISTILLED_LOW}", "loras", 1.2),
     SD15: _hugging_face("Comfy-Org/stable-diffusion-v1-5-archive", SD15, "checkpoints", 2.1),
     CLIP_H: _hugging_face("h94/IP-Adapter", "models/image_encoder/model.safetensors", "clip_vision", 2.5),
     ANIMATOR: _hugging_face("ID-Animator/ID-Animator", ANIMATOR, "id_animator", 0.25),
     MOTION: _hugging_face("guoyww/animatediff", MOTION, "animatediff_models", 1.8),
-    STYLE: Source("civitai.com/models/1404755", "loras", None, "https://civitai.com/models/1404755"),
+    STYLE: _hugging_face("motimalu/wan-flat-color-v2", STYLE, "loras", 0.3),
 }
 
 NEGATIVE = ("overexposed, static, blurred details, subtitles, painting, still picture, worst quality, low quality, "
@@ -117,9 +117,11 @@ class Subgraph:
 
 @dataclass(frozen=True)
 class App:
-    """What the page's App mode shows: (key of a node, name of a widget) for each input, and keys of output nodes."""
+    """What the page's App mode shows: (key of a node, name of a widget, label) for each input, and keys of output
+    nodes.
+    """
 
-    inputs: tuple[tuple[str, str], ...]
+    inputs: tuple[tuple[str, str, str], ...]
     outputs: tuple[str, ...]
 
 
@@ -204,7 +206,12 @@ def vae() -> Node:
     return Node("vae", "VAELoader", {"vae_name": VAE})
 
 
+def clip_vision(name: str = CLIP_VISION) -> Node:
+    return Node("clip_vision", "CLIPVisionLoader", {"clip_name": name})
+
+
 MODELS = (model(), encoder(), vae())
+MODELS_AND_CLIP = (*MODELS, clip_vision())
 
 
 def photo(key: str = "photo", title: str = "Photo") -> Node:
@@ -284,6 +291,12 @@ def video(samples: tuple = ("sampler", 0), frames: tuple = ("decoded", 0), decod
                                        "codec": "h264"}))
 
 
+def likeness(key: str = "report", images: tuple = ("decoded", 0), title: str = "",
+             reference: tuple = ("photo", 0)) -> Node:
+    return Node(key, "IdentityReport", {"images": images, "reference_image": reference,
+                                        "clip_vision": ("clip_vision", 0)}, title)
+
+
 CAFE = ("A woman sits at a cafe table by the window. She looks up, smiles at the camera and raises her cup. Soft "
         "morning light, medium shot.")
 
@@ -302,7 +315,8 @@ Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, a
 *Enter subgraph* opens the face crop and all controls.
 
 {FACE_FILES}""",
-    subgraphs=(EMPTY_NODE, PERSON_NODE), app=App((("photo", "image"), ("positive", "text")), ("save",)),
+    subgraphs=(EMPTY_NODE, PERSON_NODE),
+    app=App((("photo", "image", "photo"), ("positive", "text", "prompt")), ("save",)),
     when="Begin here. Wan 2.1, the authors' 20 steps.")
 
 QUICK, QUICK_NODE = identity_from_photo(source=("distilled", 0))
@@ -343,8 +357,7 @@ def four_steps_or_twenty() -> tuple[tuple[Node, ...], Subgraph]:
              choice("steps", ("steps_20", 0), ("steps_4", 0)), choice("cfg", ("cfg_5", 0), ("cfg_1", 0)))
     return nodes, Subgraph("Speed", "4 steps at cfg 1 with distilled LoRAs, or 20 steps at cfg 5 without.",
                            tuple(node.key for node in nodes),
-                           (("four", "value", "4 steps"), ("distilled_high", "lora_name", "high noise LoRA"),
-                            ("distilled_low", "lora_name", "low noise LoRA")),
+                           (("four", "value", "4 steps"),),
                            ("high noise", "low noise"), ("high noise", "low noise", "steps", "cfg"))
 
 
@@ -361,7 +374,8 @@ WAN22 = Workflow(
      ("Video", video())),
     f"""## Wan 2.2 A14B, both experts
 
-**Speed**: *4 steps* on takes distilled LoRAs at cfg 1, off takes 20 steps at cfg 5, as the authors do.
+**Speed**: *4 steps* on takes distilled LoRAs at cfg 1, off takes 20 steps at cfg 5, as the authors do. The LoRAs are
+inside it (*Enter subgraph*).
 
 Each expert has its own adapter; both read the same photo. **Stand-In Sampler** changes from one to the other where the
 noise falls below *boundary*, so there are no start and end steps to set.
@@ -372,6 +386,9 @@ noise falls below *boundary*, so there are no start and end steps to set.
     subgraphs=(EMPTY_NODE, SPEED_NODE, HIGH_NODE, LOW_NODE),
     when="Both experts in one sampler, a switch for the speed.")
 
+SMALLER_VACE = ("VACE comes in fp16. About half as large: [Wan2.1 14B VACE Q8](https://huggingface.co/QuantStack/"
+                "Wan2.1_14B_VACE-GGUF/resolve/main/Wan2.1_14B_VACE-Q8_0.gguf), 18.7 GB, in *diffusion_models*, with "
+                "*Unet Loader (GGUF)* of ComfyUI-GGUF in place of Load Diffusion Model.")
 POSES = (Node("pose_model", "CheckpointLoaderSimple", {"ckpt_name": POSE}),
          Node("keypoints", "SDPoseKeypointExtractor", {"model": ("pose_model", 0), "vae": ("pose_model", 2),
                                                        "image": ("frames", 0), "batch_size": 16}),
@@ -404,8 +421,7 @@ CONTROLLED = Workflow(
 
 {PROMPT_TIP} A quick look first: *one picture* in **Length** makes the first frame alone.
 
-A card with less than 40 GB: the GGUF files of [QuantStack](https://huggingface.co/QuantStack/Wan2.1_14B_VACE-GGUF) with
-*Unet Loader (GGUF)* of ComfyUI-GGUF.
+{SMALLER_VACE}
 
 {FACE_FILES}""",
     subgraphs=(Subgraph("Poses", "The skeletons of the people in a video.", tuple(node.key for node in POSES),
@@ -423,14 +439,14 @@ STYLED = Workflow(
         "model": ("model", 0), "lora_name": STYLE, "strength_model": 1.0}, "Style LoRA"), *MODELS[1:])),
      ("Who", (photo(),)),
      ("What happens", prompts(
-         "Studio Ghibli style. A woman runs up a green hill against the wind, stops at the top and looks out over the "
-         "sea. Summer clouds.")),
+         "Flat color 2D animation, no lineart. A woman runs up a green hill against the wind, stops at the top and "
+         "looks out over the sea. Summer clouds.")),
      ("Identity", DRAWN),
      ("Sample", (*EMPTY, sampler())), ("Video", video())),
     f"""## A person in a style
 
-**Style LoRA**: any for Wan 2.1 14B, with its trigger words first in the prompt. The one named here is *Studio Ghibli*
-by seruva19; save it under this name or choose yours.
+**Style LoRA**: any for Wan 2.1 14B, with its trigger words first in the prompt. The one named here is *Flat Color* by
+motimalu.
 
 A photo that stays a photo: *strength* 0.7, or *start* 0.1. A style that loses the person: *strength* 1.5.
 
@@ -546,11 +562,10 @@ CROPS = (face("face", PHOTOS[0]), face("face_2", PHOTOS[1]), face("face_3", PHOT
          adapter(), identity(reference=("batch", 0), normalize_references=True))
 SEVERAL_PHOTOS = Workflow(
     "several_photos", "Three photos of one person",
-    (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
+    (("Models", MODELS_AND_CLIP),
      ("Who", tuple(photo(key, title) for key, title in zip(PHOTOS, ("Photo", "Second photo", "Third photo")))),
      ("Identity", CROPS), ("What happens", prompts(CAFE)), ("Sample", (*EMPTY, sampler())), ("Video", video()),
-     ("Is it the person?", (Node("report", "IdentityReport", {
-         "images": ("decoded", 0), "reference_image": ("batch", 0), "clip_vision": ("clip_vision", 0)}),))),
+     ("Is it the person?", (likeness(reference=("batch", 0)),))),
     f"""## Several photos of one person
 
 Three crops in one batch: the video reads all of them. With *normalize_references* they weigh as much as one photo;
@@ -571,7 +586,7 @@ SEEDS = (*(Node(f"seed_{number}", "PrimitiveInt", {"value": number}) for number 
          Node("seeds", "CreateList", {f"inputs.input{number - 1}": (f"seed_{number}", 0) for number in (1, 2, 3, 4)}))
 CHOOSE = Workflow(
     "choose_a_seed", "Four seeds, the best one",
-    (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
+    (("Models", MODELS_AND_CLIP), ("Who", (photo(),)),
      ("What happens", prompts(CAFE)), ("Identity", PERSON), ("Four seeds", SEEDS),
      ("Tries", (*EMPTY, sampler(key="tries", title="Few steps", seed=("seeds", 0), steps=6),
                 Node("tried", "VAEDecode", {"samples": ("tries", 0), "vae": ("vae", 0)}),
@@ -600,16 +615,17 @@ WINDOWS = Node("windows", "WanContextWindowsManual", {
     "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "freenoise": True})
 LONG = Workflow(
     "long_video", "Ten seconds of one person",
-    (("Models", MODELS), ("Who", (photo(),)), ("What happens", prompts(CAFE)), ("Identity", (*PERSON, WINDOWS)),
+    (("Models", MODELS_AND_CLIP), ("Who", (photo(),)), ("What happens", prompts(CAFE)),
+     ("Identity", (*PERSON, WINDOWS)),
      ("Sample", (*empty_video(161), sampler("windows"))),
-     ("Video", video())),
+     ("Video, and is it the person?", (*video(), likeness()))),
     f"""## A longer video, one identity
 
 **Wan Context Windows** samples 161 frames in windows of 81 that overlap by 30. Every window reads the same keys and
 values of the photo, which are computed once for all of the video.
 
 The model sees one window at a time: a story longer than that does not hold together by itself. A higher *context
-overlap* makes smoother joints and takes longer.
+overlap* makes smoother joints and takes longer. **Identity Report** shows whether the likeness holds to the end.
 
 *continue_a_video* goes on from the end of a video instead, with a prompt of its own for what comes next.
 
@@ -654,6 +670,8 @@ A picture as the first frame: Load Image and Create Video (16 frames a second) i
 
 Experimental: Stand-In's adapters were trained without VACE. Image-to-video models with this pack are experimental too.
 
+{SMALLER_VACE}
+
 {PROMPT_TIP}
 
 {FACE_FILES}""",
@@ -668,14 +686,9 @@ REFINED = (adapter(), face(), identity(),
                                              "background": "locked", "mask_edge": "soft"}))
 
 
-def likeness(key: str, images: tuple, title: str) -> Node:
-    return Node(key, "IdentityReport", {"images": images, "reference_image": ("photo", 0),
-                                        "clip_vision": ("clip_vision", 0)}, title)
-
-
 REFINE = Workflow(
     "refine_faces", "Small faces made anew",
-    (("Models", (*MODELS, Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))), ("Who", (photo(),)),
+    (("Models", MODELS_AND_CLIP), ("Who", (photo(),)),
      ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
                 Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
      ("Enlarge the face", REFINED), ("What is seen", prompts("The face of a woman.")),
@@ -738,13 +751,13 @@ the face and fast turns show.
          ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
          ("latent", "background", "background"), ("face", "download_missing", "download face models")),
         shows="face"),),
-    app=App((("source", "file"), ("photo", "image"), ("positive", "text")), ("save",)),
+    app=App((("source", "file", "video"), ("photo", "image", "photo"), ("positive", "text", "prompt")), ("save",)),
     when="Keep the video, change the face. Experimental.")
 
 TRIED = (face(), identity(stand_in="training"))
 TRAIN = Workflow(
     "train_an_adapter", "Train your own adapter",
-    (("Models", (model(name=T2V_SMALL), encoder(), vae())),
+    (("Models", (model(name=T2V_SMALL), *MODELS_AND_CLIP[1:])),
      ("Videos of people", (
          Node("people", "LoadVideoTextDataSetFromFolder", {"folder": "people"}, "Videos and captions"),
          Node("data", "PrepareTrainingData", {"videos": ("people", 0), "captions": ("people", 1), "vae": ("vae", 0),
@@ -752,14 +765,15 @@ TRAIN = Workflow(
      ("Train", (Node("training", "TrainStandIn", {"model": ("model", 0), "training_data": ("data", 0),
                                                   "vae": ("vae", 0)}),)),
      ("What happens", prompts(CAFE)), ("Try it on somebody else", (photo(), *TRIED)),
-     ("Sample", (*EMPTY, sampler())), ("Video", video())),
+     ("Sample", (*EMPTY, sampler())), ("Video, and is it the person?", (*video(), likeness()))),
     """## An adapter of your own
 
 1. A folder of videos of people in ComfyUI's *input* folder, here *people*: each longer than a clip, with a text file of
    the same name that says what happens and never who it is.
 2. **Prepare Training Data** cuts clips, takes photos from frames outside of each, and encodes everything once.
 3. **Train Stand-In** writes the adapter into *models/stand_in*. Stop it whenever you like: the next run goes on.
-4. What comes out is tried on a photo of somebody who is in none of the videos.
+4. What comes out is tried on a photo of somebody who is in none of the videos, and **Identity Report** measures how
+   similar the person in the video is to it.
 
 By estimate, the 1.3B model takes 9.3 GiB of the card's memory, a 14B model in bf16 51 GiB. The authors trained on
 thousands of people; with a handful, the adapter learns those. The guide is *docs/training.md*.""",
@@ -770,9 +784,6 @@ thousands of people; with a handful, the adapter learns those. The guide is *doc
                         shows="face")),
     when="From a folder of videos, tried on somebody else.", since="0.30.0")
 
-LIKENESS = Node("report", "IdentityReport", {
-    "images": ("decoded", 0), "reference_image": ("photo", 0), "clip_vision": ("clip_vision", 0)})
-
 CONCATENATED_FACE = (face(preset="Concat-ID"),
                      Node("identity", "ApplyConcatID", {
                          "model": ("model", 0), "concat_id": ("model", 1), "latent": ("latent", 0), "vae": ("vae", 0),
@@ -780,10 +791,10 @@ CONCATENATED_FACE = (face(preset="Concat-ID"),
 CONCATENATED = Workflow(
     "concat_id_text_to_video", "Concat-ID on Wan 1.3B",
     (("Models", (Node("model", "LoadConcatID", {"file": CONCAT_ID, "weight_dtype": "default"}), encoder(), vae(),
-                 Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_VISION}))),
+                 clip_vision())),
      ("Who", (photo(),)), ("What happens", (*EMPTY, *prompts(CAFE, "..."))), ("Identity", CONCATENATED_FACE),
      ("Sample", (sampler(steps=50),)), ("Video", video()),
-     ("Is it the person?", (LIKENESS,))),
+     ("Is it the person?", (likeness(),))),
     f"""## One photo in, a video of that person out, with a model of 1.3B
 
 Concat-ID is a Wan 2.1 of 1.3B that was fine-tuned to keep a person: the photo runs through it as one more frame. It is
@@ -804,7 +815,7 @@ The settings are the authors': 50 steps, cfg 5, shift 5, and *...* as the negati
     when="A small model, fine-tuned to keep a person.")
 
 SD15_MODELS = (Node("checkpoint", "CheckpointLoaderSimple", {"ckpt_name": SD15}),
-               Node("clip_vision", "CLIPVisionLoader", {"clip_name": CLIP_H}))
+               clip_vision(CLIP_H))
 ANIMATOR_FACE = (Node("adapter", "LoadIDAnimator", {"adapter": ANIMATOR}), face(preset="ID-Animator"),
                  Node("identity", "ApplyIDAnimator", {
                      "model": ("checkpoint", 0), "id_animator": ("adapter", 0), "clip_vision": ("clip_vision", 0),
@@ -844,7 +855,7 @@ PICTURES = Workflow(
                               SD15_NEGATIVE, ("checkpoint", 1))),
      ("Identity", ANIMATOR_FACE), ("Sample", ksampler("identity", 4, "Four pictures")),
      ("Pictures", (DECODED, Node("save", "SaveImage", {"images": ("decoded", 0), "filename_prefix": "id-animator"}))),
-     ("Is it the person?", (LIKENESS,))),
+     ("Is it the person?", (likeness(),))),
     f"""## One photo in, pictures of that person out, on a small card
 
 1. **Photo**: one clear, frontal photo of the person.
@@ -867,7 +878,7 @@ ANIMATED = Workflow(
      ("Video, and is it the person?", (
          DECODED, Node("video", "CreateVideo", {"images": ("decoded", 0), "fps": 8}),
          Node("save", "SaveVideo", {"video": ("video", 0), "filename_prefix": "video/id-animator", "format": "mp4",
-                                    "codec": "h264"}), LIKENESS))),
+                                    "codec": "h264"}), likeness()))),
     f"""## Two seconds of this person, on a small card
 
 The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that pack where it is missing.
