@@ -349,9 +349,10 @@ IN_A_ROW = """kinds => {
     view.ds.offset = [40, 20];
     view.setDirty(true, true);
 }"""
-# the boxes that are seen
+# the boxes that are seen; Vue draws its own with the same words
 READ = """() => Object.fromEntries(window.app.graph.nodes.flatMap(node => {
-    const box = node.widgets?.find(w => w.name === 'text')?.element;
+    const box = LiteGraph.vueNodesMode ? document.querySelector(`[data-node-id="${node.id}"] textarea[readonly]`)
+        : node.widgets?.find(w => w.name === 'text')?.element;
     return box?.readOnly && box.checkVisibility() ? [[node.type, box.value]] : []; }))"""
 
 

@@ -1,11 +1,11 @@
 // What the pack adds to ComfyUI's page. ComfyUI loads every .js file of a pack's web folder with the page.
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { ComfyWidgets } from "../../scripts/widgets.js"
 
 // The pack's folder may have any name: this file's address is /extensions/<folder>/stand_in.js.
 const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(-2))}`
 const TEXT = "text" // the widget's name, and the output's
-const HEIGHT = 110 // of the text in pixels: six lines, and more are scrolled to
 
 let words = {} // language -> the files of locales/<language>, of all packs
 
@@ -64,20 +64,14 @@ function showText(node, output) {
   box.value = output.text.join("\n")
 }
 
-// An element of the page's own is drawn by both renderings of nodes, the canvas and Vue.
+// ComfyUI's own box for several lines, which both renderings of nodes know: the canvas and Vue.
 function addBox(node) {
-  const element = document.createElement("textarea")
-  element.readOnly = true
-  element.className = "comfy-multiline-input" // ComfyUI's colours
-  element.style.cssText = `font: 12px/1.4 sans-serif; min-height: ${HEIGHT}px`
-  element.dataset.captureWheel = "true" // Vue's nodes then let the wheel scroll
-  const box = node.addDOMWidget(TEXT, TEXT, element, {
-    getValue: () => element.value,
-    setValue: (text) => (element.value = text),
-    getMinHeight: () => HEIGHT + 20, // with the margins
-    serialize: false, // no input of the prompt
-  })
-  box.serialize = false // and not in the saved workflow
+  const box = ComfyWidgets.STRING(node, TEXT, ["STRING", { multiline: true }], app).widget
+  box.serialize = false // not in the saved workflow,
+  box.options.serialize = false // and no input of the prompt
+  box.element.readOnly = true // on the canvas,
+  box.options.read_only = true // and in Vue
+  box.options.getMinHeight = () => 130 // pixels: nine lines on the canvas; more are scrolled to
   node.expandToFitContent()
   return box
 }
