@@ -19,7 +19,7 @@ from ..standin_core.evaluation import (
 )
 from ..standin_core.face import installed_models
 from ..standin_core.likeness import MOST_COPIED
-from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, show_text, shown
+from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, shown
 
 
 def compare_inputs():
@@ -64,7 +64,6 @@ class IdentityReport(io.ComfyNode):
                 io.String.Output("report", tooltip="The figures in words."),
                 io.String.Output("json", tooltip="The figures as JSON, overall and for every frame."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -78,7 +77,6 @@ class IdentityReport(io.ComfyNode):
         result = compare(images, reference_image, CompareSettings(**settings), clip_vision,
                          lambda: progress.update(1))
         pictures, text = (plot(result), contact_sheet(result)), result.as_text()
-        show_text(cls, text)
         return io.NodeOutput(*pictures, text, result.as_json(),
                              ui={"images": shown(cls, *pictures), "text": (text,)})
 
@@ -120,7 +118,6 @@ class BestOfN(io.ComfyNode):
                 io.String.Output("report", tooltip="Likeness and copying of every video, the best first."),
                 io.String.Output("json", tooltip="The same as JSON."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -138,6 +135,5 @@ class BestOfN(io.ComfyNode):
         ranking = rank(videos, photo, most_copied=given.pop("most_copied"), seeds=seeds,
                        settings=CompareSettings(**given), clip_vision=clip_vision, progress=lambda: progress.update(1))
         best, text, sheet = ranking[0], as_text(ranking), ranking_sheet(ranking, videos)
-        show_text(cls, text)
         return io.NodeOutput(videos[best.index], best.index if best.seed is None else best.seed, sheet, text,
                              as_json(ranking), ui={"images": shown(cls, sheet), "text": (text,)})

@@ -26,7 +26,6 @@ from .shared import (
     found_by,
     given_face_inputs,
     min_score_input,
-    show_text,
     shown,
 )
 
@@ -117,7 +116,6 @@ class FacePreprocess(io.ComfyNode):
                 FaceCropType.Output("face", tooltip=(
                     "The face crop with its key points. Connect it to Face Swap Prepare.")),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -130,6 +128,5 @@ class FacePreprocess(io.ComfyNode):
         progress = ProgressBar(len(checked_pictures(image, "image")))
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask,
                           lambda: progress.update(1))
-        show_text(cls, face.verdict)
         return io.NodeOutput(face.image, face.rgba[..., 3], face.rgba, face.preview, face.verdict, face,
                              ui={"images": shown(cls, face.image, face.preview), "text": (face.verdict,)})

@@ -23,7 +23,6 @@ from .shared import (
     given_face_inputs,
     keeps_what_it_shows,
     min_score_input,
-    show_text,
 )
 
 
@@ -64,7 +63,6 @@ class FaceSwapPrepare(io.ComfyNode):
                 io.Int.Output("length", tooltip="Number of frames, 4k+1."),
                 io.String.Output("report", tooltip="In how many frames the face was found."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -75,7 +73,6 @@ class FaceSwapPrepare(io.ComfyNode):
     @checked
     def execute(cls, images, face, face_box=None, face_mask=None, face_landmarks=None, **settings):
         swap = prepare_swap(images, face, SwapSettings(**settings), face_box, face_mask, face_landmarks)
-        show_text(cls, swap.report)
         length, height, width = swap.mask.shape
         return io.NodeOutput(swap.frames, swap.mask, width, height, length, swap.report,
                              ui={"text": (swap.report,)})

@@ -16,7 +16,6 @@ from .shared import (
     keeps_what_it_shows,
     min_score_input,
     one_face_inputs,
-    show_text,
     shown,
 )
 
@@ -59,7 +58,6 @@ class SavePerson(io.ComfyNode):
                 min_score_input(),
             ],
             outputs=[PersonType.Output("person", tooltip="The person. Connect it to an Apply node.")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -73,7 +71,6 @@ class SavePerson(io.ComfyNode):
         person, verdict = make_person(name, photos, PersonSettings(**settings), vae, latent, clip_vision)
         save_person(person, file, replace)
         text = f"{person.as_text()}\n{verdict}"
-        show_text(cls, text)
         return io.NodeOutput(person, ui={"images": shown(cls, person.stand_in.image), "text": (text,)})
 
 
@@ -101,7 +98,6 @@ class LoadPerson(io.ComfyNode):
                 FaceCropType.Output("face", tooltip=(
                     "The face crops with their key points. Connect them to Face Swap Prepare.")),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -112,7 +108,6 @@ class LoadPerson(io.ComfyNode):
     @checked
     def execute(cls, person):
         loaded = load_person(listed_file(PEOPLE, person))
-        show_text(cls, loaded.as_text())
         face = loaded.stand_in
         return io.NodeOutput(loaded, loaded.photos, face.image, face.rgba[..., 3], face,
                              ui={"images": shown(cls, face.image), "text": (loaded.as_text(),)})

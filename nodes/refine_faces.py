@@ -15,7 +15,6 @@ from .shared import (
     given_face_inputs,
     keeps_what_it_shows,
     min_score_input,
-    show_text,
 )
 
 
@@ -65,7 +64,6 @@ class RefineFacesPrepare(io.ComfyNode):
                     "Which frames are refined, and how large the face is in them; or why none is, and the video goes "
                     "on unchanged.")),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -76,7 +74,6 @@ class RefineFacesPrepare(io.ComfyNode):
     @checked
     def execute(cls, images, face_box=None, face_mask=None, face_landmarks=None, **settings):
         face = enlarge_small_face(images, RefineSettings(**settings), face_box, face_mask, face_landmarks)
-        show_text(cls, face.report)
         return io.NodeOutput(face.frames, face.mask, face.track, face.report, ui={"text": (face.report,)})
 
 

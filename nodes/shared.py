@@ -1,9 +1,8 @@
-"""What several nodes share: types, inputs, and how a node shows text and pictures."""
+"""What several nodes share: types, inputs, and how a node shows pictures."""
 import dataclasses
 import functools
 
 from comfy_api.latest import io, ui
-from server import PromptServer
 
 from ..standin_core.checks import check_choice, check_number, check_switch, check_text
 from ..standin_core.contracts import UserError
@@ -142,11 +141,3 @@ def given_face_inputs(where: str):
 def shown(cls, *batches) -> list[dict]:
     """The pictures of several batches, for the node to show."""
     return [picture for batch in batches for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]
-
-
-def show_text(cls, text: str) -> None:
-    """Show a text on the node; the text among its outputs is kept with the prompt but not shown by the frontend."""
-    lines = text.splitlines()
-    if len(lines) > 1:  # one of the page's two renderings runs lines together
-        text = "\n".join(f"• {line.strip()}" for line in lines if line)
-    PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)

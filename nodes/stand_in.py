@@ -22,7 +22,6 @@ from .shared import (
     found_by,
     keeps_what_it_shows,
     person_input,
-    show_text,
 )
 
 
@@ -201,7 +200,6 @@ class StandInSampler(io.ComfyNode):
                     "input attention_map is off.")),
                 io.String.Output("json", tooltip="The report as JSON, with one record for each run."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -212,7 +210,6 @@ class StandInSampler(io.ComfyNode):
         settings = SamplerSettings(seed, steps, cfg, sampler_name, scheduler, shift, denoise, boundary, attention_map)
         latent, sink = sample(model, low_noise_model, positive, negative, latent_image, settings)
         text = "\n\n".join(map(as_text, sink.reports)) or "no identity: put Apply Identity Branch before this node"
-        show_text(cls, text)
         return io.NodeOutput(latent, text, sink.maps, as_json(sink.reports), ui=ui.PreviewText(text))
 
 
@@ -253,12 +250,10 @@ class IdentityAttentionMap(io.ComfyNode):
                 io.String.Output("report", tooltip=(
                     "The share of the attention that falls on the photo, overall and for each block.")),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @checked
     def execute(cls, images, attention_map, opacity, **choice):
         frames, mask, text = show_map(images, attention_map, opacity, **choice)
-        show_text(cls, text)
         return io.NodeOutput(frames, mask, text, ui={"text": (text,)})

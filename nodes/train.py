@@ -4,6 +4,7 @@ import functools
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..standin_core.face import PRESETS, FaceSettings
 from ..standin_core.folders import output_folder
@@ -32,12 +33,16 @@ from .shared import (
     found_by,
     keeps_what_it_shows,
     only,
-    show_text,
     shown,
 )
 
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
+
+
+def show_progress(cls, words: str) -> None:
+    """Show words on the node while it runs; they are gone after a reload of the page."""
+    PromptServer.instance.send_progress_text(words, cls.hidden.unique_id)
 
 
 class PrepareTrainingData(io.ComfyNode):
@@ -123,9 +128,8 @@ class PrepareTrainingData(io.ComfyNode):
             pairs = PairSettings(given["lowest_similarity"], given["highest_similarity"])
         folder = output_folder(TRAINING, given["name"])
         shards = make_dataset(sources_of(videos, captions), folder, settings, Encoders(given["vae"], given["clip"]),
-                              functools.partial(show_text, cls), pairs, clip_vision)
+                              functools.partial(show_progress, cls), pairs, clip_vision)
         report = summary(folder)
-        show_text(cls, report)
         return io.NodeOutput(shards, report, ui={"text": (report,)})
 
 
@@ -197,7 +201,7 @@ class TrainStandIn(io.ComfyNode):
         def on_step(step: int, loss: float) -> None:
             throw_exception_if_processing_interrupted()
             progress.update_absolute(step)
-            show_text(cls, f"step {step:,} of {settings['steps']:,}: loss {loss:.4f}")
+            show_progress(cls, f"step {step:,} of {settings['steps']:,}: loss {loss:.4f}")
 
         noise_from, noise_to = EXPERTS[expert]
         stand_in, folder = train_adapter(

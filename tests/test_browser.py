@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from small_world.tiny_models import ADAPTER, on_tiny_models
-from support.browser import CHROMIUM, SEARCH
+from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
+from support.browser import CHROMIUM, PACK_NAME, SEARCH, comfy_page
 from support.environment import HOME, PACK
 from support.workflow_graphs import WORKFLOWS
 
@@ -294,3 +294,128 @@ SIDE_BY_SIDE = """() => {
     window.app.canvas.setDirty(true, true);
 }"""
 CROP_AND_PREVIEW = "window.app.graph.nodes.find(n => n.type === 'FacePreprocess').imgs?.length === 2"
+
+
+# what a node says, in a piece
+SAID = {"FacePreprocess": "cropped 1.5x", "StandInSampler": "identity read in", "IdentityReport": "similarity",
+        "IdentityAttentionMap": "%"}
+
+
+@pytest.fixture(scope="module")
+def saying(photo):
+    """A prompt with every node of SAID."""
+    prompt = on_tiny_models(PACK / "workflows" / "api" / "identity_text_to_video.json", photo, 96, 64, 9, 2)
+    # what is in its subgraphs stands beside the others here: an id with a colon would be looked for inside one
+    prompt = json.loads(re.sub(r'"(\d+):(\d+)"', r'"\1\2"', json.dumps(prompt)))
+    key = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[key["StandInSampler"]]["inputs"]["attention_map"] = True
+    frames, reference = [key["VAEDecode"], 0], [key["LoadImage"], 0]
+    return prompt | {
+        "101": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": CLIP_VISION}},
+        "102": {"class_type": "IdentityReport", "inputs": {
+            "images": frames, "reference_image": reference, "clip_vision": ["101", 0], "embedder": "clip vision",
+            "region": "whole frame", "min_score": 0.5}},
+        "103": {"class_type": "IdentityAttentionMap", "inputs": {
+            "images": frames, "attention_map": [key["StandInSampler"], 2], "person": 0, "first_block": 0,
+            "last_block": -1, "opacity": 0.6, "trim_latent": 0}},
+        "104": {"class_type": "PreviewImage", "inputs": {"images": ["103", 0]}}}
+
+
+def test_words_come_back(drawn, usual, saying, request):
+    """Verdict and reports stand on their nodes after a run, in a tab that is opened again, and in the reloaded page
+    after a run in which ComfyUI has the results already.
+    """
+    way = request.node.callspec.params["drawn"]
+    drawn.load(saying, "words")
+    drawn.page.evaluate(IN_A_ROW, list(SAID))
+    said = run_and_read(drawn)
+    assert all(piece in said[kind] for kind, piece in SAID.items())
+    drawn.load({"1": {"class_type": "VAELoader", "inputs": {}}}, "another")
+    drawn.page.get_by_text("words", exact=True).first.click()
+    assert read(drawn) == said
+    drawn.page.wait_for_timeout(3000)  # the page keeps the workflow a little later
+    drawn.reload()
+    drawn.page.evaluate(IN_A_ROW, list(SAID))
+    assert run_and_read(drawn) == said
+    drawn.page.screenshot(path=SCREENSHOTS / f"words_reloaded{'_vue' if way else ''}.png")
+    assert kinds(drawn.errors) - usual == set()
+
+
+def run_and_read(comfy):
+    comfy.page.get_by_role("button", name="Run").first.click()
+    return read(comfy)
+
+
+def read(comfy):
+    """Class of a node -> the words that are seen on it, once all of SAID say something."""
+    comfy.page.wait_for_function(f"Object.keys(({READ})()).length === {len(SAID)}", timeout=120_000)
+    comfy.page.wait_for_timeout(1500)  # pictures come, and nodes grow
+    return comfy.page.evaluate(READ)
+
+
+# those that say something at the top, the others below; a run does not draw another seed
+IN_A_ROW = """kinds => {
+    const {nodes} = window.app.graph, view = window.app.canvas;
+    const speakers = kinds.map(kind => nodes.find(n => n.type === kind));
+    speakers.forEach((node, i) => { node.pos = [40 + 460 * i, 110]; node.setSize([440, node.computeSize()[1]]); });
+    nodes.filter(n => !speakers.includes(n)).forEach((node, i) => { node.pos = [300 * i, 1800]; });
+    nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === 'control_after_generate').forEach(
+        w => { w.value = 'fixed'; });
+    view.ds.scale = 1;
+    view.ds.offset = [40, 20];
+    view.setDirty(true, true);
+}"""
+# the boxes that are seen; Vue draws its own with the same words
+READ = """() => Object.fromEntries(window.app.graph.nodes.flatMap(node => {
+    const box = LiteGraph.vueNodesMode ? document.querySelector(`[data-node-id="${node.id}"] textarea[readonly]`)
+        : node.widgets?.find(w => w.name === 'text')?.element;
+    return box?.readOnly && box.checkVisibility() ? [[node.type, box.value]] : []; }))"""
+
+
+@pytest.fixture
+def in_chinese(drawn):
+    """The page with a node of many choices, as a Chinese user has it."""
+    language = "language => window.app.extensionManager.setting.set('Comfy.Locale', language)"
+    drawn.page.evaluate(language, "zh")
+    drawn.open()
+    drawn.load({"1": {"class_type": "FacePreprocess", "inputs": {"preset": "face only", "which_face": "from left"}}},
+               "choices")
+    yield drawn
+    drawn.page.evaluate(language, "en")
+    drawn.open()
+
+
+def test_choices_are_chinese_and_workflows_english(in_chinese, request):
+    """The node, and the list that it opens; what is picked there stands in the prompt as everywhere."""
+    page, way = in_chinese.page, request.node.callspec.params["drawn"]
+    place = page.evaluate(COMBO_IN_SIGHT, "which_face")
+    shown = (page.locator("[data-testid=widget-select-default-trigger]").all_inner_texts() if way
+             else page.evaluate("window.app.graph.nodes[0].widgets.map(w => w._displayValue)"))
+    assert {"仅脸部", "按序号", "报错"} <= set(shown)
+    page.mouse.click(*place)
+    entries = page.locator("[role=option]" if way else ".litemenu-entry")
+    entries.first.wait_for()
+    page.screenshot(path=SCREENSHOTS / f"choices_in_chinese{'_vue' if way else ''}.png")
+    assert [text.strip() for text in entries.all_inner_texts()] == ["最大", "按序号", "全部"]
+    entries.nth(2).click()
+    (node,) = in_chinese.prompt().values()
+    assert (node["inputs"]["which_face"], node["inputs"]["preset"]) == ("all", "face only")
+
+
+# the middle of a node's only combo of this name on the screen, where screen and graph have one scale
+COMBO_IN_SIGHT = """async name => {
+    const [node] = window.app.graph.nodes, view = window.app.canvas;
+    node.pos = [500, 150];
+    node.setSize([420, node.computeSize()[1]]);
+    view.ds.scale = 1;
+    view.ds.offset = [0, 0];
+    view.setDirty(true, true);
+    await new Promise(done => setTimeout(done, 1500));
+    if (LiteGraph.vueNodesMode) {
+        const label = node.widgets.find(w => w.name === name).label;
+        const box = document.querySelector(`button[role=combobox][aria-label="${label}"]`).getBoundingClientRect();
+        return [box.x + box.width / 2, box.y + box.height / 2];
+    }
+    const canvas = view.canvas.getBoundingClientRect(), widget = node.widgets.find(w => w.name === name);
+    return [canvas.left + node.pos[0] + node.size[0] / 2, canvas.top + node.pos[1] + widget.y + 10];
+}"""

@@ -144,7 +144,8 @@ def test_what_the_registry_gives_to_users_is_the_pack(tmp_path, monkeypatch):
     assert not [name for name in names if name.startswith(left_out)]
     assert {"README.md", "LICENSE", "requirements.txt", "scripts/train.py",
             "scripts/support/environment.py", "workflows/two_people.json",
-            "subgraphs/Identity from a photo.json", "web/docs/LoadStandIn.md", "locales/zh/nodeDefs.json"} <= set(names)
+            "subgraphs/Identity from a photo.json", "web/stand_in.js", "web/docs/LoadStandIn.md",
+            "locales/zh/nodeDefs.json"} <= set(names)
     assert (tmp_path / "node.zip").stat().st_size < 3e6
     expected = set(pack.node_classes())
     monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {})

@@ -7,6 +7,7 @@ import re
 import tomllib
 
 import pytest
+from comfy_api.latest import io
 
 import pack
 from support.browser import PACK_NAME
@@ -84,8 +85,49 @@ def test_the_readmes_name_every_template_and_node(readme):
 def test_chinese_is_chinese():
     for node in words("zh").values():
         tooltips = [each["tooltip"] for each in (*node["inputs"].values(), *node["outputs"].values())]
-        for text in (node["display_name"], node["description"], *tooltips):
-            assert any("\u4e00" <= letter <= "\u9fff" for letter in text), text
+        assert all(map(is_chinese, (node["display_name"], node["description"], *tooltips)))
+
+
+def is_chinese(text):
+    return any("\u4e00" <= letter <= "\u9fff" for letter in text)
+
+
+# ComfyUI shows its own samplers and schedulers by one name in every language
+NAMES_OF_COMFYUI = ("sampler_name", "scheduler")
+# names of networks, methods and types, however they are written
+NAMES = ("retinaface", "insightface", "yunet", "arcface", "sface", "bisenet", "imagenet", "concat-id", "id-animator",
+         "0.5", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
+
+
+def choices():
+    """(node, input) -> choice -> what the page shows of it in Chinese, of every list of choices that is the pack's."""
+    found = {}
+    for name, schema in schemas().items():
+        for each in schema.inputs:
+            if isinstance(each, io.Combo.Input) and each.options and each.id not in NAMES_OF_COMFYUI:
+                shown = words("zh")[name]["inputs"][each.id].get("options", {})
+                assert list(shown) == list(each.options), (name, each.id)
+                found[name, each.id] = shown
+    return found
+
+
+def test_every_choice_has_a_chinese_word():
+    """One for each, so that two choices of a list are told apart."""
+    for shown in choices().values():
+        assert len(set(shown.values())) == len(shown)
+        for choice, word in shown.items():
+            assert is_chinese(word) or choice.lower() == word.lower() in NAMES, (choice, word)
+
+
+def test_chinese_words_of_choices_are_those_of_the_page():
+    """A tooltip names a choice as the page does; a help page also as errors, reports and workflows do."""
+    for (node, name), shown in choices().items():
+        tooltip = words("zh")[node]["inputs"][name]["tooltip"]
+        (row,) = [line for line in help_page(node, "zh").splitlines() if line.startswith(f"| `{name}`")]
+        for choice, word in shown.items():
+            if choice.lower() != word.lower():
+                assert f"{choice} " not in tooltip and f"{choice}：" not in tooltip
+                assert word in row or f"*{choice}*" not in row, (node, name, choice)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -52,6 +52,14 @@ class ComfyPage:
             self.page.wait_for_function("window.app.graph._nodes.length > 3", timeout=UP_MS)
         self.settle()
 
+    def reload(self) -> None:
+        """The same page anew, as a browser's own button loads it; ComfyUI opens again what was open."""
+        nodes = self.page.evaluate("window.app.graph.nodes.length")
+        self.page.reload()
+        self.page.wait_for_function(f"{READY} && window.app.graph.nodes.length === {nodes}", timeout=UP_MS)
+        self.page.get_by_role("button", name="Run").first.wait_for(timeout=UP_MS)
+        self.settle()
+
     def settle(self) -> None:
         """Until the number of nodes and their sizes stay, and no dialog covers them."""
         last = None
