@@ -5,7 +5,7 @@ import re
 import pytest
 
 from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
-from support.browser import CHROMIUM, PACK_NAME, SEARCH, comfy_page
+from support.browser import CHROMIUM, SEARCH
 from support.environment import HOME, PACK
 from support.workflow_graphs import WORKFLOWS
 
