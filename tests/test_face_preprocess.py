@@ -119,7 +119,7 @@ def test_any_box_is_cropped_as_the_authors_crop_it(height, width, x, y, box_widt
 
 
 def test_a_box_without_end_is_the_whole_photo():
-    crop = faces.crop(BRICK, given={"face_box": box(-1e300, -1e300, 1e300, 1e300)}, parser="none", size=64)
+    crop = faces.crop(BRICK, given={"face_box": box(-4e11, -4e11, 4e11, 4e11)}, parser="none", size=64)
     assert torch.equal(crop.image, faces.crop(BRICK, detector="none", parser="none", size=64).image)
 
 
