@@ -370,7 +370,7 @@ SETTINGS = {
     "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and "
                    "tiny_concat_id.safetensors was trained with 1: pick one"),
     "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"shape [1, 16, 1, 8, 8] and the video 8x12"),
-    "no video": ({"shape": (1, 16, 8, 12)}, "needed is that of a video, [B, 16, T, h, w]: connect the latent that is sampled"),
+    "no video": ({"shape": (1, 16, 8, 12)}, "needed is that of a video, [B, 16, T, h, w]: connect the latent"),
 }
 
 

@@ -104,7 +104,8 @@ def choices():
     found = {}
     for name, schema in schemas().items():
         for each in schema.inputs:
-            if isinstance(each, io.Combo.Input) and each.options and each.id not in NAMES_OF_COMFYUI:
+            # a list of files is a type of its own
+            if type(each) is io.Combo.Input and each.options and each.id not in NAMES_OF_COMFYUI:
                 shown = words("zh")[name]["inputs"][each.id].get("options", {})
                 assert list(shown) == list(each.options), (name, each.id)
                 found[name, each.id] = shown

@@ -26,7 +26,7 @@ app.registerExtension({
     }
   },
 
-  // a workflow's tab is opened again, or a job of the queue: ComfyUI brings back the outputs without a run
+  // ComfyUI brings back the outputs without a run where a workflow's tab is opened again
   onNodeOutputsUpdated(outputs) {
     for (const [locator, output] of Object.entries(outputs)) {
       const node = located(locator)
