@@ -1,8 +1,6 @@
 """Measure finished videos against the photo, and pick the best."""
-from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
-from ..standin_core.checks import checked_pictures
 from ..standin_core.evaluation import (
     EMBEDDERS,
     REGIONS,
@@ -19,7 +17,7 @@ from ..standin_core.evaluation import (
 )
 from ..standin_core.face import installed_models
 from ..standin_core.likeness import MOST_COPIED
-from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, shown
+from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, per_picture, shown
 
 
 def compare_inputs():
@@ -73,9 +71,7 @@ class IdentityReport(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, images, reference_image, clip_vision=None, **settings):
-        progress = ProgressBar(len(checked_pictures(images, "images")))
-        result = compare(images, reference_image, CompareSettings(**settings), clip_vision,
-                         lambda: progress.update(1))
+        result = compare(images, reference_image, CompareSettings(**settings), clip_vision, per_picture(images))
         pictures, text = (plot(result), contact_sheet(result)), result.as_text()
         return io.NodeOutput(*pictures, text, result.as_json(),
                              ui={"images": shown(cls, *pictures), "text": (text,)})
@@ -131,9 +127,8 @@ class BestOfN(io.ComfyNode):
         clip_vision = only(clip_vision, "clip_vision") if clip_vision else None
         given = {name: only(values, name) for name, values in single.items()}
         videos = split_videos(images, given.pop("frames_per_video"))
-        progress = ProgressBar(sum(map(len, videos)))
         ranking = rank(videos, photo, most_copied=given.pop("most_copied"), seeds=seeds,
-                       settings=CompareSettings(**given), clip_vision=clip_vision, progress=lambda: progress.update(1))
+                       settings=CompareSettings(**given), clip_vision=clip_vision, progress=per_picture(*videos))
         best, text, sheet = ranking[0], as_text(ranking), ranking_sheet(ranking, videos)
         return io.NodeOutput(videos[best.index], best.index if best.seed is None else best.seed, sheet, text,
                              as_json(ranking), ui={"images": shown(cls, sheet), "text": (text,)})

@@ -1,8 +1,6 @@
 """Turn a photo into a face crop."""
-from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
-from ..standin_core.checks import checked_pictures
 from ..standin_core.face import (
     BORDER_RULES,
     FROM_PRESET,
@@ -26,6 +24,7 @@ from .shared import (
     found_by,
     given_face_inputs,
     min_score_input,
+    per_picture,
     shown,
 )
 
@@ -125,8 +124,7 @@ class FacePreprocess(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, image, face_box=None, face_mask=None, face_landmarks=None, subject_mask=None, **settings):
-        progress = ProgressBar(len(checked_pictures(image, "image")))
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask,
-                          lambda: progress.update(1))
+                          per_picture(image))
         return io.NodeOutput(face.image, face.rgba[..., 3], face.rgba, face.preview, face.verdict, face,
                              ui={"images": shown(cls, face.image, face.preview), "text": (face.verdict,)})

@@ -1,7 +1,9 @@
 """What several nodes share: types, inputs, and how a node shows pictures."""
 import dataclasses
 import functools
+from collections.abc import Callable
 
+from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..standin_core.checks import check_choice, check_number, check_switch, check_text
@@ -136,6 +138,15 @@ def given_face_inputs(where: str):
             f"The face in {where} with key points, from ComfyUI's Detect Face Landmarks (MediaPipe). It replaces the "
             "detector.")),
     )
+
+
+def per_picture(*batches) -> Callable[[], None]:
+    """A function that moves the node's progress bar on by one picture of the batches.
+
+    The pictures are counted at its first call: what came is pictures only once the engine has checked it.
+    """
+    bar = functools.cache(lambda: ProgressBar(sum(map(len, batches))))
+    return lambda: bar().update(1)
 
 
 def shown(cls, *batches) -> list[dict]:

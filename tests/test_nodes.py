@@ -183,6 +183,17 @@ def execute(node_id, **inputs):
     return pack.node_classes()[node_id].execute(**inputs)
 
 
+def test_pictures_are_counted_when_the_first_is_done(bars):
+    """Until then the engine has not checked what came, which may have no number."""
+    batches = [[], []]
+    done = pack.module("nodes.shared").per_picture(*batches)
+    batches[0] += ["first", "second"]
+    batches[1] += ["third"]
+    for _ in range(3):
+        done()
+    assert bars[0] == (1, 3) and bars[-1] == (3, 3)
+
+
 def test_adapters_are_found_beside_loras(tmp_path, monkeypatch):
     import folder_paths
     import safetensors.torch
