@@ -8,3 +8,4 @@ one file that knows the parts of ComfyUI's Wan. ``stand_in`` and ``concat_id`` a
 ``evaluation`` and ``train`` are ways beside the main one.
 docs/architecture.md has the whole.
 """
+__version__ = "0.1.0"  # of the pack, as in pyproject.toml

@@ -4,9 +4,15 @@ import tomllib
 
 import pytest
 
+import standin_core
 from pack import PACK, in_order
 from support.environment import CARRIERS, COMFYUI_VERSION
 from support.workflow_graphs import WORKFLOWS
+
+
+def test_the_code_knows_the_version_of_the_pack():
+    with (PACK / "pyproject.toml").open("rb") as file:
+        assert standin_core.__version__ == tomllib.load(file)["project"]["version"]
 
 
 def test_the_oldest_version_that_is_promised_can_be_tested():

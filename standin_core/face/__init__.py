@@ -12,6 +12,7 @@ from .detectors import (
     detector_refusal,
     keypoint_detector,
     load_detector,
+    resolve_detector,
 )
 from .download import download_if_missing
 from .geometry import BORDER_RULES, aligned, square_around
@@ -36,4 +37,4 @@ __all__ = ["ARCFACE", "BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS",
            "PRESETS", "SFACE", "WHICH", "YUNET", "Detector", "Face", "FaceSettings", "ManagedNetwork", "aligned",
            "choose", "crop_faces", "detector_refusal", "download_if_missing", "file_refusal", "find_insightface",
            "insightface_refusal", "installed_models", "keypoint_detector", "load_detector", "opencv_network",
-           "ready_detector", "square_around", "to_uint8"]
+           "ready_detector", "resolve_detector", "square_around", "to_uint8"]

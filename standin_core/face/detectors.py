@@ -98,10 +98,19 @@ class Detector:
 
 
 def load_detector(name: str, min_score: float) -> Detector:
-    """The detector of a name, or the first that can run here.
+    """The detector that ``resolve_detector`` finds for a name.
 
-    name: one of DETECTORS; "auto" takes the first of BY_NAME that can run and notes why those before it cannot.
     min_score: 0 to 1; faces with a lower score are left out.
+    """
+    name, notes = resolve_detector(name)
+    load, _ = BY_NAME[name]
+    return replace(load(min_score), notes=notes)
+
+
+def resolve_detector(name: str) -> tuple[str, tuple[str, ...]]:
+    """The name of the detector that runs, and a note for each that "auto" passed over.
+
+    name: one of DETECTORS; "auto" takes the first of BY_NAME that can run here.
 
     Raises UserError if a detector was chosen by name and cannot run.
     """
@@ -109,13 +118,12 @@ def load_detector(name: str, min_score: float) -> Detector:
         refusal = detector_refusal(name)
         if refusal is not None:
             raise UserError(f"{name} cannot run: {refusal}. Supply what is missing, or set detector to auto.")
-        load, _ = BY_NAME[name]
-        return load(min_score)
+        return name, ()
     notes: list[str] = []
-    for candidate, (load, refuse) in BY_NAME.items():
-        refusal = refuse()
+    for candidate in BY_NAME:
+        refusal = detector_refusal(candidate)
         if refusal is None:
-            return replace(load(min_score), notes=tuple(notes))
+            return candidate, tuple(notes)
         notes.append(f"{candidate} not used: {in_short(refusal)}")
     raise AssertionError("none can always run")
 

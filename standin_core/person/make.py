@@ -1,22 +1,20 @@
 """From photos to a person: the face work, the VAE and CLIP vision, once."""
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.utils
 import torch
 
+from .. import __version__
 from ..checks import checked_pictures, checked_size
 from ..clip_vision import hidden_states
 from ..contracts import UserError
-from ..face import DETECTORS, FaceSettings, crop_faces, detector_refusal
+from ..face import FaceSettings, crop_faces, resolve_detector
 from ..latents import PIXELS_PER_LATENT
 from ..reference import answer_of, encode_reference, fitted
 from .record import Person, Use
 
-PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 OTHER_PRESETS = {Use.CONCAT_ID: "Concat-ID", Use.ID_ANIMATOR: "ID-Animator"}
 
 
@@ -74,7 +72,5 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
 
 
 def _made_by(settings: PersonSettings) -> str:
-    version = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
-    can_run = (name for name in DETECTORS if name != "auto" and detector_refusal(name) is None)
-    detector = next(can_run) if settings.detector == "auto" else settings.detector
-    return f"Stand-In for ComfyUI {version}, preset {settings.preset}, detector {detector}"
+    detector, _ = resolve_detector(settings.detector)
+    return f"Stand-In for ComfyUI {__version__}, preset {settings.preset}, detector {detector}"
