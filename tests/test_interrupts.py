@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import faces
-from standin_core.concat_id.weights import load_concat_id
+from standin_core.concat_id.model import load_concat_id
 from standin_core.evaluation import CompareSettings, compare
 from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces
 from standin_core.face_swap import RefineSettings, enlarge_small_face, enlarged, refine

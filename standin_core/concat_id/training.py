@@ -30,7 +30,7 @@ from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan, differentiable
 from .apply import apply_concat_id
 from .forward import ReferenceModulation, references_appended
-from .weights import OWN_BIAS, OWN_BLOCK, OWN_WEIGHT, REFERENCES, WIDEST, ConcatID, load_concat_id
+from .model import OWN_BIAS, OWN_BLOCK, OWN_WEIGHT, REFERENCES, WIDEST, ConcatID, load_concat_id
 
 VARIANTS = FIRST_STAGE, ADALN = ("first stage", "AdaLN")
 WEIGHTS = ALL, LOW_RANK = ("all", "low rank")
