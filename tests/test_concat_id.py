@@ -9,7 +9,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.sd
 import concat_id
-import folder_paths
 import pytest
 import safetensors.torch
 import torch
@@ -290,14 +289,10 @@ def test_start_and_end_percent(model, start, end, calls):
 
 
 @pytest.fixture
-def loaded(tmp_path, monkeypatch):
+def loaded(diffusion_models):
     """(model, concat_id) of the tiny AdaLN file, through Load Concat-ID."""
-    safetensors.torch.save_file(concat_id_weights(tiny.WAN), tmp_path / "mine.safetensors", tiny.WAN.metadata())
-    _, extensions = folder_paths.folder_names_and_paths["diffusion_models"]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], extensions))
-    folder_paths.filename_list_cache.pop("diffusion_models", None)
-    yield pack.node_classes()["LoadConcatID"].execute(file="mine.safetensors", weight_dtype="default").args
-    folder_paths.filename_list_cache.pop("diffusion_models", None)
+    safetensors.torch.save_file(concat_id_weights(tiny.WAN), diffusion_models / "mine.safetensors", tiny.WAN.metadata())
+    return pack.node_classes()["LoadConcatID"].execute(file="mine.safetensors", weight_dtype="default").args
 
 
 def masked_loop(video, mask, noise, reference, steps, shift, cfg, prompts):

@@ -96,6 +96,12 @@ def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
     return _model(native, metadata, path, model_options, disable_dynamic)
 
 
+def came_from_concat_id(model) -> bool:
+    """Whether a ModelPatcher is one of ``load_concat_id``."""
+    loader, *_ = getattr(model, "cached_patcher_init", None) or (None,)
+    return loader is load_native
+
+
 def check_fit(concat_id: ConcatID, model) -> None:
     """Raise UserError unless the model is the one that this file was trained as.
 
