@@ -149,6 +149,6 @@ def per_picture(*batches) -> Callable[[], None]:
     return lambda: bar().update(1)
 
 
-def shown(cls, *batches) -> list[dict]:
+def previews(cls, *batches) -> list[dict]:
     """The pictures of several batches, for the node to show."""
     return [picture for batch in batches for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]

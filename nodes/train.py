@@ -46,7 +46,7 @@ from .shared import (
     found_by,
     keeps_what_it_shows,
     only,
-    shown,
+    previews,
 )
 
 METHODS = {"Stand-In": StandInMethod, "Concat-ID": ConcatIDMethod}
@@ -107,7 +107,7 @@ def each_step(cls, steps: int) -> Callable[[int, float], None]:
 def trained(cls, *made, folder: Path):
     """A node's output: what was trained, and the pictures of the run's folder."""
     loss, samples = run_pictures(folder)
-    return io.NodeOutput(*made, loss, samples, ui={"images": shown(cls, loss, samples)})
+    return io.NodeOutput(*made, loss, samples, ui={"images": previews(cls, loss, samples)})
 
 
 class PrepareTrainingData(io.ComfyNode):

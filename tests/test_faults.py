@@ -49,6 +49,15 @@ class AtOperation(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def tensors_in(content):
+    """Those of a dictionary, a list or a tuple, and of such inside of it."""
+    for each in gc.get_referents(content):
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, dict | list | tuple):
+            yield from tensors_in(each)
+
+
 @pytest.fixture
 def held(monkeypatch):
     """Weak references to the identity K and V that runs have held."""
@@ -57,11 +66,7 @@ def held(monkeypatch):
 
     def watched(self, *args):
         found = layers(self, *args)
-        references.extend(weakref.ref(tensor) for tensor in gc.get_referents(found.__dict__)
-                          if isinstance(tensor, torch.Tensor))
-        for each in getattr(found, "_layers", None) if isinstance(getattr(found, "_layers", None), list) else ():
-            references.extend(weakref.ref(part) for tensor in each
-                              for part in (tensor if isinstance(tensor, tuple) else (tensor,)))
+        references.extend(map(weakref.ref, tensors_in(vars(found))))
         return found
 
     monkeypatch.setattr(IdentityCache, "layers", watched)

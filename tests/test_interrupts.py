@@ -58,7 +58,7 @@ def test_a_face_that_is_enlarged(monkeypatch):
     """Cancelled when it was found in the last frame: no mask is drawn. Cancelled later: no square is cut."""
     images, box = torch.rand(5, 64, 80, 3), {"x": 30, "y": 22, "width": 16, "height": 16}
     settings = RefineSettings(size=64, largest_face=20)
-    monkeypatch.setattr(refine, "_ellipse", lambda *_: pytest.fail("a mask was drawn"))
+    monkeypatch.setattr(refine, "ellipse", lambda *_: pytest.fail("a mask was drawn"))
     with pytest.raises(Interrupted):
         enlarge_small_face(images, settings, face_box=[*[[box]] * 4, [CancelsWhenRead(box)]])
     monkeypatch.undo()
