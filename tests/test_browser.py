@@ -1,10 +1,12 @@
 """ComfyUI's own page in a real browser: every bundled workflow, and a user's first five minutes."""
+import itertools
 import json
 import re
 
 import pytest
 
 from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
+from support import moving_photo
 from support.browser import CHROMIUM, SEARCH
 from support.environment import HOME, PACK
 from support.workflow_graphs import WORKFLOWS
@@ -48,11 +50,7 @@ def test_workflow_in_the_page(drawn, usual, workflow, request):
     drawn.page.screenshot(path=SCREENSHOTS / f"{workflow.name}{'_vue' if way else ''}.png")
     assert (drawn.size["width"], drawn.size["height"]) == (1920, 1080)
     assert drawn.scale() >= READABLE
-    boxes = drawn.boxes()
-    for index, first in enumerate(boxes):
-        for second in boxes[index + 1:]:
-            assert (first["right"] <= second["left"] or second["right"] <= first["left"]
-                    or first["bottom"] <= second["top"] or second["bottom"] <= first["top"]), (first, second)
+    assert overlaps(drawn.boxes()) == []
     cut = drawn.page.evaluate(CUT_BY_VUE if way else CUT_BY_CANVAS)
     assert cut == []
     words = drawn.page.evaluate(WORDS_BY_VUE if way else WORDS_BY_CANVAS)
@@ -65,6 +63,12 @@ def test_workflow_in_the_page(drawn, usual, workflow, request):
     expected = json.loads((PACK / "workflows" / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
     assert drawn.prompt() == expected
     assert kinds(drawn.errors) - usual == set()
+
+
+def overlaps(boxes):
+    return [(first["title"], second["title"]) for first, second in itertools.combinations(boxes, 2)
+            if first["left"] < second["right"] and second["left"] < first["right"]
+            and first["top"] < second["bottom"] and second["top"] < first["bottom"]]
 
 
 # nodes whose widgets need more room than they have, and notes whose end one must scroll to
@@ -112,6 +116,33 @@ VALUES = """() => window.app.graph.nodes.flatMap(node => node.widgets ?? []).map
 
 def begin_with(start, values):
     return {value for value in values if value.startswith(start)}
+
+
+@pytest.fixture
+def upright(comfy, server):
+    """The page where the templates' videos are upright ones."""
+    files = [server.base / "input" / name for name in ("video.mp4", "control.mp4")]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        moving_photo.write_video(file, moving_photo.video(9, 480, 832))
+    comfy.open()  # which has no video in its cache
+    yield comfy
+    for file, content in zip(files, before):
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if "LoadVideo" in {node.kind for node in each.nodes}],
+                         ids=lambda workflow: workflow.name)
+def test_an_upright_video_covers_no_node(upright, workflow):
+    """On the canvas its node grows to the height that it has at this width."""
+    upright.draw_nodes_by_vue(False)
+    upright.show(json.loads((PACK / "workflows" / f"{workflow.name}.json").read_text(encoding="utf-8")), workflow.name)
+    upright.page.wait_for_function(GROWN, timeout=20_000)
+    upright.page.screenshot(path=SCREENSHOTS / f"{workflow.name}_upright.png")
+    assert overlaps(upright.boxes()) == []
+
+
+GROWN = "window.app.graph.nodes.filter(n => n.type === 'LoadVideo').every(n => n.size[1] > 1.5 * n.size[0])"
 
 
 @pytest.fixture
