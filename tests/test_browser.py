@@ -372,6 +372,31 @@ def test_words_come_back(drawn, usual, saying, request):
     assert kinds(drawn.errors) - usual == set()
 
 
+def test_words_come_back_inside_a_subgraph(comfy, photo):
+    """In a tab that is opened again, on a node that stands inside a subgraph, as in the templates."""
+    comfy.open()
+    comfy.draw_nodes_by_vue(False)
+    comfy.load({"1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+                "2": {"class_type": "FacePreprocess", "inputs": {"image": ["1", 0]}}}, "inside")
+    comfy.page.evaluate(INTO_A_SUBGRAPH)
+    comfy.page.get_by_role("button", name="Run").first.click()
+    comfy.page.wait_for_function(SAID_INSIDE, timeout=120_000)
+    said = comfy.page.evaluate(SAID_INSIDE)
+    assert SAID["FacePreprocess"] in said
+    comfy.load({"1": {"class_type": "VAELoader", "inputs": {}}}, "another")
+    comfy.page.get_by_text("inside", exact=True).first.click()
+    comfy.page.wait_for_function(SAID_INSIDE, timeout=20_000)
+    assert comfy.page.evaluate(SAID_INSIDE) == said
+
+
+INTO_A_SUBGRAPH = """() => {
+    const graph = window.app.graph;
+    graph.convertToSubgraph(new Set(graph.nodes.filter(node => node.type === 'FacePreprocess')));
+}"""
+SAID_INSIDE = """() => [...window.app.rootGraph.subgraphs.values()].flatMap(graph => graph.nodes).find(
+    node => node.type === 'FacePreprocess')?.widgets.find(w => w.name === 'text')?.value"""
+
+
 def run_and_read(comfy):
     comfy.page.get_by_role("button", name="Run").first.click()
     return read(comfy)
