@@ -233,16 +233,23 @@ def found_by(comfy, words):
     return text
 
 
-def test_the_blueprint_is_one_node_with_three_links(comfy):
-    """Found by the page's search, and it takes a photo, a model and a VAE."""
+@pytest.mark.parametrize(("words", "slots", "sources"), [
+    ("identity from a photo", ["image", "model", "vae"],
+     {"stand_in": "LoadStandIn", "reference_image": "FacePreprocess"}),
+    ("identity of a kept person", ["model", "vae"], {"stand_in": "LoadStandIn", "person": "LoadPerson"})])
+def test_a_blueprint_is_one_node(comfy, words, slots, sources):
+    """Found by the page's search; it takes these, and what is inside is linked."""
     comfy.open()
     comfy.page.evaluate("window.app.graph.clear()")
-    comfy.drop("identity from a photo", EMPTY_PLACE)
+    comfy.drop(words, EMPTY_PLACE)
     (node,) = comfy.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
-        slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),
-        inner: n.subgraph.nodes.map(i => i.type).sort()}))""")
-    assert node == {"slots": ["image", "model", "vae"], "outputs": ["MODEL"],
-                    "inner": ["ApplyIdentityBranch", "FacePreprocess", "LoadStandIn"]}
+        slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type)}))""")
+    assert node == {"slots": slots, "outputs": ["MODEL"]}
+    inner = comfy.prompt()
+    (identity,) = [each for each in inner.values() if each["class_type"] == "ApplyIdentityBranch"]
+    assert {name: inner[value[0]]["class_type"] for name, value in identity["inputs"].items()
+            if isinstance(value, list)} == sources
+    assert len(inner) == 3
 
 
 @pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if each.app], ids=lambda workflow: workflow.name)

@@ -903,7 +903,17 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
              TWO_GPUS, SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, CONTINUED, TRAIN, CONCATENATED, PICTURES, ANIMATED)
 
-# What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
-BLUEPRINT = Workflow("Identity from a photo", "", (
-    ("", (model(), vae(), photo(), *PERSON, Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)}))),), "",
-    subgraphs=(PERSON_NODE,))
+# What the page offers under *Subgraph Blueprints*: the first workflow's identity, and that of a kept person.
+KEPT = (adapter(), Node("kept", "LoadPerson", {"person": "my_person.safetensors"}),
+        Node("identity", "ApplyIdentityBranch", {"model": ("model", 0), "stand_in": ("adapter", 0), "vae": ("vae", 0),
+                                                 "person": ("kept", 0)}))
+SHIFT = Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)})
+BLUEPRINTS = (
+    Workflow("Identity from a photo", "", (("", (model(), vae(), photo(), *PERSON, SHIFT)),), "",
+             subgraphs=(PERSON_NODE,)),
+    Workflow("Identity of a kept person", "", (("", (model(), vae(), *KEPT, SHIFT)),), "", subgraphs=(Subgraph(
+        "Identity of a kept person", "Gives a Wan model the identity of a person that Save Person kept: a model in, a "
+                                     "model out. The VAE is for persons that were saved without one.",
+        tuple(node.key for node in KEPT),
+        (("kept", "person", "person"), ("adapter", "adapter", "adapter"), ("identity", "strength", "strength")),
+        shows="kept"),)))
