@@ -128,7 +128,8 @@ class ManagedNetwork:
         """Raises UserError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
         assert path is not None  # or file_refusal would say so
-        weights = read_weights(path, _remedy(path, model_file)).content
+        weights = read_weights(path, _remedy(path, model_file),
+                               comfy.model_management.throw_exception_if_processing_interrupted).content
         try:
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
         except (AttributeError, TypeError, RuntimeError) as error:  # no dict of names, or another network's
