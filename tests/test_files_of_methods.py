@@ -113,7 +113,7 @@ def test_a_good_file(kind):
 
 
 @given(st.sampled_from(sorted(KINDS)), st.data())
-@examples("damaged files of other methods and of people", 40, 2500)
+@examples("damaged files of other methods and of people", 40, 5000)
 def test_damage(kind, data):
     content = bytearray(KINDS[kind][0]())
     if data.draw(st.booleans()):

@@ -97,13 +97,19 @@ def train(model, method: Method, shards: Path, settings: TrainSettings, on_step:
                 for step, loss in steps:
                     on_step(step, loss)
         except comfy.model_management.OOM_EXCEPTION as error:
-            raise UserError(f"the device is out of memory ({error}): take fewer frames or a smaller picture, "
-                            f"checkpointing, together 1, or {method.saving}; scripts/train.py --dry-run says how "
-                            "much each needs.") from error
+            raise UserError(f"the device is out of memory ({error}): take {_lighter(settings, method)}; "
+                            "scripts/train.py --dry-run says how much each needs.") from error
         run.finish(method.file)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return folder
+
+
+def _lighter(settings: TrainSettings, method: Method) -> str:
+    """What takes less memory than these settings, in words; a setting that is there already is not named."""
+    *ways, last = ["fewer frames", "a smaller picture", *["checkpointing"] * (not settings.checkpointing),
+                   *["together 1"] * (settings.together > 1), method.saving]
+    return f"{', '.join(ways)} or {last}"
 
 
 def trainable(model):
