@@ -8,7 +8,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..standin_core.checks import check_choice, check_made, check_number, check_switch, check_text
-from ..standin_core.concat_id.weights import ConcatID
+from ..standin_core.concat_id.model import ConcatID
 from ..standin_core.contracts import FaceCrop, UserError
 from ..standin_core.face import DETECTORS
 from ..standin_core.face_swap import FaceTrack
@@ -32,7 +32,7 @@ TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
 # by the types of the pack: what goes through such a socket, and what makes it
 MADE = {
     StandIn.io_type: (StandInAdapter, "the output stand_in of Load Stand-In or Train Stand-In"),
-    ConcatIDType.io_type: (ConcatID, "the output concat_id of Load Concat-ID"),
+    ConcatIDType.io_type: (ConcatID, "the output concat_id of Load Concat-ID or Train Concat-ID"),
     IDAnimatorType.io_type: (IDAnimatorAdapter, "the output id_animator of Load ID-Animator"),
     FaceCropType.io_type: (FaceCrop, "the output face of Face Preprocess or Load Person"),
     PersonType.io_type: (Person, "the output person of Load Person or Save Person"),
