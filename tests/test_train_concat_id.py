@@ -302,7 +302,8 @@ def test_it_learns_a_clip_by_its_photo(kind, diffusion_models):
         other = flow_matching_loss(made, dataclasses.replace(item, reference=-item.reference))
     assert losses[-1] < 0.7 * losses[0] and other > 1.05 * losses[-1]
     made.save(made.weights, diffusion_models / "mine.safetensors", {})
-    model, concat_id = load_concat_id(diffusion_models / "mine.safetensors")
+    load = pack.module("standin_core.concat_id.model").load_concat_id
+    model, concat_id = load(diffusion_models / "mine.safetensors")
     frames = []
     for sign in (1, -1):
         reference = {"samples": sign * model.model.process_latent_out(item.reference)}
