@@ -42,8 +42,8 @@ summary {{ color: #666; cursor: pointer; }}
 looks like them, was seen in training. The bundled workflow made every video in a ComfyUI server. The three videos of a
 row have one prompt and one seed; only a setting of <i>Apply Identity Branch</i> differs. They are the first {people} of
 the list, not the best; the videos play there and back at half their speed.</p>
-<p>A <i>reader</i>, a small network that was trained on drawings alone, names the traits in every frame. Over {measured}
-people, on a scale from 0 (chance) to 1 (real videos), {paper.kept:.2f} of a person is kept {paper.name},
+<p>A <i>reader</i>, a small network that was trained on drawn pictures alone, names the traits in every frame. Over
+{measured} people, on a scale from 0 (chance) to 1 (real videos), {paper.kept:.2f} of a person is kept {paper.name},
 {closer.kept:.2f} with <i>guidance: positive pass</i> ({closer.name}), and {plain.kept:.2f} {plain.name}.</p>
 {rows}
 <section>
@@ -94,8 +94,8 @@ class Shown:
     def summary(self) -> str:
         """How many of the person's traits are found."""
         found = ", ".join(f"{video.reading.agreement(self.person):.0%} {video.setting.name}" for video in self.videos)
-        return (f"Traits of the person found: {found}; {CHANCE:.0%} by a guess, "
-                f"{self.reading_real.agreement(self.person):.0%} in a real video through the same VAE.")
+        return (f"Traits found: {found} (a guess: {CHANCE:.0%}; a real video: "
+                f"{self.reading_real.agreement(self.person):.0%}).")
 
 
 def write_report(folder: Path, shown: list[Shown], photograph: Path, crop: Path, verdict: str) -> Path:

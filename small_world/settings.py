@@ -22,7 +22,7 @@ class Setting:
 
     @property
     def kept(self) -> float:
-        """How much of a person is kept with it, as measured over people_measured()."""
+        """How much of a person is kept with it, as measured over `people_measured` people."""
         return _record()[self.measured_as]["kept"]
 
 
