@@ -21,7 +21,7 @@ from .contracts import UserError
 
 MOST_BYTES = 8 << 30  # of a file that is read whole; an adapter of rank 1024 for Wan 14B has 5.0 GB in fp32
 LONGEST_KEY = 256  # characters
-MOST_IN_HEADER = 10 << 20  # bytes of what a safetensors says of its tensors; a Wan 14B's have 0.2 MB
+MOST_IN_HEADER = 2 << 20  # bytes of what a safetensors says of its tensors; a Wan 14B's have 0.2 MB
 CHUNK_BYTES = 1 << 24
 MOST_SHARING = 4  # tensors of a file may share their data, as weights and a copy of them do
 
@@ -72,9 +72,12 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
 
             def take(count: int) -> bytes:
                 ask()
-                part = file.read(count)
-                digest.update(part)
-                return part
+                taken = io.BytesIO()
+                while part := file.read(min(CHUNK_BYTES, count - taken.tell())):
+                    ask()
+                    digest.update(part)
+                    taken.write(part)
+                return taken.getvalue()
 
             if path.suffix.lower() in SAFETENSORS:
                 content, metadata = _safetensors(take, size)

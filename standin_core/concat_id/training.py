@@ -32,6 +32,7 @@ from ..train.low_rank import DOWN, UP, low_rank_modules, low_rank_optimizer, low
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan, differentiable
+from ..weights import SAFETENSORS
 from .apply import apply_concat_id
 from .forward import ReferenceModulation, references_appended
 from .model import (
@@ -335,7 +336,7 @@ class LowRankLearner(ConcatIDLearner):
 
 def _metadata(file: Path | None) -> dict[str, str]:
     """What a file of a model says of itself; nothing where there is none, or no safetensors."""
-    if file is None or file.suffix != ".safetensors" or not file.is_file():
+    if file is None or file.suffix.lower() not in SAFETENSORS or not file.is_file():
         return {}
     with safetensors.safe_open(file, "pt") as header:
         return header.metadata() or {}
