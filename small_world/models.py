@@ -24,7 +24,7 @@ def adapter_file(ablation: str | None = None) -> Path:
     return ADAPTER_FILE.with_stem(f"{ADAPTER_FILE.stem}_{ablation.replace(' ', '_')}")
 
 
-SIDE, FRAMES = 64, 9
+WIDTH, HEIGHT, FRAMES = 96, 64, 9
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
 VAE_WIDTH = 16
 ENCODER = ("encoder.", "conv1.")  # the part of the VAE's weights that makes latents
