@@ -60,3 +60,37 @@ def training_clip(number: int) -> tuple[Clip, np.random.Generator]:
     """The clip of a number, of the people to train on; the generator is for what else is drawn."""
     rng = np.random.default_rng([0, number])
     return random_clip(split().train, rng), rng
+
+
+def training_examples(cache: Path, count: int = CLIPS) -> Path:
+    """The folder of shards of so many clips, below cache, made where it is not there; named by all they follow from."""
+    folder = cache / f"shards_{count}_{_hash()}"
+    names = [f"clip {number:05d}" for number in range(count)]
+    for line in write_shards(folder, names, lambda missing: _encoded(names, missing)):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    return folder
+
+
+def _hash() -> str:
+    drawn = b"".join((HERE / f"{name}.py").read_bytes() for name in ("people", "scenes", "render", "photos", "data"))
+    read = b"".join(context.numpy().tobytes() for context in caption_contexts().values())
+    return hashlib.sha256(encoder_hash().encode() + drawn + read).hexdigest()[:12]
+
+
+def _encoded(names: list[str], missing: set[str]) -> Iterator[tuple[str, Example]]:
+    if not missing:
+        return
+    vae, contexts = new_vae().eval(), caption_contexts()
+    wanted = [(number, name) for number, name in enumerate(names) if name in missing]
+    for first in range(0, len(wanted), ENCODED_TOGETHER):
+        group = wanted[first:first + ENCODED_TOGETHER]
+        drawn = [(name, *training_clip(number)) for number, name in group]
+        shown = [np.stack([random_photo(person, rng) for _ in range(PHOTOS) for person, _ in clip.cast])
+                 for _, clip, rng in drawn]
+        with torch.inference_mode():
+            videos, photos = (to_model_space(vae.encode(to_pixels(torch.from_numpy(pixels)))) for pixels in (
+                np.stack([clip.video() for _, clip, _ in drawn]), np.concatenate(shown)[:, None]))
+        for (name, clip, _), latent, of_clip in zip(drawn, videos, photos.split([len(each) for each in shown])):
+            of_cast = of_clip.unflatten(0, (PHOTOS, len(clip.cast))).squeeze(3).movedim(1, 2)
+            yield name, Example(latent, of_cast, contexts[clip.caption][0])

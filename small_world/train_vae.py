@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from small_world.data import random_clip, random_photo
-from small_world.models import ENCODER, FRAMES, HEIGHT, VAE_FILE, WEIGHTS, WIDTH, new_vae, save, to_model_space
-from small_world.models import to_pixels
+from small_world.latents import head_weights
+from small_world.models import ENCODER, FRAMES, VAE_FILE, WEIGHTS, new_vae, save, to_model_space, to_pixels
 from small_world.people import split
 from small_world.photos import PHOTO_SIDE
 from small_world.training import train
@@ -32,7 +32,6 @@ from small_world.training import train
 PICTURES, CLIPS, PHOTOS = 6, 2, 8  # batch sizes
 LEARNING_RATE = 8e-4
 LATENT_NOISE, NORMAL_WEIGHT, EDGE_WEIGHT = 0.05, 0.02, 0.5
-HEAD_WEIGHT, HEAD_SPREAD = 5.0, 0.35  # added to 1 in the middle of a head; in heights of the head
 
 
 def batch(people, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -43,19 +42,7 @@ def batch(people, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return np.stack(shown), np.ones((PHOTOS, 1, 1, PHOTO_SIDE, PHOTO_SIDE), np.float32)
     clips = [random_clip(people, rng) for _ in range(PICTURES if kind == "pictures" else CLIPS)]
     frames = {"pictures": 1, "short": 5, "long": FRAMES}[kind]
-    return np.stack([clip.video(frames) for clip in clips]), np.stack([head_weight(clip) for clip in clips])
-
-
-def head_weight(clip) -> np.ndarray:
-    """[1, 1, HEIGHT, WIDTH]: heads count up to six times as much as the rest, where they are in the middle of the clip."""
-    weight = np.ones((HEIGHT, WIDTH), np.float32)
-    for _, scene in clip.cast:
-        pose = scene.at(0.5)
-        down = (np.arange(HEIGHT) + 0.5) / HEIGHT - pose.y
-        across = ((np.arange(WIDTH) + 0.5) / WIDTH - pose.x) * WIDTH / HEIGHT
-        apart = (down[:, None] ** 2 + across[None, :] ** 2) / (HEAD_SPREAD * pose.size) ** 2
-        weight += HEAD_WEIGHT * np.exp(-apart / 2).astype(np.float32)
-    return (weight / weight.mean())[None, None]
+    return np.stack([clip.video(frames) for clip in clips]), np.stack([head_weights(clip, cell=1) for clip in clips])
 
 
 def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> None:
