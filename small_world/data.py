@@ -19,7 +19,7 @@ from .captions import caption_contexts
 from .models import FRAMES, HEIGHT, WIDTH, encoder_hash, new_vae, to_model_space, to_pixels
 from .people import Person, split
 from .photos import photo
-from .render import video
+from .render import picture, video
 from .scenes import Scene, caption, photo_scene, random_pair, random_scene
 
 CLIPS, PHOTOS = 20_000, 2
@@ -42,6 +42,11 @@ class Clip:
         """[frames, HEIGHT, WIDTH, 3] uint8"""
         (person, scene), *beside = self.cast
         return video(person, scene, frames, WIDTH, HEIGHT, *beside)
+
+    def picture(self, t: float) -> np.ndarray:
+        """[HEIGHT, WIDTH, 3] uint8, at time t, 0 to 1."""
+        (person, scene), *beside = self.cast
+        return picture(person, scene, t, WIDTH, HEIGHT, *beside)
 
 
 def random_clip(people: Sequence[Person], rng: np.random.Generator) -> Clip:
