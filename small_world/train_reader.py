@@ -2,7 +2,7 @@
 
 At the end it says how often the reader is right on people whom it never saw.
 
-    .standin/venv/bin/python small_world/train_reader.py --minutes 12     # goes on from the weights that are there
+    .standin/venv/bin/python small_world/train_reader.py --minutes 30     # goes on where it was stopped
 """
 from __future__ import annotations
 
@@ -58,3 +58,52 @@ def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:
         shown = clip.picture(frame / (FRAMES - 1))
     which = int(rng.integers(len(clip.cast)))
     return halves(shown[None])[which][0] if len(clip.cast) > 1 else shown, *clip.cast[which], frame / (FRAMES - 1)
+
+
+def examples(people, decoded: list[np.ndarray],
+             rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pixels [B, 3, HEIGHT, WIDTH], labels and whether they can be seen [B, 7], poses [B, 9]."""
+    pixels, labels, visible, poses = [], [], [], []
+    for _ in range(BATCH):
+        shown, person, scene, t = seen(people, decoded, rng)
+        shown = shown.astype(np.float32)
+        if rng.random() < BLURRED:
+            shown = cv2.GaussianBlur(shown, (0, 0), rng.uniform(0.2, LARGEST_BLUR))
+        shown += rng.normal(0, rng.uniform(0, NOISE), shown.shape)
+        pixels.append(framed(torch.from_numpy(shown).movedim(-1, 0)[None] / 127.5 - 1))
+        labels.append(person.labels)
+        visible.append(person.visible)
+        poses.append([getattr(scene.at(t), name) for name in POSE])
+    return (torch.cat(pixels).float(), torch.from_numpy(np.stack(labels)), torch.from_numpy(np.stack(visible)),
+            torch.tensor(poses, dtype=torch.float32) / POSE_SCALE)
+
+
+def main(minutes: float, seed: int, clips: int, state: Path, out: Path) -> None:
+    torch.manual_seed(seed)
+    people, decoded, reader = split().train, decoded_clips(clips), Reader().train()
+
+    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+        pixels, labels, visible, poses = examples(people, decoded, rng)
+        logits, pose = reader(pixels)
+        of_traits = torch.stack([torch.nn.functional.cross_entropy(each, labels[:, i], reduction="none")
+                                 for i, each in enumerate(logits)], dim=1)
+        return of_traits[visible].mean() + POSE_WEIGHT * torch.nn.functional.smooth_l1_loss(pose, poses)
+
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    file = out / READER_FILE.name
+    weights = train(reader, [optimizer], minutes, state, loss_of,
+                    lambda average, record: save(average, file, {"seed": seed, **record}), seed)
+    save(weights, file)
+    reader.load_state_dict(weights)
+    sys.stdout.write(f"{calibrate(reader.eval())}\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", type=int, default=DECODED, help="that go through the VAE")
+    parser.add_argument("--state", type=Path, default=PACK / ".standin" / "small_world" / "reader.state")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    options = parser.parse_args()
+    main(options.minutes, options.seed, options.clips, options.state, options.out)
