@@ -78,9 +78,9 @@ class Split(NamedTuple):
 def split(seed: int = 0) -> Split:
     """The three parts, in an order that follows from the seed.
 
-    Nobody to validate or to test on looks like somebody in another part, though each of their traits comes up there: it
-    is the combination that is new. So nobody of them is bald or wears dark glasses: what that hides differs among people
-    who look the same.
+    Nobody to validate or to test on looks like somebody in another part, though each of their traits comes up there:
+    it is the combination that is new. So nobody of them is bald or wears dark glasses: what that hides differs among
+    people who look the same.
     """
     people = everyone()
     order = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]

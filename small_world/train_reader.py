@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from small_world.data import random_clip, random_photo, training_clip
+from small_world.data import random_clip, training_clip
 from small_world.measure import calibrate, through_vae
 from small_world.models import FRAMES, WEIGHTS, new_vae, save
 from small_world.people import Person, split

@@ -4,8 +4,8 @@
     .standin/venv/bin/python small_world/train_vae.py --minutes 40 --decoder      # the latents stay what they are
 
 It begins with the weights that are there. Latents are drawn towards the mean and the deviation that ComfyUI takes off
-for Wan, so that the model sees numbers near a normal distribution. The decoder alone can be trained on at the end, which
-leaves valid what was trained on latents.
+for Wan, so that the model sees numbers near a normal distribution. The decoder alone can be trained on at the end,
+which leaves valid what was trained on latents.
 """
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ def _drawn(clip: Clip, frames: int, cropped: bool, rng: np.random.Generator) -> 
 def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> None:
     people, vae = split().train, new_vae()
     for layer in vae.modules():  # a fifth faster here
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d):
-            layer.to(memory_format=torch.channels_last if isinstance(layer, torch.nn.Conv2d) else torch.channels_last_3d)
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)
+        elif isinstance(layer, torch.nn.Conv3d):
+            layer.to(memory_format=torch.channels_last_3d)
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not (decoder and name.startswith(ENCODER)))
 

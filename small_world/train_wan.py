@@ -4,9 +4,9 @@
 
 It begins with the weights that are there. Who is in a video stands in no caption, so the model learns to make anybody
 up. A share of the clips begins with a photo of the person that is not noised, at timestep 0, as the films that real
-models are trained on show a face from near before it is seen from afar: so the model learns that a person stays who they
-are. Latents are made once and kept in --cache. Flow matching as in ``standin_core.train``, without an identity; heads
-count more than what is around them.
+models are trained on show a face from near before it is seen from afar: so the model learns that a person stays who
+they are. Latents are made once and kept in --cache. Flow matching as in ``standin_core.train``, without an identity;
+heads count more than what is around them.
 """
 from __future__ import annotations
 
