@@ -22,8 +22,9 @@ from .photos import photo
 from .render import picture, video
 from .scenes import Scene, caption, photo_scene, random_pair, random_scene
 
-CLIPS, PHOTOS = 20_000, 2
-PAIRS, BUSY = 0.1, 0.3  # shares: clips with two people, photos before clutter
+CLIPS = {1: 18_000, 2: 2_000}  # by the number of people in them
+PHOTOS = 2
+BUSY = 0.3  # share of photos before clutter
 ENCODED_TOGETHER = 8
 HERE = Path(__file__).resolve().parent
 
@@ -49,11 +50,11 @@ class Clip:
         return picture(person, scene, t, WIDTH, HEIGHT, *beside)
 
 
-def random_clip(people: Sequence[Person], rng: np.random.Generator) -> Clip:
-    """Anybody of the people; in one of ten two of them."""
-    if rng.random() < PAIRS:
-        return Clip(tuple(zip((people[i] for i in rng.choice(len(people), 2, replace=False)), random_pair(rng))))
-    return Clip(((people[rng.integers(len(people))], random_scene(rng)),))
+def random_clip(people: Sequence[Person], rng: np.random.Generator, count: int | None = None) -> Clip:
+    """One or two of the people, or as often two as among the clips that are trained on."""
+    count = count or (2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1)
+    scenes = random_pair(rng) if count == 2 else (random_scene(rng),)
+    return Clip(tuple(zip((people[i] for i in rng.choice(len(people), count, replace=False)), scenes)))
 
 
 def random_photo(person: Person, rng: np.random.Generator) -> np.ndarray:
@@ -61,17 +62,23 @@ def random_photo(person: Person, rng: np.random.Generator) -> np.ndarray:
     return photo(person, photo_scene(rng, busy=bool(rng.random() < BUSY)))
 
 
-def training_clip(number: int) -> tuple[Clip, np.random.Generator]:
-    """The clip of a number, of the people to train on; the generator is for what else is drawn."""
-    rng = np.random.default_rng([0, number])
-    return random_clip(split().train, rng), rng
+def training_clip(number: int, people: int = 1) -> tuple[Clip, np.random.Generator]:
+    """The clip of a number with one or two of those to train on; the generator is for what else is drawn."""
+    rng = np.random.default_rng([0, people, number])
+    return random_clip(split().train, rng, people), rng
 
 
-def training_examples(cache: Path, count: int = CLIPS) -> Path:
-    """The folder of shards of so many clips, below cache, made where it is not there; named by all they follow from."""
-    folder = cache / f"shards_{count}_{_hash()}"
+def training_examples(cache: Path, people: int = 1, count: int | None = None) -> Path:
+    """The folder of the shards of clips with one or two people, below cache, made where it is not there.
+
+    It is named by all that the shards follow from.
+
+    count: of clips; None for CLIPS.
+    """
+    count = count or CLIPS[people]
+    folder = cache / f"shards_{people}_{count}_{_hash()}"
     names = [f"clip {number:05d}" for number in range(count)]
-    for line in write_shards(folder, names, lambda missing: _encoded(names, missing)):
+    for line in write_shards(folder, names, lambda missing: _encoded(names, missing, people)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     return folder
@@ -83,14 +90,14 @@ def _hash() -> str:
     return hashlib.sha256(encoder_hash().encode() + drawn + read).hexdigest()[:12]
 
 
-def _encoded(names: list[str], missing: set[str]) -> Iterator[tuple[str, Example]]:
+def _encoded(names: list[str], missing: set[str], people: int) -> Iterator[tuple[str, Example]]:
     if not missing:
         return
     vae, contexts = new_vae().eval(), caption_contexts()
     wanted = [(number, name) for number, name in enumerate(names) if name in missing]
     for first in range(0, len(wanted), ENCODED_TOGETHER):
         group = wanted[first:first + ENCODED_TOGETHER]
-        drawn = [(name, *training_clip(number)) for number, name in group]
+        drawn = [(name, *training_clip(number, people)) for number, name in group]
         shown = [np.stack([random_photo(person, rng) for _ in range(PHOTOS) for person, _ in clip.cast])
                  for _, clip, rng in drawn]
         with torch.inference_mode():

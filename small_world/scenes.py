@@ -41,8 +41,9 @@ class Pose:
     eyes: float = 1.0
 
 
-def _wave(t: float, turns: float = 1.0) -> float:
-    return math.sin(2 * math.pi * turns * t)
+def _wave(t: float) -> float:
+    """One turn: 0 at both ends and in the middle, 1 between."""
+    return math.sin(2 * math.pi * t)
 
 
 def _bump(t: float) -> float:
@@ -50,14 +51,14 @@ def _bump(t: float) -> float:
     return math.sin(math.pi * t) ** 2
 
 
-# name in the caption -> what changes at time t, 0 to 1
+# name in the caption -> what changes at time t, 0 to 1; slow enough for a VAE that holds four frames in one
 ACTIONS: dict[str, Callable[[float], dict[str, float]]] = {
-    "nods": lambda t: {"pitch": 0.8 * _wave(t)},
-    "shakes the head": lambda t: {"yaw": 0.9 * _wave(t)},
-    "smiles": lambda t: {"smile": -0.4 + 1.4 * t},
-    "talks": lambda t: {"mouth": abs(_wave(t, 1.5))},
+    "nods": lambda t: {"pitch": -0.9 * _bump(t)},
+    "shakes the head": lambda t: {"yaw": 0.9 * (2 * t - 1)},
+    "smiles": lambda t: {"smile": -0.6 + 1.6 * t},
+    "talks": lambda t: {"mouth": abs(_wave(t))},
     "closes the eyes": lambda t: {"eyes": 1 - _bump(t)},
-    "leans": lambda t: {"roll": 22 * _wave(t)},
+    "leans": lambda t: {"roll": 22 * _bump(t)},
     "comes nearer": lambda t: {"size": 0.15 * t},
     "walks by": lambda t: {"x": 0.2 * (t - 0.5), "yaw": 0.6},
 }

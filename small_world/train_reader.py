@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from small_world.data import random_clip, training_clip
+from small_world.data import Clip, random_clip, training_clip
 from small_world.measure import calibrate, through_vae
 from small_world.models import FRAMES, WEIGHTS, new_vae, save
 from small_world.people import Person, split
@@ -38,9 +38,14 @@ Seen = tuple[np.ndarray, Person, Scene, float]  # [H, W, 3], and who does what a
 
 
 def decoded_clips(count: int) -> list[np.ndarray]:
-    """[FRAMES, HEIGHT, WIDTH, 3] uint8 each, of the first training clips, through the VAE."""
+    """The first training clips through the VAE, each [FRAMES, HEIGHT, WIDTH, 3] uint8."""
     vae = new_vae().eval()
-    return [through_vae(vae, training_clip(number)[0].video()) for number in range(count)]
+    return [through_vae(vae, decoded_clip(number).video()) for number in range(count)]
+
+
+def decoded_clip(number: int) -> Clip:
+    """Every tenth has two people."""
+    return training_clip(number, 1 if number % 10 else 2)[0]
 
 
 def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:
@@ -51,7 +56,7 @@ def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:
     frame = int(rng.integers(FRAMES))
     if rng.random() < DECODED_SHARE:
         number = int(rng.integers(len(decoded)))
-        clip, shown = training_clip(number)[0], decoded[number][frame]
+        clip, shown = decoded_clip(number), decoded[number][frame]
     else:
         clip = random_clip(people, rng)
         shown = clip.picture(frame / (FRAMES - 1))

@@ -34,7 +34,7 @@ from standin_core.wan import differentiable
 BATCH = 32
 MATRIX_RATE, OTHER_RATE, WEIGHT_DECAY = 1.5e-3, 6e-4, 0.01
 NO_CAPTION = 0.1  # share of examples without one, for classifier-free guidance
-PHOTO_FIRST = 0.6  # share of batches that begin with a photo
+PHOTO_FIRST = 0.6  # share of batches of one person that begin with a photo
 SHIFT = 3.0
 
 
@@ -48,19 +48,20 @@ def optimizers_of(wan: torch.nn.Module) -> list[torch.optim.Optimizer]:
             torch.optim.AdamW(others, lr=OTHER_RATE, weight_decay=WEIGHT_DECAY)]
 
 
-def main(minutes: float, seed: int, clips: int, cache: Path, state: Path, out: Path) -> None:
-    examples = CachedExamples(training_examples(cache, clips))
-    weights = [head_weights(training_clip(number)[0]) for number in range(clips)]
-    alone = [number for number in range(clips) if len(training_clip(number)[0].cast) == 1]
+def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None:
+    examples = {people: CachedExamples(training_examples(cache, people)) for people in CLIPS}
+    weights = {people: [head_weights(training_clip(number, people)[0]) for number in range(count)]
+               for people, count in CLIPS.items()}
     nothing, white = caption_contexts()[""][0], on_white()
     wan = new_wan().diffusion_model.requires_grad_(True).train()
 
     def loss_of(rng: np.random.Generator) -> torch.Tensor:
-        photo_first = rng.random() < PHOTO_FIRST
-        numbers = rng.choice(alone if photo_first else clips, BATCH)
-        chosen = [examples[int(number)] for number in numbers]
+        people = 2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1
+        photo_first = people == 1 and rng.random() < PHOTO_FIRST
+        numbers = rng.integers(CLIPS[people], size=BATCH)
+        chosen = [examples[people][int(number)] for number in numbers]
         clean = torch.stack([example.video for example in chosen]).float()
-        weight = torch.stack([weights[number] for number in numbers])
+        weight = torch.stack([weights[people][number] for number in numbers])
         context = torch.stack([nothing if rng.random() < NO_CAPTION else example.context for example in chosen])
         noise, uniform = torch.randn(clean.shape), torch.rand(BATCH)
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
@@ -85,8 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")
-    parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--state", type=Path, default=PACK / ".standin" / "small_world" / "wan.state")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, options.seed, options.clips, options.cache, options.state, options.out)
+    main(options.minutes, options.seed, options.cache, options.state, options.out)
