@@ -13,7 +13,7 @@ from .id_animator import ApplyIDAnimator, LoadIDAnimator
 from .person import LoadPerson, SavePerson
 from .refine_faces import RefineFacesComposite, RefineFacesPrepare
 from .stand_in import ApplyIdentityBranch, IdentityAttentionMap, LoadStandIn, StandInSampler
-from .train import PrepareTrainingData, TrainStandIn
+from .train import PrepareTrainingData, TrainConcatID, TrainStandIn
 
 
 class StandInExtension(ComfyExtension):
@@ -21,7 +21,7 @@ class StandInExtension(ComfyExtension):
         return [LoadStandIn, FacePreprocess, ApplyIdentityBranch, StandInSampler, FaceSwapPrepare, FaceSwapEncode,
                 FaceSwapComposite, IdentityReport, IdentityAttentionMap, PrepareTrainingData, TrainStandIn,
                 LoadConcatID, ApplyConcatID, LoadIDAnimator, ApplyIDAnimator, SavePerson, LoadPerson,
-                BestOfN, RefineFacesPrepare, RefineFacesComposite]
+                BestOfN, RefineFacesPrepare, RefineFacesComposite, TrainConcatID]
 
 
 async def comfy_entrypoint():

@@ -3,7 +3,7 @@ import torch
 from comfy_api.latest import io
 
 from ..standin_core.concat_id.apply import apply_concat_id
-from ..standin_core.concat_id.weights import load_concat_id
+from ..standin_core.concat_id.model import load_concat_id
 from ..standin_core.folders import fingerprint, listed_file
 from ..standin_core.guidance import GUIDANCES
 from .shared import ADVANCED, CATEGORY, ConcatIDType, FileInput, checked, found_by, person_input

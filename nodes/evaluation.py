@@ -17,7 +17,7 @@ from ..standin_core.evaluation import (
 )
 from ..standin_core.face import installed_models
 from ..standin_core.likeness import MOST_COPIED
-from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, per_picture, shown
+from .shared import ADVANCED, CATEGORY, checked, found_by, min_score_input, only, per_picture, previews
 
 
 def compare_inputs():
@@ -74,7 +74,7 @@ class IdentityReport(io.ComfyNode):
         result = compare(images, reference_image, CompareSettings(**settings), clip_vision, per_picture(images))
         pictures, text = (plot(result), contact_sheet(result)), result.as_text()
         return io.NodeOutput(*pictures, text, result.as_json(),
-                             ui={"images": shown(cls, *pictures), "text": (text,)})
+                             ui={"images": previews(cls, *pictures), "text": (text,)})
 
 
 class BestOfN(io.ComfyNode):
@@ -131,4 +131,4 @@ class BestOfN(io.ComfyNode):
                        settings=CompareSettings(**given), clip_vision=clip_vision, progress=per_picture(*videos))
         best, text, sheet = ranking[0], as_text(ranking), ranking_sheet(ranking, videos)
         return io.NodeOutput(videos[best.index], best.index if best.seed is None else best.seed, sheet, text,
-                             as_json(ranking), ui={"images": shown(cls, sheet), "text": (text,)})
+                             as_json(ranking), ui={"images": previews(cls, sheet), "text": (text,)})

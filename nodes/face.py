@@ -25,7 +25,7 @@ from .shared import (
     given_face_inputs,
     min_score_input,
     per_picture,
-    shown,
+    previews,
 )
 
 
@@ -127,4 +127,4 @@ class FacePreprocess(io.ComfyNode):
         face = crop_faces(image, FaceSettings(**settings), face_box, face_mask, face_landmarks, subject_mask,
                           per_picture(image))
         return io.NodeOutput(face.image, face.rgba[..., 3], face.rgba, face.preview, face.verdict, face,
-                             ui={"images": shown(cls, face.image, face.preview), "text": (face.verdict,)})
+                             ui={"images": previews(cls, face.image, face.preview), "text": (face.verdict,)})

@@ -1,4 +1,5 @@
 """The method ID-Animator: load an adapter, apply it to an SD1.5 model."""
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
 from ..standin_core.folders import fingerprint, listed_file
@@ -32,7 +33,7 @@ class LoadIDAnimator(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter)))
+        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
 
 
 class ApplyIDAnimator(io.ComfyNode):

@@ -16,7 +16,7 @@ from .shared import (
     keeps_what_it_shows,
     min_score_input,
     one_face_inputs,
-    shown,
+    previews,
 )
 
 
@@ -71,7 +71,7 @@ class SavePerson(io.ComfyNode):
         person, verdict = make_person(name, photos, PersonSettings(**settings), vae, latent, clip_vision)
         save_person(person, file, replace)
         text = f"{person.as_text()}\n{verdict}"
-        return io.NodeOutput(person, ui={"images": shown(cls, person.stand_in.image), "text": (text,)})
+        return io.NodeOutput(person, ui={"images": previews(cls, person.stand_in.image), "text": (text,)})
 
 
 class LoadPerson(io.ComfyNode):
@@ -110,4 +110,4 @@ class LoadPerson(io.ComfyNode):
         loaded = load_person(listed_file(PEOPLE, person))
         face = loaded.stand_in
         return io.NodeOutput(loaded, loaded.photos, face.image, face.rgba[..., 3], face,
-                             ui={"images": shown(cls, face.image), "text": (loaded.as_text(),)})
+                             ui={"images": previews(cls, face.image), "text": (loaded.as_text(),)})

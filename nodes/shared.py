@@ -2,14 +2,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
-from ..standin_core.checks import check_choice, check_number, check_switch, check_text
-from ..standin_core.contracts import UserError
+from ..standin_core.checks import check_choice, check_made, check_number, check_switch, check_text
+from ..standin_core.concat_id.model import ConcatID
+from ..standin_core.contracts import FaceCrop, UserError
 from ..standin_core.face import DETECTORS
+from ..standin_core.face_swap import FaceTrack
 from ..standin_core.folders import filenames
+from ..standin_core.id_animator.adapter import Adapter as IDAnimatorAdapter
+from ..standin_core.person import Person
+from ..standin_core.stand_in.adapter import Adapter as StandInAdapter
+from ..standin_core.stand_in.attention_map import AttentionMap
 
 CATEGORY = "Stand-In"
 
@@ -21,6 +28,18 @@ PersonType = io.Custom("PERSON")
 FaceTrackType = io.Custom("FACE_TRACK")
 AttentionMapType = io.Custom("IDENTITY_ATTENTION_MAP")
 TrainingDataType = io.Custom("STAND_IN_TRAINING_DATA")
+
+# by the types of the pack: what goes through such a socket, and what makes it
+MADE = {
+    StandIn.io_type: (StandInAdapter, "the output stand_in of Load Stand-In or Train Stand-In"),
+    ConcatIDType.io_type: (ConcatID, "the output concat_id of Load Concat-ID or Train Concat-ID"),
+    IDAnimatorType.io_type: (IDAnimatorAdapter, "the output id_animator of Load ID-Animator"),
+    FaceCropType.io_type: (FaceCrop, "the output face of Face Preprocess or Load Person"),
+    PersonType.io_type: (Person, "the output person of Load Person or Save Person"),
+    FaceTrackType.io_type: (FaceTrack, "the output face_track of Refine Faces Prepare"),
+    AttentionMapType.io_type: (list[AttentionMap], "the output attention_map of Stand-In Sampler"),
+    TrainingDataType.io_type: (Path, "the output training_data of Prepare Training Data"),
+}
 
 ADVANCED = {"advanced": True}  # the page folds these inputs away
 EVERY_NODE = ("stand-in", "stand in", "standin")  # what every node of the pack is found by
@@ -50,10 +69,11 @@ class FileInput(io.Combo.Input):
 
 
 def checked(execute):
-    """A node's ``execute`` that first holds the value of every widget against the node's own schema.
+    """A node's ``execute`` that first holds the value of every widget and of every socket of the pack's own types
+    against the node's own schema.
 
-    ComfyUI does so for what is typed, and not for what comes through a link. Numbers of numpy become Python's, which
-    a run's report can hold.
+    ComfyUI does so for what is typed, and not for what comes through a link: there it compares the names of types, and
+    any node may say that it makes them. Numbers of numpy become Python's, which a run's report can hold.
     """
     @functools.wraps(execute)
     def checked_execute(cls, **inputs):
@@ -79,6 +99,8 @@ def _checked(widget, value):
         check_switch(value, widget.id)
     elif isinstance(widget, io.Combo.Input):
         check_choice(value, widget.id, widget.options)
+    elif widget.get_io_type() in MADE:
+        check_made(value, widget.id, *MADE[widget.get_io_type()])
     return value
 
 
@@ -149,6 +171,6 @@ def per_picture(*batches) -> Callable[[], None]:
     return lambda: bar().update(1)
 
 
-def shown(cls, *batches) -> list[dict]:
+def previews(cls, *batches) -> list[dict]:
     """The pictures of several batches, for the node to show."""
     return [picture for batch in batches for picture in ui.PreviewImage(batch, cls=cls).as_dict()["images"]]

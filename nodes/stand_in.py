@@ -1,4 +1,5 @@
 """The Stand-In method: load an adapter, apply it to a model, sample, and show where the identity was read."""
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
@@ -49,7 +50,7 @@ class LoadStandIn(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter)))
+        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
 
 
 class ApplyIdentityBranch(io.ComfyNode):

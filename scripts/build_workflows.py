@@ -24,7 +24,7 @@ from support.browser import ComfyPage, comfy_page
 from support.comfyui_server import link_node_pack, running_server
 from support.environment import COMFYUI, PACK, import_comfyui
 from support.page_layout import PADDING, Layout, Size, arrange, by_depth
-from support.workflow_graphs import BLUEPRINT, IDENTITY, PACKS, SOURCES, WORKFLOWS, Workflow
+from support.workflow_graphs import BLUEPRINTS, IDENTITY, PACKS, SOURCES, WORKFLOWS, Workflow
 
 import_comfyui("--cpu")
 
@@ -159,8 +159,9 @@ def build_blueprint(comfy: ComfyPage, workflow: Workflow) -> None:
     (node,) = [each for each in graph["nodes"] if str(each["id"]) == str(number)]
     node["inputs"] = [each | {"link": None} for each in node["inputs"]]
     node["outputs"] = [each | {"links": []} for each in node["outputs"]]
-    blueprint = {"revision": 0, "last_node_id": node["id"], "last_link_id": 0, "nodes": [node | {"pos": [0, 0]}],
-                 "links": [], "version": graph["version"], "definitions": graph["definitions"], "extra": {}}
+    node |= {"pos": [0, 0], "size": [WIDTH, node["size"][1]]}
+    blueprint = {"revision": 0, "last_node_id": node["id"], "last_link_id": 0, "nodes": [node], "links": [],
+                 "version": graph["version"], "definitions": graph["definitions"], "extra": {}}
     write(PACK / "subgraphs" / f"{workflow.name}.json", blueprint)
 
 
@@ -239,7 +240,7 @@ def empty_models(base: Path) -> None:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or [workflow.name for workflow in (*WORKFLOWS, BLUEPRINT)]
+    chosen = sys.argv[1:] or [workflow.name for workflow in (*WORKFLOWS, *BLUEPRINTS)]
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         empty_models(base)
@@ -251,8 +252,9 @@ def main() -> None:
                 if workflow.name in chosen:
                     build(comfy, workflow)
                     sys.stdout.write(f"{workflow.name}\n")
-            if BLUEPRINT.name in chosen:
-                build_blueprint(comfy, BLUEPRINT)
+            for workflow in BLUEPRINTS:
+                if workflow.name in chosen:
+                    build_blueprint(comfy, workflow)
 
 
 if __name__ == "__main__":

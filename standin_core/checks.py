@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -63,6 +63,18 @@ def check_choice(value, name: str, known: Iterable[str]) -> None:
 def check_text(value, name: str) -> None:
     if not isinstance(value, str):
         raise UserError(f"{name} is of type {type(value).__name__}, needed is a text.")
+
+
+def check_made(value, name: str, kind, made_by: str) -> None:
+    """An object of the pack's own.
+
+    kind: its class, or ``list[a class]``.
+    made_by: which output of which nodes gives it, in words.
+    """
+    inner = get_args(kind)
+    if isinstance(value, list if inner else kind) and all(isinstance(each, inner) for each in (value if inner else ())):
+        return
+    raise UserError(f"{name} is of type {type(value).__name__}, needed is {made_by}: connect that.")
 
 
 def check_switch(value, name: str) -> None:

@@ -156,6 +156,12 @@ def is_installed(model, key: str) -> bool:
     return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, key))
 
 
+def has_identity(model) -> bool:
+    """Whether any method has put an identity on a ModelPatcher."""
+    return any(isinstance(wrapper, functools.partial) and wrapper.func is _note_positive
+               for wrapper in model.get_all_wrappers(WrappersMP.SAMPLER_SAMPLE))
+
+
 def _note_positive(key: str, executor, guider, *args, **kwargs):
     run: Run | None = guider.model_options.get("transformer_options", {}).get(key)
     if run is not None:

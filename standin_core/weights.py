@@ -21,10 +21,15 @@ from .contracts import UserError
 
 MOST_BYTES = 8 << 30  # of a file that is read whole; an adapter of rank 1024 for Wan 14B has 5.0 GB in fp32
 LONGEST_KEY = 256  # characters
+MOST_IN_HEADER = 10 << 20  # bytes of what a safetensors says of its tensors; a Wan 14B's have 0.2 MB
+CHUNK_BYTES = 1 << 24
 MOST_SHARING = 4  # tensors of a file may share their data, as weights and a copy of them do
 
 # in the names of its tensors
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
+
+SAFETENSORS = (".safetensors", ".sft")
+Ask = Callable[[], None]  # called before each tensor or part of a file; it raises where the user has cancelled
 
 
 class _Fault(ValueError):
@@ -51,38 +56,99 @@ def download_again(what: str) -> str:
     return f"{what} is a .safetensors or a weights-only .ckpt or .pt file, so download it again from its source page"
 
 
-def read_weights(path: Path, remedy: str) -> Weights:
+def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
     """Read a file of weights, on the CPU. Nothing in it is run, and what becomes of the file later changes nothing.
 
     remedy: what to do where the file cannot serve, as the end of a sentence.
 
     Raises UserError with the file, what is wrong with it, and the remedy.
     """
-    with refusing_damage(path, remedy):
-        if path.stat().st_size > MOST_BYTES:
-            raise _Fault(f"has {path.stat().st_size:,} bytes, and such files have at most {MOST_BYTES:,}")
-        data = path.read_bytes()  # a mapping would end the process at the next touch after the file is cut short
-        if path.suffix.lower() in (".safetensors", ".sft"):
-            content, metadata = safetensors.torch.load(data), _metadata(data)
-        else:
-            check_claim(io.BytesIO(data), len(data))
-            content, metadata = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), {}
-        check_tensors(content, len(data))
-        return Weights(content, metadata, hashlib.sha256(data).hexdigest())
+    with refusing_damage(path, remedy, ask) as ask:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise _Fault(f"has {size:,} bytes, and such files have at most {MOST_BYTES:,}")
+        digest = hashlib.sha256()
+        with path.open("rb") as file:  # a mapping would end the process at the next touch after the file is cut short
+
+            def take(count: int) -> bytes:
+                ask()
+                part = file.read(count)
+                digest.update(part)
+                return part
+
+            if path.suffix.lower() in SAFETENSORS:
+                content, metadata = _safetensors(take, size)
+            else:
+                data = io.BytesIO()
+                while part := take(CHUNK_BYTES):
+                    data.write(part)
+                check_claim(data, size)
+                data.seek(0)
+                content, metadata = unpickled(data, ask), {}
+        check_tensors(content, size, ask)
+        return Weights(content, metadata, digest.hexdigest())
+
+
+def _safetensors(take: Callable[[int], bytes], size: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata, one tensor at a time; safetensors itself reads each as a file of its own.
+
+    take: gives the next bytes of the file, so many or what is left.
+    size: of the file in bytes.
+    """
+    length = int.from_bytes(take(8), "little")
+    if length > MOST_IN_HEADER:
+        raise ValueError("the header claims more than any has")
+    header, data = json.loads(take(length)), size - 8 - length
+    metadata = header.pop("__metadata__", None) or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise TypeError
+    tensors: dict[str, torch.Tensor] = {}
+    end = 0
+    for name, said in sorted(header.items(), key=lambda entry: entry[1]["data_offsets"]):
+        begin, (start, end) = end, said["data_offsets"]
+        if start != begin or not begin <= end <= data:
+            raise ValueError("the tensors do not lie one behind the other")
+        alone = json.dumps({name: {**said, "data_offsets": [0, end - begin]}}).encode()
+        tensors |= safetensors.torch.load(len(alone).to_bytes(8, "little") + alone + take(end - begin))
+    if end != data:
+        raise ValueError("something lies behind the tensors")
+    return tensors, metadata
+
+
+def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
+    """What a .ckpt or .pt file holds, on the CPU; nothing in it is run.
+
+    Raises whatever damage leads torch to.
+    """
+    def to_cpu(storage, place):
+        ask()
+        return storage
+
+    return torch.load(file, map_location=to_cpu, weights_only=True)
 
 
 @contextlib.contextmanager
-def refusing_damage(path: Path, remedy: str, *no_damage: type[BaseException]) -> Iterator[None]:
+def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterator[Ask]:
     """Within the context a file of weights is read; raises UserError where that fails, whatever the damage leads to.
 
     remedy: see ``read_weights``.
-    no_damage: exceptions that go through, such as that of the user's Cancel.
+
+    Yields ask for use within the context, from which its exceptions go through.
     """
+    raised: list[BaseException] = []
+
+    def asked() -> None:
+        try:
+            ask()
+        except BaseException as error:
+            raised.append(error)
+            raise
+
     try:
-        yield
-    except no_damage:
-        raise
+        yield asked
     except Exception as error:  # torch's readers raise whatever the damage leads them to
+        if error in raised:
+            raise
         if isinstance(error, _Fault):
             fault = str(error)
         elif isinstance(error, OSError) and error.filename is not None:
@@ -106,7 +172,7 @@ def check_claim(file: str | Path | io.BytesIO, size: int) -> None:
             raise _Fault(f"has {size:,} bytes and claims to unpack into {claimed:,}")
 
 
-def check_tensors(content, size: int, ask: Callable[[], None] = lambda: None) -> None:
+def check_tensors(content, size: int, ask: Ask) -> None:
     """Refuse what no file of weights has; to be called in ``refusing_damage``.
 
     Every tensor is then dense, real, finite, on the CPU and without gradients, they claim no more than MOST_SHARING
@@ -114,7 +180,6 @@ def check_tensors(content, size: int, ask: Callable[[], None] = lambda: None) ->
 
     content: a tensor, a dict of anything at any depth, or anything else, which is passed over.
     size: of the file in bytes.
-    ask: called before each tensor; it raises where the user has cancelled.
     """
     claimed, known, left = 0, set(), [("its content", content)]
     while left:
@@ -136,8 +201,3 @@ def check_tensors(content, size: int, ask: Callable[[], None] = lambda: None) ->
                 raise _Fault(f"has {size:,} bytes and claims tensors of {claimed:,} ({name})")
             if value.is_floating_point() and value.numel() and not all(map(math.isfinite, extent(value))):
                 raise _Fault(f"has values that are not finite (NaN or infinite, in {name})")
-
-
-def _metadata(safetensors_file: bytes) -> dict[str, str]:
-    length = int.from_bytes(safetensors_file[:8], "little")
-    return json.loads(safetensors_file[8:8 + length]).get("__metadata__") or {}

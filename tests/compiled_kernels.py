@@ -75,7 +75,7 @@ def compiled_attention(card: Card, dtype: torch.dtype, head_dim: int, video_toke
     bias = torch.empty(1, biases, device="meta").expand(1, video_tokens)
     grid, arguments, constants = kernel.launch_of(kernel.tiles_for(card.capability, dtype, head_dim), q, k, v, output,
                                                   log_sum_exp, head_dim**-0.5, bias)
-    return kernel._extend_kernel.warmup(*arguments, grid=grid, **constants)
+    return kernel.extend_kernel.warmup(*arguments, grid=grid, **constants)
 
 
 # what differs between the runs of a user: tokens, and what has a bias of its own
@@ -91,7 +91,7 @@ def compiled_fusion(card: Card, dtype: torch.dtype, heads: int, batch: int = 1, 
     weight = torch.empty(heads * 128, dtype=dtype, device="meta")
     rotation = torch.empty(rotations, tokens, 1, 64, 2, 2, device="meta")
     grid, arguments, constants = fusion_kernel.launch_of(x, weight, 1e-6, rotation, torch.empty_like(x))
-    return fusion_kernel._norm_rope_kernel.warmup(*arguments, grid=grid, **constants)
+    return fusion_kernel.norm_rope_kernel.warmup(*arguments, grid=grid, **constants)
 
 
 FUSION_RUNS = ({}, {"tokens": 75600}, {"tokens": 1}, {"batch": 2}, {"batch": 2, "rotations": 2})

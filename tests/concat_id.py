@@ -7,7 +7,7 @@ import torch
 import tiny
 from small_world.tiny_models import concat_id_weights
 from standin_core.concat_id.apply import apply_concat_id
-from standin_core.concat_id.weights import parse_concat_id
+from standin_core.concat_id.model import parse_concat_id
 
 
 @functools.cache

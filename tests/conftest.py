@@ -202,3 +202,18 @@ def models_dir(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def diffusion_models(tmp_path, monkeypatch):
+    """models/diffusion_models of our own, empty unless a test puts a file there."""
+    import folder_paths
+
+    folder = tmp_path / "models" / "diffusion_models"
+    folder.mkdir(parents=True)
+    _, extensions = folder_paths.folder_names_and_paths[folder.name]
+    monkeypatch.setattr(folder_paths, "models_dir", str(folder.parent))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, folder.name, ([str(folder)], extensions))
+    folder_paths.filename_list_cache.pop(folder.name, None)
+    yield folder
+    folder_paths.filename_list_cache.pop(folder.name, None)

@@ -1,10 +1,12 @@
 """ComfyUI's own page in a real browser: every bundled workflow, and a user's first five minutes."""
+import itertools
 import json
 import re
 
 import pytest
 
 from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
+from support import moving_photo
 from support.browser import CHROMIUM, SEARCH
 from support.environment import HOME, PACK
 from support.workflow_graphs import WORKFLOWS
@@ -48,11 +50,7 @@ def test_workflow_in_the_page(drawn, usual, workflow, request):
     drawn.page.screenshot(path=SCREENSHOTS / f"{workflow.name}{'_vue' if way else ''}.png")
     assert (drawn.size["width"], drawn.size["height"]) == (1920, 1080)
     assert drawn.scale() >= READABLE
-    boxes = drawn.boxes()
-    for index, first in enumerate(boxes):
-        for second in boxes[index + 1:]:
-            assert (first["right"] <= second["left"] or second["right"] <= first["left"]
-                    or first["bottom"] <= second["top"] or second["bottom"] <= first["top"]), (first, second)
+    assert overlaps(drawn.boxes()) == []
     cut = drawn.page.evaluate(CUT_BY_VUE if way else CUT_BY_CANVAS)
     assert cut == []
     words = drawn.page.evaluate(WORDS_BY_VUE if way else WORDS_BY_CANVAS)
@@ -65,6 +63,12 @@ def test_workflow_in_the_page(drawn, usual, workflow, request):
     expected = json.loads((PACK / "workflows" / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
     assert drawn.prompt() == expected
     assert kinds(drawn.errors) - usual == set()
+
+
+def overlaps(boxes):
+    return [(first["title"], second["title"]) for first, second in itertools.combinations(boxes, 2)
+            if first["left"] < second["right"] and second["left"] < first["right"]
+            and first["top"] < second["bottom"] and second["top"] < first["bottom"]]
 
 
 # nodes whose widgets need more room than they have, and notes whose end one must scroll to
@@ -112,6 +116,33 @@ VALUES = """() => window.app.graph.nodes.flatMap(node => node.widgets ?? []).map
 
 def begin_with(start, values):
     return {value for value in values if value.startswith(start)}
+
+
+@pytest.fixture
+def upright(comfy, server):
+    """The page where the templates' videos are upright ones."""
+    files = [server.base / "input" / name for name in ("video.mp4", "control.mp4")]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        moving_photo.write_video(file, moving_photo.video(9, 480, 832))
+    comfy.open()  # which has no video in its cache
+    yield comfy
+    for file, content in zip(files, before):
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if "LoadVideo" in {node.kind for node in each.nodes}],
+                         ids=lambda workflow: workflow.name)
+def test_an_upright_video_covers_no_node(upright, workflow):
+    """On the canvas its node grows to the height that it has at this width."""
+    upright.draw_nodes_by_vue(False)
+    upright.show(json.loads((PACK / "workflows" / f"{workflow.name}.json").read_text(encoding="utf-8")), workflow.name)
+    upright.page.wait_for_function(GROWN, timeout=20_000)
+    upright.page.screenshot(path=SCREENSHOTS / f"{workflow.name}_upright.png")
+    assert overlaps(upright.boxes()) == []
+
+
+GROWN = "window.app.graph.nodes.filter(n => n.type === 'LoadVideo').every(n => n.size[1] > 1.5 * n.size[0])"
 
 
 @pytest.fixture
@@ -202,16 +233,23 @@ def found_by(comfy, words):
     return text
 
 
-def test_the_blueprint_is_one_node_with_three_links(comfy):
-    """Found by the page's search, and it takes a photo, a model and a VAE."""
+@pytest.mark.parametrize(("words", "slots", "sources"), [
+    ("identity from a photo", ["image", "model", "vae"],
+     {"stand_in": "LoadStandIn", "reference_image": "FacePreprocess"}),
+    ("identity of a kept person", ["model", "vae"], {"stand_in": "LoadStandIn", "person": "LoadPerson"})])
+def test_a_blueprint_is_one_node(comfy, words, slots, sources):
+    """Found by the page's search; it takes these, and what is inside is linked."""
     comfy.open()
     comfy.page.evaluate("window.app.graph.clear()")
-    comfy.drop("identity from a photo", EMPTY_PLACE)
+    comfy.drop(words, EMPTY_PLACE)
     (node,) = comfy.page.evaluate("""window.app.graph.nodes.filter(n => n.isSubgraphNode?.()).map(n => ({
-        slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type),
-        inner: n.subgraph.nodes.map(i => i.type).sort()}))""")
-    assert node == {"slots": ["image", "model", "vae"], "outputs": ["MODEL"],
-                    "inner": ["ApplyIdentityBranch", "FacePreprocess", "LoadStandIn"]}
+        slots: n.inputs.filter(i => !i.widget).map(i => i.name), outputs: n.outputs.map(o => o.type)}))""")
+    assert node == {"slots": slots, "outputs": ["MODEL"]}
+    inner = comfy.prompt()
+    (identity,) = [each for each in inner.values() if each["class_type"] == "ApplyIdentityBranch"]
+    assert {name: inner[value[0]]["class_type"] for name, value in identity["inputs"].items()
+            if isinstance(value, list)} == sources
+    assert len(inner) == 3
 
 
 @pytest.mark.parametrize("workflow", [each for each in WORKFLOWS if each.app], ids=lambda workflow: workflow.name)
@@ -339,6 +377,31 @@ def test_words_come_back(drawn, usual, saying, request):
     assert run_and_read(drawn) == said
     drawn.page.screenshot(path=SCREENSHOTS / f"words_reloaded{'_vue' if way else ''}.png")
     assert kinds(drawn.errors) - usual == set()
+
+
+def test_words_come_back_inside_a_subgraph(comfy, photo):
+    """In a tab that is opened again, on a node that stands inside a subgraph, as in the templates."""
+    comfy.open()
+    comfy.draw_nodes_by_vue(False)
+    comfy.load({"1": {"class_type": "LoadImage", "inputs": {"image": photo}},
+                "2": {"class_type": "FacePreprocess", "inputs": {"image": ["1", 0]}}}, "inside")
+    comfy.page.evaluate(INTO_A_SUBGRAPH)
+    comfy.page.get_by_role("button", name="Run").first.click()
+    comfy.page.wait_for_function(SAID_INSIDE, timeout=120_000)
+    said = comfy.page.evaluate(SAID_INSIDE)
+    assert SAID["FacePreprocess"] in said
+    comfy.load({"1": {"class_type": "VAELoader", "inputs": {}}}, "another")
+    comfy.page.get_by_text("inside", exact=True).first.click()
+    comfy.page.wait_for_function(SAID_INSIDE, timeout=20_000)
+    assert comfy.page.evaluate(SAID_INSIDE) == said
+
+
+INTO_A_SUBGRAPH = """() => {
+    const graph = window.app.graph;
+    graph.convertToSubgraph(new Set(graph.nodes.filter(node => node.type === 'FacePreprocess')));
+}"""
+SAID_INSIDE = """() => [...window.app.rootGraph.subgraphs.values()].flatMap(graph => graph.nodes).find(
+    node => node.type === 'FacePreprocess')?.widgets.find(w => w.name === 'text')?.value"""
 
 
 def run_and_read(comfy):

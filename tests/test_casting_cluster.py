@@ -139,17 +139,34 @@ def test_a_node_goes(base, cluster, on_one_server, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_hangs(base, cluster, on_one_server, tmp_path):
-    """It is interrupted, tried three times and kept as failed, and its workers go on."""
+    """It is interrupted, tried three times and kept as failed. The worker on which it hung goes on: the other jobs wait
+    for its first try, and then every worker has one.
+    """
 
     class CastWithAHang(casts.Cast):
         def jobs(self):
             return [endless, *super().jobs()]
 
+    class BatchAfterAHang(casts.WaitingBatch):
+        hangs = False
+
+        def take(self):
+            job = None if self.hangs else super().take()
+            self.hangs |= job is endless
+            return job
+
+        def failed(self, job, failure):
+            super().failed(job, failure)
+            self.hangs = False
+
     endless = casts.endless_job(tmp_path / "endless", base)
     cast = CastWithAHang(tmp_path / "cast", base)
-    run_on_cluster(casts.WaitingBatch(cast, NODES), casts.settings(base, HANG_SECONDS), cluster.address)
+    batch = BatchAfterAHang(cast, NODES)
+    run_on_cluster(batch, casts.settings(base, HANG_SECONDS), cluster.address)
     failed = cast.found()[endless.id]
     assert f"not done after {HANG_SECONDS} seconds" in failed["error"] and failed["tries"] == 3
+    done = [record for record in cast.found().values() if "error" not in record]
+    assert len(batch.ready) == NODES and {record["worker"] for record in done} == set(batch.ready)
     frames = cast.frames()
     assert len(frames) == 4 and all(np.array_equal(frames[key], on_one_server[key]) for key in frames)
 

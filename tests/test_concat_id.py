@@ -1,6 +1,7 @@
 """Concat-ID's forward pass and its runs on a tiny Wan, against arithmetic written out and against ComfyUI itself."""
 import dataclasses
 import gc
+import itertools
 import math
 import weakref
 
@@ -9,9 +10,11 @@ import comfy.sample
 import comfy.sd
 import concat_id
 import pytest
+import safetensors.torch
 import torch
 from comfy.patcher_extension import WrappersMP
 
+import pack
 import tiny
 from small_world.tiny_models import concat_id_weights, vae_weights
 from standin_core.concat_id.apply import apply_concat_id
@@ -283,6 +286,55 @@ def test_start_and_end_percent(model, start, end, calls):
     assert_close(samples, tiny.sample(patched, steps=4)[0], WHOLE_RUN)
     if calls == 0:
         assert "identity not applied (0.9 to 0.95)" in as_text(report)
+
+
+@pytest.fixture
+def loaded(diffusion_models):
+    """(model, concat_id) of the tiny AdaLN file, through Load Concat-ID."""
+    safetensors.torch.save_file(concat_id_weights(tiny.WAN), diffusion_models / "mine.safetensors", tiny.WAN.metadata())
+    return pack.node_classes()["LoadConcatID"].execute(file="mine.safetensors", weight_dtype="default").args
+
+
+def masked_loop(video, mask, noise, reference, steps, shift, cfg, prompts):
+    """Euler in float64 around ``naive``, all in model space. The model is shown the video at the step's noise level
+    where the mask keeps it, and what it makes of that is replaced by the video there."""
+    video, mask, noise, x = video.double(), mask.double(), noise.double(), noise.double()
+    sigmas = [shift * s / (1 + (shift - 1) * s) for s in (1 - i / steps for i in range(steps + 1))]
+    for sigma, following in itertools.pairwise(sigmas):
+        seen = mask * x + (1 - mask) * (sigma * noise + (1 - sigma) * video)
+        with_prompt, without = (naive(seen[0], reference[0].movedim(1, 0), torch.tensor(1000 * sigma).double(),
+                                      prompt[0], adaln=True) for prompt in prompts)
+        clean = mask * (seen - sigma * (without + cfg * (with_prompt - without))) + (1 - mask) * video
+        x = x + (x - clean) / sigma * (following - sigma)
+    return x
+
+
+def test_a_noise_mask(loaded):
+    """Beside a soft mask over every frame, the sampler's run through the nodes is the loop's: the video is kept where
+    the mask says so, and the reference is never masked."""
+    nodes, (model, concat_id) = pack.node_classes(), loaded
+    into, out = model.model.process_latent_in, model.model.process_latent_out
+    video, reference = out(tiny.random(*tiny.LATENT, seed=4)), out(tiny.random(1, 16, 1, *tiny.LATENT[-2:], seed=5))
+    mask = tiny.random(1, 1, *tiny.LATENT[2:], seed=6).add(0.5).clamp(0, 1)
+    assert (mask == 0).any() and (mask == 1).any() and ((mask > 0) & (mask < 1)).any()
+    latent = {"samples": video, "noise_mask": mask}
+    applied = nodes["ApplyConcatID"].execute(
+        model=model, concat_id=concat_id, latent=latent, reference_latent={"samples": reference}, start_percent=0.0,
+        end_percent=1.0, guidance="both passes", guidance_scale=1.0).args[0]
+
+    def sampled(latent):
+        return nodes["StandInSampler"].execute(
+            model=applied, positive=tiny.prompt(), negative=tiny.prompt(seed=3), latent_image=latent, seed=7, steps=4,
+            cfg=4.0, sampler_name="euler", scheduler="flow_matching", shift=5.0, denoise=1.0, boundary=0.875,
+            attention_map=False).args[0]["samples"]
+
+    expected = masked_loop(into(video), mask, comfy.sample.prepare_noise(video, 7), into(reference), 4, 5.0, 4.0,
+                           [tiny.prompt()[0][0], tiny.prompt(seed=3)[0][0]])
+    found = sampled(latent)
+    assert_close(into(found), expected.float(), WHOLE_RUN)
+    kept = (mask == 0).expand_as(video)
+    assert_close(found[kept], video[kept], RELATIVE_RMS[torch.float32])
+    assert relative_rms(sampled({"samples": video}), found) > 100 * WHOLE_RUN
 
 
 def denoised(model, **conds):

@@ -10,8 +10,8 @@ import tiny
 from small_world.tiny_models import TinyWan, concat_id_weights
 from standin_core.concat_id.applied import AppendedReference
 from standin_core.concat_id.apply import apply_concat_id
+from standin_core.concat_id.model import parse_concat_id
 from standin_core.concat_id.run import extra_bytes, own_bytes
-from standin_core.concat_id.weights import parse_concat_id
 from standin_core.wan import Wan
 from support.peak_memory import allocated_peak
 

@@ -9,6 +9,7 @@ import torch
 
 import faces
 from standin_core.contracts import UserError
+from standin_core.evaluation.embedders import face_embedder
 from standin_core.face.detectors import Face, choose, distinct, load_detector
 from standin_core.face.given import given_detector
 from standin_core.face.models import YUNET
@@ -237,6 +238,42 @@ def test_insightface(models_dir):
     assert face.box == (320 - 40, 320 - 40, 320 + 40, 320 + 40)
     assert np.allclose(face.keypoints, [[300, 300], [340, 300], [320, 320], [305, 340], [335, 340]])
     assert face.score > 0.9 and detector.has_keypoints
+
+
+def changed(onnx, content, change):
+    model = onnx.load_from_string(content)
+    change(model)
+    return model.SerializeToString()
+
+
+UNFIT = {  # of a file that onnxruntime reads: what becomes of it
+    "cut": lambda onnx, good: good[:len(good) // 2], "empty": lambda onnx, good: b"",
+    "a page": lambda onnx, good: b"<html>not found</html>", "zeros": lambda onnx, good: bytes(1000),
+    "another network": lambda onnx, good: changed(onnx, good, lambda model: model.graph.output.__delitem__(
+        slice(3, 9))),
+    "of an opset to come": lambda onnx, good: changed(onnx, good, lambda model: setattr(
+        model.opset_import[0], "version", 99)),
+    "of a format to come": lambda onnx, good: changed(onnx, good, lambda model: setattr(model, "ir_version", 99)),
+    "with an operator to come": lambda onnx, good: changed(onnx, good, lambda model: setattr(
+        model.graph.node[0], "op_type", "Later"))}
+
+
+@pytest.mark.parametrize("which", ["detector", "embedder"])
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_file_that_insightface_cannot_run(models_dir, what, which):
+    """Runs where the optional packages are, as above."""
+    pytest.importorskip("insightface")
+    onnx = pytest.importorskip("onnx")
+    folder = models_dir / "insightface" / "models" / "tiny"
+    folder.mkdir(parents=True)
+    _write_scrfd(onnx, folder / "det_tiny.onnx")
+    file = folder / ("det_tiny.onnx" if which == "detector" else "w600k_tiny.onnx")
+    file.write_bytes(UNFIT[what](onnx, (folder / "det_tiny.onnx").read_bytes()))
+    words = (rf"^{file.name} is broken, another model, or one that the installed onnxruntime cannot run \(.+\): delete "
+             rf"{file}, and get its model pack again \(antelopev2\.zip or buffalo_l\.zip, from https://.*\), or update "
+             r"insightface and onnxruntime if it is new\.$")
+    with pytest.raises(UserError, match=words):
+        load_detector("insightface", 0.5) if which == "detector" else face_embedder("insightface", 0.5)
 
 
 def _write_scrfd(onnx, path):

@@ -22,9 +22,10 @@ CONTROLS = [
 ]
 
 
-PATCHED = [*(functools.partial(tiny.with_identity, **controls) for controls in CONTROLS), concat_id.with_reference,
-           functools.partial(concat_id.with_reference, guidance="own scale", guidance_scale=2.0),
-           lambda model: concat_id.with_reference(tiny.with_identity(model))]
+STAND_IN = [functools.partial(tiny.with_identity, **controls) for controls in CONTROLS]
+CONCAT_ID = [concat_id.with_reference,
+             functools.partial(concat_id.with_reference, guidance="own scale", guidance_scale=2.0),
+             lambda model: concat_id.with_reference(tiny.with_identity(model))]
 
 
 class InjectedError(RuntimeError):
@@ -49,6 +50,15 @@ class AtOperation(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def tensors_in(content):
+    """Those of a dictionary, a list or a tuple, and of such inside of it."""
+    for each in gc.get_referents(content):
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, dict | list | tuple):
+            yield from tensors_in(each)
+
+
 @pytest.fixture
 def held(monkeypatch):
     """Weak references to the identity K and V that runs have held."""
@@ -57,11 +67,7 @@ def held(monkeypatch):
 
     def watched(self, *args):
         found = layers(self, *args)
-        references.extend(weakref.ref(tensor) for tensor in gc.get_referents(found.__dict__)
-                          if isinstance(tensor, torch.Tensor))
-        for each in getattr(found, "_layers", None) if isinstance(getattr(found, "_layers", None), list) else ():
-            references.extend(weakref.ref(part) for tensor in each
-                              for part in (tensor if isinstance(tensor, tuple) else (tensor,)))
+        references.extend(map(weakref.ref, tensors_in(vars(found))))
         return found
 
     monkeypatch.setattr(IdentityCache, "layers", watched)
@@ -79,12 +85,14 @@ def state_of(model):
     return modules, comfy.model_management.EXTRA_RESERVED_VRAM, others
 
 
-def test_a_fault_at_any_operation(model, plain, held):
+@pytest.mark.parametrize("what, ways", [("exceptions in a run", STAND_IN),
+                                        ("exceptions in a run of Concat-ID", CONCAT_ID)])
+def test_a_fault_at_any_operation(model, plain, held, what, ways):
     undisturbed = {}
 
     def case(r):
-        number, error = r.randrange(len(PATCHED)), r.choice(ERRORS)
-        patched = PATCHED[number](model)
+        number, error = r.randrange(len(ways)), r.choice(ERRORS)
+        patched = ways[number](model)
         if number not in undisturbed:
             tiny.sample(patched)  # what a process computes once is no part of the count
             with AtOperation() as counted:
@@ -105,4 +113,4 @@ def test_a_fault_at_any_operation(model, plain, held):
         assert torch.equal(tiny.sample(patched)[0], expected)
         assert torch.equal(tiny.sample(model)[0], plain)
 
-    run_cases("exceptions in a run", few=6, many=2000, case=case)
+    run_cases(what, few=6, many=2000, case=case)

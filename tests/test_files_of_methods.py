@@ -24,7 +24,7 @@ import tiny
 from examples import examples
 from golden_cases import GOLDEN
 from small_world.tiny_models import concat_id_weights
-from standin_core.concat_id.weights import REFERENCES, load_concat_id
+from standin_core.concat_id.model import REFERENCES, load_concat_id
 from standin_core.contracts import UserError
 from standin_core.id_animator.adapter import load_adapter
 from standin_core.person import PersonSettings, load_person, make_person, save_person
@@ -113,7 +113,7 @@ def test_a_good_file(kind):
 
 
 @given(st.sampled_from(sorted(KINDS)), st.data())
-@examples("damaged files of other methods and of people", 40, 2500)
+@examples("damaged files of other methods and of people", 40, 5000)
 def test_damage(kind, data):
     content = bytearray(KINDS[kind][0]())
     if data.draw(st.booleans()):

@@ -153,12 +153,13 @@ def test_through_the_nodes(case, model, monkeypatch):
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -1.0, 2.5])
-def test_a_number_by_a_link(strength):
+def test_a_number_by_a_link(case, strength):
     """ComfyUI does not hold it against the widget."""
+    adapter = pack.module("standin_core.id_animator.adapter").load_adapter(case.folder / "animator.safetensors")
     with pytest.raises(pack.module("standin_core.contracts").UserError,
                        match=rf"lora_strength is {strength:g}, needed is a finite number from 0 to 2"):
         pack.node_classes()["ApplyIDAnimator"].execute(
-            model=None, id_animator=None, clip_vision=None, reference_image=None, lora_strength=strength)
+            model=None, id_animator=adapter, clip_vision=None, reference_image=None, lora_strength=strength)
 
 
 # beside other things

@@ -100,6 +100,34 @@ def test_a_file_is_named_by_a_text(value):
     assert found >= 4
 
 
+FOREIGN = [None, {}, [{}], "a text", 1.0, torch.zeros(1), object()]
+
+
+def test_what_another_pack_puts_into_a_socket_of_ours():
+    """ComfyUI compares the names of types alone, and any node may claim to make one."""
+    of_comfyui = {each.io_type for each in vars(io).values() if hasattr(each, "io_type")}
+    schemas = [(node, node.GET_SCHEMA()) for node in pack.node_classes().values()]
+    makers = {}
+    for _, schema in schemas:
+        for output in schema.outputs:
+            if output.get_io_type() not in of_comfyui:
+                makers.setdefault(output.get_io_type(), []).append((output.id, schema.display_name))
+    refused = set()
+    for node, schema in schemas:
+        for socket in schema.inputs:
+            for value in FOREIGN if socket.get_io_type() in makers else ():
+                if socket.optional and value is None:
+                    continue
+                with pytest.raises(pack.module("standin_core.contracts").UserError) as error:
+                    node.execute(**{socket.id: value})
+                came = f"{socket.id} is of type {type(value).__name__}"
+                assert str(error.value).startswith(f"{came}, needed is the output ")
+                for output, name in makers[socket.get_io_type()]:
+                    assert name in str(error.value) and output in str(error.value)
+                refused.add(socket.get_io_type())
+    assert refused == set(makers) and len(refused) == 8
+
+
 def test_best_of_n_takes_one_of_what_is_single(all_widgets):
     """It takes lists for the sake of the videos."""
     node, picture = pack.node_classes()["BestOfN"], torch.rand(1, 32, 32, 3)

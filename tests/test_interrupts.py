@@ -1,19 +1,25 @@
 """The user's Cancel ends every loop over photos, frames, packets and files at its next turn, and not at its end."""
 import struct
+import threading
+import time
 
 import av
 import comfy.model_management
+import folder_paths
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import faces
-from standin_core.concat_id.weights import load_concat_id
+import pack
+from standin_core.concat_id.model import load_concat_id
 from standin_core.evaluation import CompareSettings, compare
-from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces
+from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces, load_detector
+from standin_core.face.models import RETINAFACE
 from standin_core.face_swap import RefineSettings, enlarge_small_face, enlarged, refine
 from standin_core.files import sha256_of
+from standin_core.train.checkpoints import resume
 from standin_core.train.data.dropped import Unusable
 from standin_core.train.data.manifest import Clip
 from standin_core.train.data.pairs import PairSettings, pair
@@ -58,7 +64,7 @@ def test_a_face_that_is_enlarged(monkeypatch):
     """Cancelled when it was found in the last frame: no mask is drawn. Cancelled later: no square is cut."""
     images, box = torch.rand(5, 64, 80, 3), {"x": 30, "y": 22, "width": 16, "height": 16}
     settings = RefineSettings(size=64, largest_face=20)
-    monkeypatch.setattr(refine, "_ellipse", lambda *_: pytest.fail("a mask was drawn"))
+    monkeypatch.setattr(refine, "ellipse", lambda *_: pytest.fail("a mask was drawn"))
     with pytest.raises(Interrupted):
         enlarge_small_face(images, settings, face_box=[*[[box]] * 4, [CancelsWhenRead(box)]])
     monkeypatch.undo()
@@ -123,6 +129,57 @@ def test_a_model_whose_tensors_are_looked_through(tmp_path):
     cancel()
     with pytest.raises(Interrupted):
         load_concat_id(tmp_path / "a.safetensors")
+
+
+TENSORS, SIDE = 16, 2048  # 256 MB, which take a second to read, to hash and to look through
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Files that are long to read: by their endings, the same zeros."""
+    pack.node_classes()  # loads the pack, which takes a second too
+    files = {ending: tmp_path_factory.mktemp("large") / f"a{ending}" for ending in (".safetensors", ".pt")}
+    zeros = {f"tensor {i}": torch.zeros(SIDE, SIDE) for i in range(TENSORS)}
+    safetensors.torch.save_file(zeros, files[".safetensors"])
+    torch.save(zeros, files[".pt"])
+    return files
+
+
+def by_node(node, folder, widget, **others):
+    def load(file, models_dir, monkeypatch):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(file.parent)], {file.suffix}))
+        pack.node_classes()[node].execute(**{widget: file.name, **others})
+    return load
+
+
+def as_retinaface(file, models_dir, monkeypatch):
+    (models_dir / "facexlib").mkdir()
+    (models_dir / "facexlib" / RETINAFACE.name).symlink_to(file)
+    load_detector("retinaface", 0.5)
+
+
+def as_checkpoint(file, models_dir, monkeypatch):
+    resume(None, file)
+
+
+@pytest.mark.parametrize("ending, load", [
+    (".safetensors", by_node("LoadStandIn", "stand_in", "adapter")),
+    (".pt", by_node("LoadStandIn", "stand_in", "adapter")),
+    (".safetensors", by_node("LoadIDAnimator", "id_animator", "adapter")),
+    (".safetensors", by_node("LoadConcatID", "diffusion_models", "file", weight_dtype="default")),
+    (".pt", by_node("LoadConcatID", "diffusion_models", "file", weight_dtype="default")),
+    (".safetensors", by_node("LoadPerson", "stand_in/people", "person")),
+    (".pt", as_retinaface), (".pt", as_checkpoint),
+], ids=["Stand-In", "Stand-In, pickled", "ID-Animator", "Concat-ID", "Concat-ID, pickled", "a person", "RetinaFace",
+        "a checkpoint"])
+def test_weights_that_are_read(large, models_dir, monkeypatch, ending, load):
+    """Cancelled soon after the beginning, from another thread, as the server does."""
+    cancelled = []
+    timer = threading.Timer(0.02, lambda: (cancelled.append(time.monotonic()), cancel()))
+    timer.start()
+    with pytest.raises(Interrupted):
+        load(large[ending], models_dir, monkeypatch)
+    assert time.monotonic() - cancelled[0] < 1
 
 
 def written(path, stamps, codec):

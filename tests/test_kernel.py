@@ -169,7 +169,7 @@ def test_within_the_restricted_attention(dtype):
 
 def test_it_runs_on_the_device_of_its_tensors(monkeypatch):
     """Which need not be the current one, where ComfyUI has several GPUs."""
-    launched_on = noted_launches(monkeypatch, "standin_core.attention.kernel", "_extend_kernel", (1, 1))
+    launched_on = noted_launches(monkeypatch, "standin_core.attention.kernel", "extend_kernel", (1, 1))
     q, k, v, identity_k, identity_v = inputs("less than one tile of either", torch.float32)
     extend_state_(q, identity_k, identity_v, *video_state(q, k, v, 0.125), 0.125, torch.zeros(1, 5, device=DEVICE))
     assert launched_on == [q.device]

@@ -20,7 +20,7 @@ LISTS = ["methods"]
 WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "kv_cache", "applied", "attention_map",
                        "run_report", "choices", "budget", "run", "wrappers", "experts", "apply", "parameters",
                        "objective", "training"],
-          "concat_id": ["forward", "quantized", "weights", "applied", "run_report", "run", "wrappers", "apply",
+          "concat_id": ["forward", "quantized", "model", "applied", "run_report", "run", "wrappers", "apply",
                         "training"],
           "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",
                           "apply"]}

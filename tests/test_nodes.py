@@ -41,7 +41,8 @@ INTERFACE = {
     "PrepareTrainingData": (
         ["videos", "captions", "vae", "clip", "name", "width", "height", "frames", "fps", "references",
          "references_from", "lowest_similarity", "highest_similarity", "preset", "photo_size", "detector",
-         "download_missing", "seed", "clip_vision"], ["STAND_IN_TRAINING_DATA", "STRING"]),
+         "download_missing", "seed", "clip_vision", "method", "people", "noise_draws"],
+        ["STAND_IN_TRAINING_DATA", "STRING"]),
     "LoadIDAnimator": (["adapter"], ["ID_ANIMATOR"]),
     "ApplyIDAnimator": (
         ["model", "id_animator", "clip_vision", "reference_image", "strength", "start_percent", "end_percent",
@@ -49,6 +50,10 @@ INTERFACE = {
     "TrainStandIn": (
         ["model", "training_data", "name", "steps", "batch_size", "learning_rate", "rank", "expert", "shift", "ema",
          "checkpointing", "sample_every", "seed", "start_from", "vae"], ["STAND_IN", "IMAGE", "IMAGE"]),
+    "TrainConcatID": (
+        ["model", "training_data", "name", "variant", "weights", "steps", "batch_size", "learning_rate", "rank",
+         "reference_dropout", "shift", "ema", "checkpointing", "sample_every", "seed", "concat_id", "vae"],
+        ["MODEL", "CONCAT_ID", "IMAGE", "IMAGE"]),
     "LoadConcatID": (["file", "weight_dtype"], ["MODEL", "CONCAT_ID"]),
     "ApplyConcatID": (
         ["model", "concat_id", "latent", "vae", "reference_image", "reference_latent", "start_percent", "end_percent",
@@ -84,7 +89,7 @@ DEFAULTS = {
     "IdentityAttentionMap": {"person": 0, "first_block": 0, "last_block": -1, "opacity": 0.6, "trim_latent": 0},
     "PrepareTrainingData": {"width": 832, "height": 480, "frames": 81, "fps": 25.0, "references": 5,
                             "lowest_similarity": 0.7, "highest_similarity": 0.9, "photo_size": 512, "detector": "auto",
-                            "download_missing": False, "seed": 0},
+                            "download_missing": False, "seed": 0, "people": 1, "noise_draws": 4},
     "ApplyConcatID": {"start_percent": 0.0, "end_percent": 1.0, "guidance_scale": 1.0},
     "BestOfN": {"frames_per_video": 0, "min_score": 0.5, "most_copied": 0.8},
     "RefineFacesPrepare": {"face_index": 0, "largest_face": 128, "crop_scale": 2.5, "size": 624, "smoothing": 0.5,
@@ -93,6 +98,9 @@ DEFAULTS = {
     "SavePerson": {"face_index": 0, "download_missing": False, "detector": "auto", "min_score": 0.5},
     "TrainStandIn": {"steps": 3000, "batch_size": 1, "learning_rate": 1e-4, "rank": 128, "shift": 1.0, "ema": 0.0,
                      "checkpointing": True, "sample_every": 500, "seed": 0},
+    "TrainConcatID": {"variant": "AdaLN", "weights": "all", "steps": 3000, "batch_size": 1, "learning_rate": 1e-5,
+                      "rank": 128, "reference_dropout": 0.1, "shift": 5.0, "ema": 0.0, "checkpointing": True,
+                      "sample_every": 500, "seed": 0},
 }
 
 

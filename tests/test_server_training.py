@@ -1,19 +1,20 @@
-"""Training in a real server: core's dataset node, the two nodes of the pack, and the adapter at work, in one graph."""
+"""Training in a real server: core's dataset node, the pack's nodes, and what was trained at work, in one graph."""
 import numpy as np
 import PIL.Image
 import pytest
 
-from small_world.tiny_models import ADAPTER, DIFFUSION_MODEL, TEXT_ENCODER, VAE
+from small_world.tiny_models import ADAPTER, CONCAT_ID, DIFFUSION_MODEL, TEXT_ENCODER, VAE
 from standin_core.stand_in.adapter import load_adapter
 from support.comfyui_server import PromptFailed
 
 STEPS = 3
 
 
-def graph(people, **training):
-    def node(kind, **inputs):
-        return {"class_type": kind, "inputs": inputs}
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
 
+
+def graph(people, **training):
     return {
         "videos": node("LoadVideoTextDataSetFromFolder", folder=people),
         "vae": node("VAELoader", vae_name=VAE),
@@ -30,20 +31,39 @@ def graph(people, **training):
     }
 
 
+def concat_id_graph(people, data=(), **training):
+    """data: what differs in Prepare Training Data."""
+    prompt = graph(people)
+    prompt["data"]["inputs"] |= {"name": "for_concat_id", "method": "Concat-ID", "noise_draws": 2, **dict(data)}
+    prompt["training"] = node("TrainConcatID", **{
+        "model": ["model", 0], "training_data": ["data", 0], "name": "concat_id_of_people", "variant": "AdaLN",
+        "weights": "all", "steps": STEPS, "batch_size": 2, "learning_rate": 1e-3, "rank": 8, "reference_dropout": 0.1,
+        "shift": 5.0, "ema": 0.0, "checkpointing": True, "sample_every": 2, "seed": 0, "vae": ["vae", 0], **training})
+    return prompt
+
+
 def with_sampling(prompt, adapter):
     """The same model with an adapter, sampled for one step; frames are saved as pictures."""
-    def node(kind, **inputs):
-        return {"class_type": kind, "inputs": inputs}
+    return sampled(prompt, node(
+        "ApplyIdentityBranch", model=["model", 0], stand_in=adapter, vae=["vae", 0], reference_image=["photo", 0],
+        strength=1.0, start_percent=0.0, end_percent=1.0, time_offset=-1, attention="auto", first_block=0,
+        last_block=-1, guidance="both passes", guidance_scale=1.0, normalize_references=False, cache="auto"))
 
-    return {**prompt,
+
+def with_concat_id(prompt, loader):
+    """The two outputs of a node, a reference on them, and the frames as above."""
+    return sampled(prompt, node(
+        "ApplyConcatID", model=[loader, 0], concat_id=[loader, 1], latent=["latent", 0], vae=["vae", 0],
+        reference_image=["photo", 0], start_percent=0.0, end_percent=1.0, guidance="both passes", guidance_scale=1.0))
+
+
+def sampled(prompt, applied):
+    """applied: the node that puts an identity on a model."""
+    return {**prompt, "applied": applied,
             "photo": node("EmptyImage", width=64, height=64, batch_size=1, color=0x906040),
-            "branch": node("ApplyIdentityBranch", model=["model", 0], stand_in=adapter, vae=["vae", 0],
-                           reference_image=["photo", 0], strength=1.0, start_percent=0.0, end_percent=1.0,
-                           time_offset=-1, attention="auto", first_block=0, last_block=-1, guidance="both passes",
-                           guidance_scale=1.0, normalize_references=False, cache="auto"),
             "words": node("CLIPTextEncode", clip=["clip", 0], text="a person nods"),
             "latent": node("EmptyHunyuanLatentVideo", width=64, height=48, length=9, batch_size=1),
-            "sampler": node("StandInSampler", model=["branch", 0], positive=["words", 0], negative=["words", 0],
+            "sampler": node("StandInSampler", model=["applied", 0], positive=["words", 0], negative=["words", 0],
                             latent_image=["latent", 0], seed=1, steps=1, cfg=1.0, sampler_name="euler",
                             scheduler="flow_matching", shift=5.0, denoise=1.0, boundary=0.875, attention_map=False),
             "frames": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
@@ -98,3 +118,60 @@ def test_what_cannot_be(server, people, changes, words):
     with pytest.raises(PromptFailed) as failure:
         server.run(graph(people, **changes))
     assert words in str(failure.value)
+
+
+def without_training(people):
+    return {key: each for key, each in graph(people).items() if key in ("vae", "clip", "model")}
+
+
+def test_concat_id_from_videos_to_a_video(server, people):
+    """What Train Concat-ID hands on is what Load Concat-ID reads from the file that it wrote. The model that came in
+    samples as before.
+    """
+    plain = with_sampling(without_training(people) | {"adapter": node("LoadStandIn", adapter=ADAPTER)}, ["adapter", 0])
+    before = pictures(server, server.run(plain))
+    result = server.run(with_concat_id(concat_id_graph(people), "training"))
+    sizes = [PIL.Image.open(server.path_of(item)).size for item in result.outputs["training"]["images"]]
+    assert sizes == [(960, 360), (5 * 64, 4 * (48 + 4))]  # the photo is as large as a frame
+    loaded = with_concat_id(without_training(people) | {
+        "loader": node("LoadConcatID", file="concat_id_of_people.safetensors", weight_dtype="default")}, "loader")
+    other = {**loaded, "loader": node("LoadConcatID", file=CONCAT_ID, weight_dtype="default")}
+    found, again, another = (pictures(server, answer) for answer in (result, server.run(loaded), server.run(other)))
+    assert np.array_equal(found, again) and not np.array_equal(found, another)
+    for seed in (2, 1):  # so that the server does not answer from its cache
+        plain["sampler"]["inputs"]["seed"] = seed
+        after = pictures(server, server.run(plain))
+    assert np.array_equal(after, before)
+
+
+def test_concat_id_goes_on_from_a_concat_id(server, people):
+    prompt = concat_id_graph(people, name="from_another")
+    prompt["model"] = node("LoadConcatID", file=CONCAT_ID, weight_dtype="default")
+    with pytest.raises(PromptFailed, match="concat_id is not connected"):
+        server.run(prompt)
+    prompt["training"]["inputs"]["concat_id"] = ["model", 1]
+    server.run(prompt)
+    assert (server.base / "models" / "diffusion_models" / "from_another.safetensors").is_file()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"data": {"method": "Stand-In", "name": "people"}}, "as they were cropped, at 64x64, and Concat-ID"),
+    ({"data": {"name": "people"}}, "was made with other settings (face)"),
+    ({"data": {"method": "Stand-In", "name": "two people", "people": 2}}, "only Concat-ID takes several"),
+    ({"weights": "low rank", "rank": 4, "name": "concat_id_of_people"}, "is there already, and not of this training"),
+    ({"model": ["applied", 0]}, "the model has an identity on it already")])
+def test_what_concat_id_cannot_be(server, people, changes, words):
+    server.run(graph(people))
+    server.run(concat_id_graph(people))
+    prompt = concat_id_graph(people, **changes)
+    branch = with_sampling({"adapter": node("LoadStandIn", adapter=ADAPTER)}, ["adapter", 0])
+    with pytest.raises(PromptFailed) as failure:
+        server.run({**prompt, **{key: branch[key] for key in ("adapter", "photo", "applied")}})
+    assert words in str(failure.value)
+
+
+def test_stand_in_refuses_data_of_concat_id(server, people):
+    prompt = graph(people, name="another_adapter")
+    prompt["data"] = concat_id_graph(people)["data"]
+    with pytest.raises(PromptFailed, match="the data's photos are fitted to the clip, as Concat-ID needs them"):
+        server.run(prompt)

@@ -13,13 +13,14 @@ from packed import scaled_fp8
 import pack
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
+from standin_core.concat_id.model import OWN_BIAS, OWN_WEIGHT, REFERENCES, load_concat_id
 from standin_core.concat_id.training import ALL, FIRST_STAGE, LOW_RANK, ConcatIDMethod, ConcatIDSettings
-from standin_core.concat_id.weights import OWN_BIAS, OWN_WEIGHT, REFERENCES, load_concat_id
 from standin_core.contracts import UserError
 from standin_core.methods import TRAINED
 from standin_core.train import SampleSettings, TrainSettings
 from standin_core.train.checkpoints import TrainingRun
 from standin_core.train.config import parse_config
+from standin_core.train.data.recipe import AS_CROPPED, TO_CLIP
 from standin_core.train.data.shards import Example, write_shards
 from standin_core.train.flow_matching import flow_matching_loss
 from standin_core.train.loop import Trainer
@@ -226,19 +227,6 @@ def test_it_goes_on_wherever_it_was_stopped(kind, tmp_path):
         assert torch.equal(second.trainer.average[name], whole.trainer.average[name]), name
 
 
-@pytest.fixture
-def models(tmp_path, monkeypatch):
-    """models/diffusion_models, empty."""
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    extensions = folder_paths.folder_names_and_paths["diffusion_models"][1]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models",
-                        ([str(tmp_path / "models" / "diffusion_models")], extensions))
-    (tmp_path / "models" / "diffusion_models").mkdir(parents=True)
-    folder_paths.filename_list_cache.pop("diffusion_models", None)
-    yield tmp_path / "models" / "diffusion_models"
-    folder_paths.filename_list_cache.pop("diffusion_models", None)
-
-
 def through_the_nodes(file, reference, noisy, context):
     """The velocity of the first step, by Load Concat-ID and Apply Concat-ID."""
     folder_paths.filename_list_cache.pop("diffusion_models", None)
@@ -253,10 +241,10 @@ def through_the_nodes(file, reference, noisy, context):
 
 
 @pytest.mark.parametrize("kind, references", [*((kind, 1) for kind in KINDS), (KINDS[0], 2)])
-def test_what_is_trained_is_what_the_nodes_run(kind, references, models):
+def test_what_is_trained_is_what_the_nodes_run(kind, references, diffusion_models):
     """The file that is written, loaded by the nodes, gives what the trainer computed; each reference has its effect."""
     made, item = learner(references, **kind), batch(references, size=1)
-    file = models / "mine.safetensors"
+    file = diffusion_models / "mine.safetensors"
     made.save(made.weights, file, {"steps": "3"})
     noisy = item.video
     with torch.no_grad(), made.velocity(noisy, dataclasses.replace(item, sigma=torch.ones(1)), False) as velocity:
@@ -284,24 +272,24 @@ def test_the_dtypes_of_the_model_are_kept(tmp_path):
     assert saved[OWN_WEIGHT].dtype == torch.float16
 
 
-def test_one_stage_follows_the_other(models):
+def test_one_stage_follows_the_other(diffusion_models):
     """A file of an AdaLN is what the next training begins with, its own modulation too."""
     made = learner(weights=ALL)
-    made.save(made.weights, models / "stage_two.safetensors", {})
+    made.save(made.weights, diffusion_models / "stage_two.safetensors", {})
     third = method(weights=ALL)
-    wan = Wan(third.load(models / "stage_two.safetensors").model, WITH_GRADIENTS)
+    wan = Wan(third.load(diffusion_models / "stage_two.safetensors").model, WITH_GRADIENTS)
     following = third.begin(wan, 0, CPU)
     assert following.weights.keys() == made.weights.keys()
     assert all(torch.equal(tensor, made.weights[name]) for name, tensor in following.weights.items())
     assert json.loads(following.metadata["config"]) == json.loads(WAN.metadata()["config"])
     first = ConcatIDMethod(ConcatIDSettings("mine", variant=FIRST_STAGE))
-    wan = Wan(first.load(models / "stage_two.safetensors").model, WITH_GRADIENTS)
+    wan = Wan(first.load(diffusion_models / "stage_two.safetensors").model, WITH_GRADIENTS)
     with pytest.raises(UserError, match="variant is first stage, and the model's file has the modulation of an AdaLN"):
-        first.check(wan, (16, 3, 6, 10), (16, 1, 6, 10))
+        first.check(wan, (16, 3, 6, 10), (16, 1, 6, 10), TO_CLIP)
 
 
 @pytest.mark.parametrize("kind", KINDS[::2])
-def test_it_learns_a_clip_by_its_photo(kind, models):
+def test_it_learns_a_clip_by_its_photo(kind, diffusion_models):
     """Overfitted, it knows the clip by its photo and not by another's; sampled through the nodes, the photo counts."""
     settings = dataclasses.replace(SETTINGS, steps=40, learning_rate=2e-3 if kind["weights"] == ALL else 2e-2,
                                    reference_dropout=0.0, ema=0.0, linear=False)
@@ -313,8 +301,9 @@ def test_it_learns_a_clip_by_its_photo(kind, models):
     with torch.no_grad():
         other = flow_matching_loss(made, dataclasses.replace(item, reference=-item.reference))
     assert losses[-1] < 0.7 * losses[0] and other > 1.05 * losses[-1]
-    made.save(made.weights, models / "mine.safetensors", {})
-    model, concat_id = load_concat_id(models / "mine.safetensors")
+    made.save(made.weights, diffusion_models / "mine.safetensors", {})
+    load = pack.module("standin_core.concat_id.model").load_concat_id
+    model, concat_id = load(diffusion_models / "mine.safetensors")
     frames = []
     for sign in (1, -1):
         reference = {"samples": sign * model.model.process_latent_out(item.reference)}
@@ -356,7 +345,8 @@ def test_pictures_while_it_trains(tmp_path):
 
 
 @pytest.mark.parametrize("settings, data, words", [
-    ({}, {"photo": (16, 1, 8, 8)}, r"photos are encoded at 64x64 and the clips at 80x48.*fit = \"to the clip\""),
+    ({}, {"photo": (16, 1, 8, 8)}, r"they were cropped, at 64x64, .* a clip of 80x48: prepare data with method Conc"),
+    ({}, {"fit": AS_CROPPED}, r"encoded as they were cropped, at 80x48, .* or fit = \"to the clip\" in \[photos\]"),
     ({"references": 2}, {}, "references is 2, and the data have photos of 1 persons"),
     ({}, {"dim": 2048}, "a Wan of width 2048, and Concat-ID is trained on"),
     ({}, {"weights": TinyWan(text_dim=32).vace_weights()}, "takes more than noise and text, and Concat-ID"),
@@ -368,7 +358,7 @@ def test_what_cannot_be_trained(settings, data, words):
     if "dtype" in data:
         wan.model.to(data["dtype"])
     with pytest.raises(UserError, match=words):
-        method(**settings).check(wan, (16, 3, 6, 10), data.get("photo", (16, 1, 6, 10)))
+        method(**settings).check(wan, (16, 3, 6, 10), data.get("photo", (16, 1, 6, 10)), data.get("fit", TO_CLIP))
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -466,7 +466,8 @@ def test_photos_fitted_to_the_clip(videos, prepared_once, encoders, tmp_path):
     photos = PhotoSettings(TO_CLIP, noise_draws=3)
     for name in ("one", "two"):
         list(encode_clips(tmp_path / name, some, paths, folder, SETTINGS, photos, encoders))
-    (example,), (again,) = (CachedExamples(tmp_path / name) for name in ("one", "two"))
+    (example,), (again,) = read = [CachedExamples(tmp_path / name) for name in ("one", "two")]
+    assert {each.fit for each in read} == {TO_CLIP}
     count = len(some[0].references)
     assert example.photos.shape == (3 * count, 16, 1, *example.video.shape[-2:])
     assert torch.equal(example.photos, again.photos)
@@ -516,6 +517,8 @@ def test_two_people_from_left_to_right(encoders, tmp_path):
         torch.testing.assert_close(example.photos[0, :, person:person + 1], expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match="people is 2, and photos of other videos are found by one face"):
         make_dataset(sources, tmp_path / "data", settings, encoders, said.append, PairSettings())
+    with pytest.raises(UserError, match="people is 2, and only Concat-ID takes several, each photo fitted to the clip"):
+        make_dataset(sources, tmp_path / "data", settings, encoders, said.append)
 
 
 def test_photos_from_the_clip_itself(videos, tmp_path):

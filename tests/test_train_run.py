@@ -204,6 +204,25 @@ def test_models_that_take_more_are_refused(shards, tmp_path, kind):
         started(other, shards, tmp_path)
 
 
+@pytest.mark.parametrize("settings, lighter", [
+    ({}, "fewer frames, a smaller picture or weights in fp8"),  # as the node trains, which has no "together"
+    ({"checkpointing": False, "together": 2},
+     "fewer frames, a smaller picture, checkpointing, together 1 or weights in fp8"),
+], ids=str)
+def test_out_of_memory_names_the_settings_that_would_help(model, shards, tmp_path, monkeypatch, settings, lighter):
+    import folder_paths
+
+    def on_step(step, loss):
+        raise torch.OutOfMemoryError("4 GB asked for")
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "stand_in", ([str(tmp_path / "models")], set()))
+    data = shutil.copytree(shards, tmp_path / "data" / "one")
+    with pytest.raises(UserError) as caught:
+        train_adapter(model, data, ADAPTER, dataclasses.replace(SETTINGS, **settings), on_step)
+    assert str(caught.value) == (f"the device is out of memory (4 GB asked for): take {lighter}; scripts/train.py "
+                                 "--dry-run says how much each needs.")
+
+
 def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_path, monkeypatch):
     import folder_paths
 

@@ -95,8 +95,8 @@ def is_chinese(text):
 # ComfyUI shows its own samplers and schedulers by one name in every language
 NAMES_OF_COMFYUI = ("sampler_name", "scheduler")
 # names of networks, methods and types, however they are written
-NAMES = ("retinaface", "insightface", "yunet", "arcface", "sface", "bisenet", "imagenet", "concat-id", "id-animator",
-         "0.5", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
+NAMES = ("retinaface", "insightface", "yunet", "arcface", "sface", "bisenet", "imagenet", "stand-in", "concat-id",
+         "id-animator", "adaln", "0.5", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
 
 def choices():

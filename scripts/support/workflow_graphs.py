@@ -218,6 +218,11 @@ def photo(key: str = "photo", title: str = "Photo") -> Node:
     return Node(key, "LoadImage", {"image": "photo.png"}, title, height=330)
 
 
+def load_video(key: str = "source", file: str = "video.mp4", title: str = "The video") -> Node:
+    """It stands last in its column: on the canvas it grows with an upright video."""
+    return Node(key, "LoadVideo", {"file": file}, title, 300)
+
+
 def face(key: str = "face", image: str = "photo", **settings) -> Node:
     return Node(key, "FacePreprocess", {"image": (image, 0), "download_missing": True, **settings})
 
@@ -246,8 +251,10 @@ def identity_from_photo(key: str = "identity", source: tuple = ("model", 0), ima
          (f"{key}_face", "download_missing", "download face models")), shows=f"{key}_face")
 
 
-def prompts(positive: str, negative: str = NEGATIVE, source: tuple = ("encoder", 0)) -> tuple[Node, Node]:
-    return (Node("positive", "CLIPTextEncode", {"clip": source, "text": positive}, "Prompt", 150),
+def prompts(positive: str, negative: str = NEGATIVE, source: tuple = ("encoder", 0),
+            height: int = 150) -> tuple[Node, Node]:
+    """height: of the positive one."""
+    return (Node("positive", "CLIPTextEncode", {"clip": source, "text": positive}, "Prompt", height),
             Node("negative", "CLIPTextEncode", {"clip": source, "text": negative}, "Negative prompt", 190))
 
 
@@ -398,11 +405,10 @@ LENGTH = (Node("all_frames", "PrimitiveInt", {"value": 81}), Node("one_frame", "
 CONTROLLED = Workflow(
     "identity_vace_control", "Moves as in a video",
     (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
+     ("How it moves", (load_video("control", "control.mp4", "Video with the movement"),)),
+     ("Poses", (Node("frames", "GetVideoComponents", {"video": ("control", 0)}), *POSES)),
      ("What happens", prompts(
          "A man in a grey coat dances on an empty square in the evening. Street lamps, wet cobbles, full shot.")),
-     ("How it moves", (
-         Node("control", "LoadVideo", {"file": "control.mp4"}, "Video with the movement", 300),
-         Node("frames", "GetVideoComponents", {"video": ("control", 0)}), *POSES)),
      ("Identity", PERSON),
      ("Sample", (
          *LENGTH,
@@ -642,8 +648,8 @@ ENDING = (Node("ending", "Video Slice", {"video": ("source", 0), "start_time": -
 CONTINUED = Workflow(
     "continue_a_video", "And then? It goes on",
     (("Models", (model("model", VACE), *MODELS[1:])), ("Who", (photo(),)),
-     ("So far", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video so far", 300),
-                 Node("frames", "GetVideoComponents", {"video": ("source", 0)}), *ENDING)),
+     ("So far", (load_video(title="The video so far"),)),
+     ("The last second", (Node("frames", "GetVideoComponents", {"video": ("source", 0)}), *ENDING)),
      ("What happens next", prompts(
          "A woman at a cafe table by the window puts her cup down, stands up and waves to somebody outside. Soft "
          "morning light, medium shot.")),
@@ -668,6 +674,9 @@ CONTINUED = Workflow(
 
 A picture as the first frame: Load Image and Create Video (16 frames a second) in place of **The video so far**.
 
+A quick look first: *length* 21 in **WanVaceToVideo** makes five new frames. There is no *one picture* here: it would be
+a frame of the video so far.
+
 Experimental: Stand-In's adapters were trained without VACE. Image-to-video models with this pack are experimental too.
 
 {SMALLER_VACE}
@@ -689,9 +698,9 @@ REFINED = (adapter(), face(), identity(),
 REFINE = Workflow(
     "refine_faces", "Small faces made anew",
     (("Models", MODELS_AND_CLIP), ("Who", (photo(),)),
-     ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
-                Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
-     ("Enlarge the face", REFINED), ("What is seen", prompts("The face of a woman.")),
+     ("Video", (load_video(),)),
+     ("Enlarge the face", (Node("frames", "GetVideoComponents", {"video": ("source", 0)}), *REFINED)),
+     ("What is seen", prompts("The face of a woman.", height=90)),
      ("Sample", (sampler(denoise=0.4),)),
      ("Back into the video", video(
          frames=("composite", 0), fps=("frames", 2), audio=("frames", 1), between=(
@@ -727,9 +736,9 @@ FACE_SWAP = Workflow(
     "face_swap", "Another face in a video",
     (("Models", MODELS),
      ("New face", (photo(),)), ("What is seen", prompts("A woman talks to the camera.")),
-     ("Video", (Node("source", "LoadVideo", {"file": "video.mp4"}, "The video", 300),
-                Node("frames", "GetVideoComponents", {"video": ("source", 0)}))),
-     ("Paste it", PASTED), ("Sample", (sampler(denoise=0.85),)),
+     ("Video", (load_video(),)),
+     ("Paste it", (Node("frames", "GetVideoComponents", {"video": ("source", 0)}), *PASTED)),
+     ("Sample", (sampler(denoise=0.85),)),
      ("Back over the video", video(
          frames=("composite", 0), fps=("frames", 2), audio=("frames", 1), between=(
              Node("composite", "FaceSwapComposite", {"source": ("frames", 0), "images": ("decoded", 0),
@@ -894,7 +903,17 @@ The motion is **ComfyUI-AnimateDiff-Evolved**'s: the page offers to install that
 WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TWO_PEOPLE, SUBJECT, LOW_MEMORY,
              TWO_GPUS, SEVERAL_PHOTOS, CHOOSE, REFINE, LONG, CONTINUED, TRAIN, CONCATENATED, PICTURES, ANIMATED)
 
-# What the page offers under *Subgraph Blueprints*: the first workflow's identity as one node.
-BLUEPRINT = Workflow("Identity from a photo", "", (
-    ("", (model(), vae(), photo(), *PERSON, Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)}))),), "",
-    subgraphs=(PERSON_NODE,))
+# What the page offers under *Subgraph Blueprints*: the first workflow's identity, and that of a kept person.
+KEPT = (adapter(), Node("kept", "LoadPerson", {"person": "my_person.safetensors"}),
+        Node("identity", "ApplyIdentityBranch", {"model": ("model", 0), "stand_in": ("adapter", 0), "vae": ("vae", 0),
+                                                 "person": ("kept", 0)}))
+SHIFT = Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)})
+BLUEPRINTS = (
+    Workflow("Identity from a photo", "", (("", (model(), vae(), photo(), *PERSON, SHIFT)),), "",
+             subgraphs=(PERSON_NODE,)),
+    Workflow("Identity of a kept person", "", (("", (model(), vae(), *KEPT, SHIFT)),), "", subgraphs=(Subgraph(
+        "Identity of a kept person", "Gives a Wan model the identity of a person that Save Person kept: a model in, a "
+                                     "model out. The VAE is for persons that were saved without one.",
+        tuple(node.key for node in KEPT),
+        (("kept", "person", "person"), ("adapter", "adapter", "adapter"), ("identity", "strength", "strength")),
+        shows="kept"),)))

@@ -21,7 +21,7 @@ WARPS = 8  # of the 32 channels that a thread then has of Wan 14B, none spills: 
 
 
 @triton.jit(do_not_specialize=["N", "rotation_stride_b"])
-def _norm_rope_kernel(x_ptr, weight_ptr, rotation_ptr, y_ptr, N, rotation_stride_b, rotation_stride_n, eps,
+def norm_rope_kernel(x_ptr, weight_ptr, rotation_ptr, y_ptr, N, rotation_stride_b, rotation_stride_n, eps,
                       H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     o_h = tl.arange(0, BH)
@@ -68,5 +68,5 @@ def norm_and_rotate(x: torch.Tensor, weight: torch.Tensor, eps: float, rotation:
     grid, arguments, constants = launch_of(x, weight, eps, rotation, rotated)
     # Triton launches on the current device, whatever the tensors are on; what torch.compile makes sees to that itself
     with contextlib.nullcontext() if torch.compiler.is_compiling() else on(x.device):
-        _norm_rope_kernel[grid](*arguments, **constants)
+        norm_rope_kernel[grid](*arguments, **constants)
     return rotated

@@ -123,7 +123,7 @@ def walk_safe(b_q, k_ptr, v_ptr, b_bias, b_m, k_stride_m, v_stride_m, scale, M, 
 # Counts of tokens and the strides that follow from them differ from run to run, and Triton would compile anew for each
 # that 16 divides or that is 1.
 @triton.jit(do_not_specialize=["N", "M", "lse_stride_b", "lse_stride_h", "bias_stride_b", "bias_stride_n"])
-def _extend_kernel(
+def extend_kernel(
         q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, bias_ptr,
         q_stride_b, q_stride_h, q_stride_n, k_stride_m, k_stride_h, v_stride_m, v_stride_h,
         o_stride_b, o_stride_h, o_stride_n, lse_stride_b, lse_stride_h, lse_stride_n, bias_stride_b, bias_stride_n,
@@ -195,4 +195,4 @@ def extend_state_(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: tor
                                            scale, bias)
     # Triton launches on the current device, whatever the tensors are on; what torch.compile makes sees to that itself
     with contextlib.nullcontext() if torch.compiler.is_compiling() else on(q.device):
-        _extend_kernel[grid](*arguments, **constants)
+        extend_kernel[grid](*arguments, **constants)

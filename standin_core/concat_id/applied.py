@@ -8,7 +8,7 @@ import torch
 from ..contracts import UserError
 from ..controls import Span
 from ..guidance import check_guidance
-from .weights import ConcatID
+from .model import ConcatID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from ..person import Person, Use
 from ..reference import fitted, reference_from
 from ..runs import is_installed
 from .applied import AppendedReference, check_count
-from .weights import ConcatID, check_fit
+from .model import ConcatID, check_fit
 from .wrappers import KEY, install
 
 

@@ -7,8 +7,9 @@ video alone; the AdaLN variant's own modulation begins as a copy of the video's.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,13 +25,26 @@ from ..contracts import UserError
 from ..files import replacing
 from ..folders import plain_name
 from ..latents import in_pixels
+from ..train import session
+from ..train.data.recipe import AS_CROPPED, TO_CLIP
+from ..train.data.shards import CachedExamples
 from ..train.low_rank import DOWN, UP, low_rank_modules, low_rank_optimizer, low_rank_weights
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan, differentiable
 from .apply import apply_concat_id
 from .forward import ReferenceModulation, references_appended
-from .weights import OWN_BIAS, OWN_BLOCK, OWN_WEIGHT, REFERENCES, WIDEST, ConcatID, load_concat_id
+from .model import (
+    OWN_BIAS,
+    OWN_BLOCK,
+    OWN_WEIGHT,
+    REFERENCES,
+    WIDEST,
+    ConcatID,
+    came_from_concat_id,
+    check_fit,
+    load_concat_id,
+)
 
 VARIANTS = FIRST_STAGE, ADALN = ("first stage", "AdaLN")
 WEIGHTS = ALL, LOW_RANK = ("all", "low rank")
@@ -119,13 +133,10 @@ class ConcatIDMethod:
     def load(self, file: Path):
         """The ModelPatcher of a file. The training begins with the modulation of the reference that the file has."""
         model, concat_id = load_concat_id(file)
-        self.own = concat_id.own
-        if file.suffix == ".safetensors":
-            with safetensors.safe_open(file, "pt") as header:
-                self.metadata = header.metadata() or {}
+        self.own, self.metadata = concat_id.own, _metadata(file)
         return model
 
-    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...]) -> None:
+    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...], fit: str) -> None:
         if not wan.from_text_alone or wan.dim > WIDEST:
             raise UserError(f"this is a Wan of width {wan.dim}"
                             f"{'' if wan.from_text_alone else ' that takes more than noise and text'}, and Concat-ID "
@@ -139,10 +150,10 @@ class ConcatIDMethod:
         if self.own is not None and self.settings.variant == FIRST_STAGE:
             raise UserError(f"variant is {FIRST_STAGE}, and the model's file has the modulation of an AdaLN: set "
                             f"variant to {ADALN}, or begin with another file.")
-        if photo[2:] != video[2:]:
-            raise UserError(f"the photos are encoded at {in_pixels(photo)} and the clips at {in_pixels(video)}, and "
-                            'Concat-ID appends the photo to the clip: prepare the data with fit = "to the clip" in '
-                            "[photos].")
+        if fit == AS_CROPPED or photo[2:] != video[2:]:
+            raise UserError(f"the photos are encoded as they were cropped, at {in_pixels(photo)}, and Concat-ID "
+                            f"appends the photo to a clip of {in_pixels(video)}: prepare data with method Concat-ID, "
+                            f'or fit = "{TO_CLIP}" in [photos].')
         if photo[1] != self.settings.references:
             raise UserError(f"references is {self.settings.references}, and the data have photos of {photo[1]} "
                             "persons in each clip: set references to that, or take other data.")
@@ -179,6 +190,27 @@ class ConcatIDMethod:
             return ConcatIDLearner(wan, own, metadata)
         return LowRankLearner(wan, own, metadata, low_rank_modules(
             _layers(len(wan.blocks), wan.dim, wan.ffn_dim), self.settings.rank, seed, device))
+
+
+def train_concat_id(model, shards: Path, concat_id: ConcatIDSettings, settings: TrainSettings,
+                    on_step: Callable[[int, float], None], start_from: ConcatID | None = None, **others):
+    """Train a Concat-ID with ``session.train``, which has the other arguments.
+
+    concat_id: its ``references`` are as many as the data have persons in a clip.
+    start_from: of the Concat-ID file that the model came from; None for a plain Wan.
+
+    Returns the ModelPatcher and the ConcatID of the file that was written, and the run's folder.
+    """
+    if start_from is not None:
+        check_fit(start_from, model)
+    elif came_from_concat_id(model):
+        raise UserError("the model is one of Load Concat-ID, and concat_id is not connected, without which an AdaLN "
+                        "file loses its own modulation: connect both outputs of Load Concat-ID.")
+    people = CachedExamples(shards)[0].photos.shape[2]
+    method = ConcatIDMethod(dataclasses.replace(concat_id, references=people),
+                            None if start_from is None else start_from.own, _metadata(session.file_of(model)))
+    folder = session.train(model, method, shards, settings, on_step, **others)
+    return *load_concat_id(method.file), folder
 
 
 class ConcatIDLearner:
@@ -299,6 +331,14 @@ class LowRankLearner(ConcatIDLearner):
 
         return {name: merged(name, tensor).to("cpu", self.dtypes[name])
                 for name, tensor in self.wan.model.state_dict().items()}
+
+
+def _metadata(file: Path | None) -> dict[str, str]:
+    """What a file of a model says of itself; nothing where there is none, or no safetensors."""
+    if file is None or file.suffix != ".safetensors" or not file.is_file():
+        return {}
+    with safetensors.safe_open(file, "pt") as header:
+        return header.metadata() or {}
 
 
 def _layers(blocks: int, dim: int, ffn_dim: int) -> dict[str, tuple[int, int]]:

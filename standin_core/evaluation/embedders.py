@@ -22,6 +22,7 @@ from ..face import (
     download_if_missing,
     file_refusal,
     find_insightface,
+    insightface_network,
     insightface_refusal,
     keypoint_detector,
     load_detector,
@@ -135,14 +136,15 @@ def download_face_embedder(name: str) -> None:
 
 
 def _insightface(min_score: float) -> tuple[str, Detector, Recognizer]:
-    """The recognition network of the first model pack found, on the CPU."""
-    from insightface.model_zoo import get_model
-
+    """The recognition network of the first model pack found."""
     file = find_insightface(RECOGNITION_FILES)
     assert file is not None  # or _insightface_refusal would say so
-    detector = load_detector("insightface", min_score)
-    network = get_model(str(file), providers=["CPUExecutionProvider"])
-    network.prepare(ctx_id=-1)
+
+    def try_out(network) -> None:
+        network.prepare(ctx_id=-1)
+        network.get_feat(np.zeros((112, 112, 3), np.uint8))
+
+    detector, network = load_detector("insightface", min_score), insightface_network(file, try_out)
     return f"insightface {file.stem}", detector, lambda face: network.get_feat(face)[0]
 
 

@@ -24,6 +24,7 @@ from .models import (
     ManagedNetwork,
     file_refusal,
     find_insightface,
+    insightface_network,
     insightface_refusal,
     installed_models,
     opencv_network,
@@ -36,5 +37,5 @@ from .presets import PRESETS
 __all__ = ["ARCFACE", "BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS",
            "PRESETS", "SFACE", "WHICH", "YUNET", "Detector", "Face", "FaceSettings", "ManagedNetwork", "aligned",
            "choose", "crop_faces", "detector_refusal", "download_if_missing", "file_refusal", "find_insightface",
-           "insightface_refusal", "installed_models", "keypoint_detector", "load_detector", "opencv_network",
-           "ready_detector", "resolve_detector", "square_around", "to_uint8"]
+           "insightface_network", "insightface_refusal", "installed_models", "keypoint_detector", "load_detector",
+           "opencv_network", "ready_detector", "resolve_detector", "square_around", "to_uint8"]

@@ -17,6 +17,7 @@ from .models import (
     file_refusal,
     find_insightface,
     in_short,
+    insightface_network,
     insightface_refusal,
     opencv_network,
 )
@@ -174,11 +175,15 @@ def _retinaface(min_score: float) -> Detector:
 
 
 def _insightface(min_score: float) -> Detector:
-    """SCRFD of the first model pack found, on the CPU: onnxruntime's memory is not ComfyUI's to manage."""
-    from insightface.model_zoo import get_model
+    """SCRFD of the first model pack found."""
+    file = find_insightface(INSIGHTFACE_FILES)
+    assert file is not None  # or _insightface_refusal would say so
 
-    model = get_model(str(find_insightface(INSIGHTFACE_FILES)), providers=["CPUExecutionProvider"])
-    model.prepare(ctx_id=-1, input_size=(INSIGHTFACE_PX, INSIGHTFACE_PX), det_thresh=min_score)
+    def try_out(network) -> None:
+        network.prepare(ctx_id=-1, input_size=(INSIGHTFACE_PX, INSIGHTFACE_PX), det_thresh=min_score)
+        network.detect(np.zeros((INSIGHTFACE_PX, INSIGHTFACE_PX, 3), np.uint8))
+
+    model = insightface_network(file, try_out)
 
     def scan(photo: np.ndarray) -> list[Face]:
         rows, points = model.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))

@@ -25,6 +25,10 @@ FACEXLIB_RELEASES = "https://github.com/xinntao/facexlib/releases/download"
 # a commit, so that the files behind the addresses stay the same
 OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/47534e27c9851bb1128ccc0102f1145e27f23f98/models"
 
+INSIGHTFACE_PACKS = ("antelopev2.zip or buffalo_l.zip, from "
+                     "https://github.com/deepinsight/insightface/releases/tag/v0.7, unpacked into "
+                     "models/insightface/models")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
@@ -118,6 +122,28 @@ def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:
     return None
 
 
+def insightface_network(path: Path, try_out: Callable):
+    """A network of insightface's model packs, on the CPU: onnxruntime's memory is not ComfyUI's to manage.
+
+    path: from ``find_insightface``; ``insightface_refusal`` must be None.
+    try_out: prepares the network and runs it once, which tells another network from the right one.
+
+    Raises UserError for a file that is broken, holds another network, or is one that onnxruntime cannot run.
+    """
+    from insightface.model_zoo import get_model
+
+    try:
+        network = get_model(str(path), providers=["CPUExecutionProvider"])
+        if network is None:
+            raise ValueError("insightface knows no such network")
+        try_out(network)
+    except Exception as error:  # onnxruntime's have no class in common, and damage leads insightface to any
+        raise UserError(f"{shown(path.name)} is broken, another model, or one that the installed onnxruntime cannot "
+                        f"run ({shown(error)}): delete {shown(path)}, and get its model pack again ({INSIGHTFACE_PACKS}"
+                        "), or update insightface and onnxruntime if it is new.") from error
+    return network
+
+
 class ManagedNetwork:
     """A PyTorch network with the weights of a file, under ComfyUI's memory manager while this object is held.
 
@@ -128,7 +154,8 @@ class ManagedNetwork:
         """Raises UserError for a file that is broken or holds another network."""
         path = find_model(model_file.name)
         assert path is not None  # or file_refusal would say so
-        weights = read_weights(path, _remedy(path, model_file)).content
+        weights = read_weights(path, _remedy(path, model_file),
+                               comfy.model_management.throw_exception_if_processing_interrupted).content
         try:
             network.load_state_dict({key.removeprefix("module."): weight for key, weight in weights.items()})
         except (AttributeError, TypeError, RuntimeError) as error:  # no dict of names, or another network's

@@ -121,7 +121,7 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     side = min(settings.crop_scale * float(boxes[back, 2:].max()), float(min(height, width)))
     corners = np.clip(boxes[:, :2] - side / 2, 0, np.array((width, height)) - side)
     track = FaceTrack(first, side, corners, back, (height, width))
-    mask = torch.from_numpy(np.stack([_ellipse(box, track, i, settings.size)
+    mask = torch.from_numpy(np.stack([ellipse(box, track, i, settings.size)
                                       for i, box in enumerate(_until_cancelled(boxes))]))
     report = (f"{int(back.sum())} of {count} frames, {first + 1} to {last + 1}, face of {np.nanmin(sides):.0f} to "
               f"{np.nanmax(sides):.0f} px by {detector.name}, a square of {side:.0f} px enlarged to {settings.size}")
@@ -248,7 +248,7 @@ def _square(image: torch.Tensor, track: FaceTrack, i: int, pixels: int) -> np.nd
                           flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
 
 
-def _ellipse(box: np.ndarray, track: FaceTrack, i: int, pixels: int) -> np.ndarray:
+def ellipse(box: np.ndarray, track: FaceTrack, i: int, pixels: int) -> np.ndarray:
     """[pixels, pixels] float32: 1 inside of the ellipse over the face, box being its centre, width and height."""
     (x, y), scale = track.to_crop(i, pixels) @ (box[0] - 0.5, box[1] - 0.5, 1), pixels / track.side
     columns, rows = np.arange(pixels), np.arange(pixels)[:, None]

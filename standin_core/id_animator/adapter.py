@@ -17,7 +17,7 @@ import torch
 
 from ..checks import shown
 from ..contracts import UserError
-from ..weights import ORDINARY_LORA, download_again, read_weights
+from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
 from .resampler import HEAD_DIM
 
 ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files
@@ -77,10 +77,10 @@ class Adapter:
     low_rank: dict[str, torch.Tensor]
 
 
-def load_adapter(path: str | Path) -> Adapter:
+def load_adapter(path: str | Path, ask: Ask = lambda: None) -> Adapter:
     """Raises UserError where the file cannot be read or is not an ID-Animator adapter."""
     path = Path(path)
-    weights = read_weights(path, download_again("an ID-Animator adapter"))
+    weights = read_weights(path, download_again("an ID-Animator adapter"), ask)
     return parse_adapter(weights.content, shown(path.name), weights.sha256)
 
 

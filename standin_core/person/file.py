@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 
 from ..checks import shown
 from ..contracts import CroppedFace, FaceCrop, UserError
@@ -62,7 +63,7 @@ def save_person(person: Person, file: Path, replace: bool = False) -> None:
 
 def load_person(file: Path) -> Person:
     """Raises UserError for a file that is no person, of a later version, incomplete, or changed since it was saved."""
-    weights = read_weights(file, MAKE_ANEW)
+    weights = read_weights(file, MAKE_ANEW, throw_exception_if_processing_interrupted)
     metadata = dict(weights.metadata)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{shown(file.name)} holds no person: choose a file that Save Person wrote.")

@@ -15,7 +15,7 @@ import torch
 
 from ..checks import shown
 from ..contracts import UserError
-from ..weights import ORDINARY_LORA, download_again, read_weights
+from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
@@ -70,13 +70,13 @@ class Adapter:
     variant: Variant = PAPER
 
 
-def load_adapter(path: str | Path) -> Adapter:
+def load_adapter(path: str | Path, ask: Ask = lambda: None) -> Adapter:
     """Read an adapter file without running anything in it (safetensors, or torch's weights-only unpickler).
 
     Raises UserError where the file cannot be read or is not a Stand-In adapter.
     """
     path = Path(path)
-    weights = read_weights(path, download_again("a Stand-In adapter"))
+    weights = read_weights(path, download_again("a Stand-In adapter"), ask)
     return parse_adapter(weights.content, shown(path.name), weights.sha256, Variant.of(weights.metadata))
 
 

@@ -13,6 +13,7 @@ import torch
 from ..contracts import UserError
 from ..folders import find_file, new_file
 from ..train import session
+from ..train.data.recipe import AS_CROPPED, TO_CLIP
 from ..train.low_rank import low_rank_optimizer
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
@@ -84,13 +85,17 @@ class StandInMethod:
     def load(self, file: Path):
         return comfy.sd.load_diffusion_model(str(file))
 
-    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...]) -> None:
+    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...], fit: str) -> None:
         if not wan.from_text_alone:
             raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
                             "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
         if photo[1] != 1:
             raise UserError(f"the data have {photo[1]} persons in a clip, and an adapter is trained on one: prepare "
                             "data with one person in each clip.")
+        if fit == TO_CLIP:
+            raise UserError("the data's photos are fitted to the clip, as Concat-ID needs them, and an adapter reads "
+                            f'them as they were cropped: prepare data with method Stand-In, or fit = "{AS_CROPPED}" in '
+                            "[photos].")
         if self.start_from is not None:
             check_fit(self.start_from, len(wan.blocks), wan.dim)
 

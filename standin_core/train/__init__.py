@@ -11,10 +11,10 @@ from .data.dataset import make_dataset
 from .data.encoders import Encoders
 from .data.manifest import summary
 from .data.pairs import REFERENCES_FROM, PairSettings
-from .data.recipe import DataSettings
+from .data.recipe import DataSettings, PhotoSettings
 from .data.sources import sources_of
 from .pictures import run_pictures
 from .settings import EXPERTS, MethodSettings, SampleSettings, TrainSettings
 
 __all__ = ["EXPERTS", "REFERENCES_FROM", "DataSettings", "Encoders", "MethodSettings", "PairSettings",
-           "SampleSettings", "TrainSettings", "make_dataset", "run_pictures", "sources_of", "summary"]
+           "PhotoSettings", "SampleSettings", "TrainSettings", "make_dataset", "run_pictures", "sources_of", "summary"]

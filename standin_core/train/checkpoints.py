@@ -13,9 +13,11 @@ import numpy as np
 import PIL.Image
 import safetensors
 import torch
+from comfy.model_management import InterruptProcessingException, throw_exception_if_processing_interrupted
 
 from ..contracts import UserError
 from ..files import append_line, drop_damaged_lines, drop_unfinished, read_lines, replacing, write_lines
+from ..weights import unpickled
 from .loop import Trainer
 from .pictures import LOSS_PICTURE, LOSSES, SAMPLES, loss_picture
 from .settings import TrainSettings
@@ -56,8 +58,10 @@ def _last_whole(file: Path) -> dict | None:
     damaged = []
     for each in filter(Path.exists, (file, _before(file))):
         try:
-            saved = torch.load(each, map_location="cpu", weights_only=True)
+            saved = unpickled(each, throw_exception_if_processing_interrupted)
             step, _ = saved["step"], saved["settings"]
+        except InterruptProcessingException:
+            raise
         except Exception as error:  # torch's readers raise whatever the damage leads them to
             damaged.append(f"{each.name} is damaged ({type(error).__name__})")
             continue

@@ -84,10 +84,11 @@ class Method(Protocol):
     def load(self, file: Path):
         """The ModelPatcher to train, from a file of ComfyUI's folder diffusion_models."""
 
-    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...]) -> None:
+    def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...], fit: str) -> None:
         """Raise UserError where the method cannot train this model on these data; nothing is on its device yet.
 
         video, photo: shapes of the latents of an example, [16, T, h, w] and [16, M, h, w].
+        fit: how the photos were brought to their size, one of ``data.recipe.FITS``, or "" where that is not known.
         """
 
     def lines(self, size: ModelSize) -> list[str]:

@@ -10,6 +10,7 @@ import comfy.model_management
 import torch
 
 from ..contracts import UserError
+from ..runs import has_identity
 from ..sampler import SamplerSettings
 from ..wan import WITH_GRADIENTS, Wan
 from .checkpoints import TrainingRun, check_replaceable
@@ -36,12 +37,17 @@ def training_run(model, method: Method, shards: Path, folder: Path, settings: Tr
     base_model: the model's name, for the file that is made.
     accelerator: see ``Trainer``.
 
-    Raises UserError for a model that is not a Wan, and where the method cannot train it or not on these data.
+    Raises UserError for a model that is not a Wan or has an identity on it, and where the method cannot train it or not
+    on these data.
     """
+    if has_identity(model):
+        raise UserError("the model has an identity on it already, which would be in every picture beside the one that "
+                        "is trained: connect the model that goes into the Apply node, not the one that comes out.")
     model = trainable(model)
     wan, examples = Wan(model.model, WITH_GRADIENTS), CachedExamples(shards)
     latents = (examples[0].video, examples[0].photos[0])
-    method.check(wan, *(tuple(latent.shape) for latent in latents))
+    clip_shape, photo_shape = (tuple(latent.shape) for latent in latents)
+    method.check(wan, clip_shape, photo_shape, examples.fit)
     size, (video, photo) = size_of(wan), (wan.count(latent.shape) for latent in latents)
     needed = parameter_bytes(method, size, settings) + activation_bytes(method, size, settings, video, photo,
                                                                         wan.dtype.itemsize)
@@ -52,8 +58,9 @@ def training_run(model, method: Method, shards: Path, folder: Path, settings: Tr
 
     load()
     learner = method.begin(wan, settings.seed, model.load_device)
-    origin = {"base_model": base_model or _file_of(model), "expert": method.settings.expert, "data": shards.name,
-              **method.origin}
+    came_from = file_of(model)
+    origin = {"base_model": base_model or (came_from.name if came_from else ""), "expert": method.settings.expert,
+              "data": shards.name, **method.origin}
     trainer = Trainer(learner, examples, settings, origin, accelerator)
     draw = None
     if samples is not None and vae is not None:
@@ -90,13 +97,19 @@ def train(model, method: Method, shards: Path, settings: TrainSettings, on_step:
                 for step, loss in steps:
                     on_step(step, loss)
         except comfy.model_management.OOM_EXCEPTION as error:
-            raise UserError(f"the device is out of memory ({error}): take fewer frames or a smaller picture, "
-                            f"checkpointing, together 1, or {method.saving}; scripts/train.py --dry-run says how "
-                            "much each needs.") from error
+            raise UserError(f"the device is out of memory ({error}): take {_lighter(settings, method)}; "
+                            "scripts/train.py --dry-run says how much each needs.") from error
         run.finish(method.file)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return folder
+
+
+def _lighter(settings: TrainSettings, method: Method) -> str:
+    """What takes less memory than these settings, in words; a setting that is there already is not named."""
+    *ways, last = ["fewer frames", "a smaller picture", *["checkpointing"] * (not settings.checkpointing),
+                   *["together 1"] * (settings.together > 1), method.saving]
+    return f"{', '.join(ways)} or {last}"
 
 
 def trainable(model):
@@ -116,7 +129,7 @@ def trainable(model):
                         "ComfyUI 0.30 or newer, or train with scripts/train.py.") from error
 
 
-def _file_of(model) -> str:
-    """The name of the file that a ModelPatcher was loaded from, as far as it knows."""
+def file_of(model) -> Path | None:
+    """The file that a ModelPatcher was loaded from, where it knows."""
     _, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
-    return Path(arguments[0]).name if arguments and isinstance(arguments[0], str) else ""
+    return Path(arguments[0]) if arguments and isinstance(arguments[0], str | Path) else None

@@ -13,7 +13,7 @@ from .encoders import Encoders, data_hash, encode_clips
 from .manifest import manifest_clips, summary
 from .pairs import PairSettings, embed, pair
 from .prepare import Captioner, prepare
-from .recipe import PLAIN, DataSettings, PhotoSettings, kept_settings
+from .recipe import AS_CROPPED, PLAIN, TO_CLIP, DataSettings, PhotoSettings, kept_settings
 from .sources import Source
 
 Say = Callable[[str], None]
@@ -37,6 +37,10 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     if pairs is not None and settings.people > 1:
         raise UserError(f"people is {settings.people}, and photos of other videos are found by one face: take [pairs] "
                         "out, or set people to 1.")
+    if settings.people > 1 and photos.fit == AS_CROPPED:
+        raise UserError(f"people is {settings.people}, and only Concat-ID takes several, each photo fitted to the "
+                        f'clip: set people to 1, or prepare data with method Concat-ID, or fit = "{TO_CLIP}" in '
+                        "[photos].")
     try:
         # encoders and detectors would keep what a backward pass needs
         with torch.inference_mode():

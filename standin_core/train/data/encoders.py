@@ -73,7 +73,7 @@ def encode_clips(folder: Path, clips: list[Clip], videos: dict[str, Path], data:
     """
     return write_shards(folder, [clip.name for clip in clips],
                         lambda missing: _encoded([clip for clip in clips if clip.name in missing], videos, data,
-                                                 settings, photos, encoders))
+                                                 settings, photos, encoders), photos.fit)
 
 
 def _encoded(clips: list[Clip], videos: dict[str, Path], data: Path, settings: DataSettings, photos: PhotoSettings,

@@ -49,11 +49,12 @@ class Examples(Protocol):
 
 
 def write_shards(folder: Path, names: list[str],
-                 encode: Callable[[set[str]], Iterator[tuple[str, Example | Drop]]]) -> Iterator[str]:
+                 encode: Callable[[set[str]], Iterator[tuple[str, Example | Drop]]], fit: str = "") -> Iterator[str]:
     """Write the shards that are not there, or that lack some of their examples; yields a line for each.
 
     names: of all examples, in their order.
     encode: gives the examples of a set of names in the order of ``names``, or why there is none.
+    fit: how the photos were brought to their size, one of ``recipe.FITS``; "" leaves it unsaid.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = (names[first:first + CLIPS_IN_SHARD] for first in range(0, len(names), CLIPS_IN_SHARD))
@@ -71,7 +72,7 @@ def write_shards(folder: Path, names: list[str],
                 tensors |= {f"{part}/{name}": tensor for part, tensor in _stored(example).items()}
             progress.update(1)
         with replacing(file) as part:
-            safetensors.torch.save_file(tensors, part, metadata={"dropped": json.dumps(dropped)})
+            safetensors.torch.save_file(tensors, part, metadata={"dropped": json.dumps(dropped), "fit": fit})
         yield f"{file.name}: {len(shard) - len(dropped)} clips" + "".join(
             f"; {name} dropped: {why}" for name, why in dropped.items())
 
@@ -79,16 +80,20 @@ def write_shards(folder: Path, names: list[str],
 class CachedExamples:
     """The examples of a folder of shards, read from the disk as they are asked for.
 
+    fit: of ``write_shards``; "" in the shards of an earlier version.
+
     Raises UserError where there are none, and for a shard that is damaged.
     """
 
     def __init__(self, folder: Path):
         self._files: dict[str, Path] = {}
+        self.fit = ""
         for file in sorted(folder.glob("shard_*.safetensors")):
             comfy.model_management.throw_exception_if_processing_interrupted()
             try:
                 with safetensors.safe_open(file, "pt") as shard:
                     keys = shard.offset_keys()
+                    self.fit = (shard.metadata() or {}).get("fit", self.fit)
             except safetensors.SafetensorError as error:
                 raise UserError(f"{file} is damaged ({error}): prepare the data again, which makes what is missing."
                                 ) from error

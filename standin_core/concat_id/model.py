@@ -17,7 +17,6 @@ import comfy.utils
 import torch
 from comfy.model_management import (
     OOM_EXCEPTION,
-    InterruptProcessingException,
     throw_exception_if_processing_interrupted,
 )
 
@@ -26,7 +25,15 @@ from ..contracts import UserError
 from ..files import sha256_of
 from ..latents import CHANNELS
 from ..wan import Wan
-from ..weights import ORDINARY_LORA, check_claim, check_tensors, download_again, refusing_damage
+from ..weights import (
+    ORDINARY_LORA,
+    SAFETENSORS,
+    check_claim,
+    check_tensors,
+    download_again,
+    refusing_damage,
+    unpickled,
+)
 from .forward import ReferenceModulation
 from .quantized import dequantized, is_part, with_layouts
 
@@ -96,6 +103,12 @@ def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
     return _model(native, metadata, path, model_options, disable_dynamic)
 
 
+def came_from_concat_id(model) -> bool:
+    """Whether a ModelPatcher is one of ``load_concat_id``."""
+    loader, *_ = getattr(model, "cached_patcher_init", None) or (None,)
+    return loader is load_native
+
+
 def check_fit(concat_id: ConcatID, model) -> None:
     """Raise UserError unless the model is the one that this file was trained as.
 
@@ -127,14 +140,17 @@ def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
 
 
 def _read(path: Path) -> tuple[dict, dict | None]:
-    """The content and the metadata of a file, by ComfyUI's loader: a safetensors is mapped, since it has gigabytes."""
-    with refusing_damage(path, download_again("a Concat-ID model"), InterruptProcessingException):
-        size = path.stat().st_size
-        check_claim(path, size)
-        weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-        if not all(isinstance(value, str) for value in (metadata or {}).values()):  # the loader does not look
-            raise TypeError
-        check_tensors(weights, size, throw_exception_if_processing_interrupted)
+    """The content and the metadata of a file; a safetensors by ComfyUI's loader, which maps it: it has gigabytes."""
+    with refusing_damage(path, download_again("a Concat-ID model"), throw_exception_if_processing_interrupted) as ask:
+        size, metadata = path.stat().st_size, None
+        if path.suffix.lower() in SAFETENSORS:
+            weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+            if not all(isinstance(value, str) for value in (metadata or {}).values()):  # the loader does not look
+                raise TypeError
+        else:
+            check_claim(path, size)
+            weights = unpickled(path, ask)
+        check_tensors(weights, size, ask)
     return weights, metadata
 
 
@@ -146,8 +162,9 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
 
     Raises UserError with what came, what is needed and what to do.
     """
-    if isinstance(weights, dict) and isinstance(weights.get("module"), dict):
-        weights = weights["module"]
+    for around in ("state_dict", "module"):
+        if isinstance(weights, dict) and isinstance(weights.get(around), dict):
+            weights = weights[around]
     if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(each, torch.Tensor)
                                                 for key, each in weights.items()):
         raise UserError(f"{name} holds a {type(weights).__name__} of other things than named tensors, so it is no "
