@@ -3,7 +3,7 @@
     .standin/venv/bin/python benchmarks/small_world.py --people 48
 
 Every condition generates the same cases: the same people, photos, captions and seeds. What is measured is explained in
-small_world/measure.py. Writes benchmarks/results/small_world_<name>.json and docs/images/small_world.jpg.
+small_world/measure.py. Writes benchmarks/results/small_world_<name>.json.
 """
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from support.environment import import_comfyui
 import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
 import numpy as np
-import PIL.Image
 import torch
 
 from machine import machine
@@ -31,6 +30,7 @@ from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN
 from small_world.reader import read
 from small_world.render import face_points, picture, subject_mask
 from small_world.scenes import photo_scene
+from small_world.settings import CLOSER, PAPER, PLAIN
 from standin_core.controls import kept_tokens
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
 from standin_core.face_swap.paste import paste
@@ -40,9 +40,7 @@ from standin_core.stand_in.parameters import as_adapter, new_adapter
 from standin_core.stand_in.adapter import load_adapter
 
 RESULTS = Path(__file__).resolve().parent / "results"
-IMAGE = PACK / "docs" / "images" / "small_world.jpg"
-SHOWN, ZOOM = 6, 2
-WITHOUT, WITH = "without the branch", "with the branch"
+WITHOUT, WITH = PLAIN.measured_as, PAPER.measured_as
 SWAP_DENOISE = 0.85  # the authors'
 
 
@@ -72,7 +70,7 @@ def conditions(world: World) -> dict[str, Callable[[Case], object]]:
         "3 photos, normalized": several(3, normalize_references=True),
         "background tokens dropped": lambda case: world.with_identity(case, adapter, kept_tokens=subject_tokens(case)),
         "fp8 cache": identity(cache="fp8"),
-        "positive pass": identity(guidance="positive pass"),
+        CLOSER.measured_as: identity(**CLOSER.inputs),
     }
 
 
@@ -138,7 +136,7 @@ def main(people: int, name: str) -> None:
     found = {**machine(), "people": people, "calibration": calibrate(world.reader),
              "tokens without background": float(np.mean([len(subject_tokens(case)) for case in some])),
              "real, through the VAE": dataclasses.asdict(score(some, truth))}
-    sheets, readings = {}, {}
+    readings = {}
     for what, videos in generated(world, some):
         readings[what] = [read(world.reader, frames) for frames in videos]
         more = {other: dataclasses.asdict(kept(some, readings[what], truth, readings[other]))
@@ -147,16 +145,10 @@ def main(people: int, name: str) -> None:
                        **dataclasses.asdict(kept(some, readings[what], truth)), "more_than": more}
         if what in (WITHOUT, WITH):
             found[what]["traits"] = by_trait(some, readings[what])
-        sheets[what] = videos[:SHOWN]
         sys.stdout.write(f"{what}: {found[what]}\n")
         sys.stdout.flush()
     found["face swap"] = swapped(world, some)
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    rows = [np.concatenate([case.photo, *(frame for what in (WITH, WITHOUT)
-                                          for frame in sheets[what][i][[0, 4, 8]])], axis=1)
-            for i, case in enumerate(some[:SHOWN])]
-    sheet = PIL.Image.fromarray(np.concatenate(rows))
-    sheet.resize((ZOOM * sheet.width, ZOOM * sheet.height), PIL.Image.Resampling.LANCZOS).save(IMAGE, quality=90)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo, inside the environment: one photo in, a video of that person out, by the bundled workflow in a real server.
+"""The demo, inside the environment: one photo in, videos of that person out, by the bundled workflow in a real server.
 
 The people are the small world's, drawn, and none of those shown here was seen in training; so are the models, whose
 weights lie in small_world/weights. A photograph goes the way of Face Preprocess beside them.
@@ -21,18 +21,19 @@ import PIL.Image
 import skimage.data
 from support.comfyui_server import PromptFailed, Server, node_id, running_server
 
-from small_world.demo_page import Shown, write_report
+from small_world.demo_page import Shown, Video, write_report
 from small_world.measure import Case, cases, real, through_vae
 from small_world.models import new_vae
 from small_world.reader import load_reader, read
 from small_world.render import picture
+from small_world.settings import SETTINGS, Setting
 from small_world.tiny_models import with_record
 from small_world.workflow import on_small_world, write_small_world
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 HOME = PACK / ".standin" / "demo"
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
-PEOPLE, PHOTO_PX = 3, 256
+PEOPLE, PHOTO_PX = 6, 256
 
 
 def main() -> None:
@@ -44,35 +45,39 @@ def main() -> None:
     with running_server(COMFYUI, base, HOME / "comfyui.log", "--use-pytorch-cross-attention") as server:
         shown = [person(server, case, result / f"person_{number}")
                  for number, case in enumerate(cases(PEOPLE), start=1)]
-        crop, verdict = photograph(server, result)
+        photo, crop, verdict = photograph(server, result)
     (result / "report.json").write_text(json.dumps([each.record for each in shown], indent=1))
-    page = write_report(result, shown, crop, verdict)
+    page = write_report(result, shown, photo, crop, verdict)
     say("done")
     for each in shown:
-        sys.stdout.write(f"\n{each.caption}\nvideo   {each.video}\ntraits of the person found: {each.summary}")
-    sys.stdout.write(f"\n\nreport  {page}\nrecord  {result / 'report.json'}\n")
+        sys.stdout.write(f"\n{each.caption}\nvideos  {each.photo.parent}\n{each.summary}\n")
+    sys.stdout.write(f"\nreport  {page}\nrecord  {result / 'report.json'}\n")
 
 
 def person(server: Server, case: Case, folder: Path) -> Shown:
-    """One photo through the workflow, with the identity and without it, and what the reader finds in the frames."""
+    """One photo through the workflow with each setting, and what the reader finds in the frames."""
     folder.mkdir()
     photo = folder / f"{folder.name}.png"
     PIL.Image.fromarray(picture(case.person, case.photo_scene, 0.0, PHOTO_PX)).save(photo)
     prompt = with_record(on_small_world(WORKFLOW, server.upload(photo), case.scene.caption, case.seed))
-    outputs = run(server, prompt, f"{folder.name}, with the identity")
-    prompt[node_id(prompt, "ApplyIdentityBranch")]["inputs"]["strength"] = 0.0
-    outputs_without = run(server, prompt, f"{folder.name}, without it, same seed")
-    video, without = (shutil.copy(saved(server, each["SaveVideo"]), folder / f"{name}.mp4")
-                      for name, each in (("video", outputs), ("without", outputs_without)))
-    reader = load_reader()
-    truth = through_vae(new_vae().eval(), real(case))
-    readings = [read(reader, each) for each in (frames(video), frames(without), truth)]
-    (record,) = json.loads(outputs["record"]["text"][0])
-    return Shown(photo, Path(video), case.person, case.scene.caption, frames(video), frames(without), *readings, record)
+    reader, videos, records = load_reader(), [], []
+    for setting in SETTINGS:
+        outputs = run(server, changed(prompt, setting), f"{folder.name}, {setting.name}")
+        file = Path(shutil.copy(saved(server, outputs["SaveVideo"]), folder / f"{setting.name.replace(' ', '_')}.mp4"))
+        videos.append(Video(setting, file, frames(file), read(reader, frames(file))))
+        records.append(json.loads(outputs["record"]["text"][0])[0])
+    truth = read(reader, through_vae(new_vae().eval(), real(case)))
+    return Shown(photo, case.person, case.scene.caption, videos, truth, records[0])
 
 
-def photograph(server: Server, result: Path) -> tuple[Path, str]:
-    """A photograph through Face Preprocess: the crop, and what it says of the face."""
+def changed(prompt: dict, setting: Setting) -> dict:
+    """The prompt with a setting of Apply Identity Branch."""
+    key = node_id(prompt, "ApplyIdentityBranch")
+    return {**prompt, key: {**prompt[key], "inputs": prompt[key]["inputs"] | setting.inputs}}
+
+
+def photograph(server: Server, result: Path) -> tuple[Path, Path, str]:
+    """A photograph through Face Preprocess: the photograph, the crop, and what it says of the face."""
     photo = result / "photo.png"
     PIL.Image.fromarray(skimage.data.astronaut()).save(photo)
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
@@ -82,7 +87,7 @@ def photograph(server: Server, result: Path) -> tuple[Path, str]:
     prompt[load]["inputs"]["image"] = server.upload(photo)
     prompt[face]["inputs"]["download_missing"] = False
     output = run(server, prompt, "a photograph, as far as Face Preprocess")["FacePreprocess"]
-    return Path(shutil.copy(saved(server, output), result / "face_crop.png")), output["text"][0]
+    return photo, Path(shutil.copy(saved(server, output), result / "face_crop.png")), output["text"][0]
 
 
 def run(server: Server, prompt: dict, what: str) -> dict[str, dict]:

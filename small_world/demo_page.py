@@ -1,4 +1,4 @@
-"""The demo's page: for every person the photo, the frames with and without the identity, and what is read in them."""
+"""The demo's page, one file: every person's photo beside the videos of each setting, and what is read in them."""
 from __future__ import annotations
 
 import base64
@@ -10,94 +10,109 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from small_world.animation import animated_webp, enlarged, there_and_back
 from small_world.people import TRAITS, Person
 from small_world.reader import Readings
+from small_world.settings import CLOSER, PAPER, PLAIN, Setting, people_measured
 
 CHANCE = np.mean([1 / len(values) for values in TRAITS.values()])
-FRAMES_SHOWN, FRAME_PX, PHOTO_PX = 5, 128, 128
+SHOWN_PX = 256
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Stand-In demo</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-h1 {{ font-size: 1.6rem; }}
-h2 {{ font-size: 1.15rem; margin-top: 2.2rem; border-top: 1px solid #ddd; padding-top: 1rem; }}
-.row {{ display: flex; gap: .5rem; flex-wrap: wrap; align-items: end; margin: .4rem 0; }}
-figure {{ margin: 0; }} figcaption {{ font-size: .8rem; color: #666; }}
-img {{ display: block; border-radius: 4px; }}
-table {{ border-collapse: collapse; font-size: .9rem; }} td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; }}
+body {{ font: 17px/1.5 system-ui, sans-serif; max-width: 1090px; margin: 1.5rem auto 3rem; padding: 0 1rem;
+  color: #222; }}
+h1 {{ font-size: 1.7rem; margin: 0; }}
+h2 {{ font-size: 1.15rem; margin: 0 0 .5rem; }}
+section {{ margin-top: 1.6rem; padding-top: 1.1rem; border-top: 1px solid #ddd; }}
+.row {{ display: flex; gap: 1.2rem; flex-wrap: wrap; }}
+figure {{ margin: 0; }} figcaption {{ font-size: .9rem; color: #555; }}
+img {{ display: block; border-radius: 6px; }}
+p {{ margin: .5rem 0; }}
+table {{ border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }}
+td, th {{ padding: .15rem 1.2rem .15rem 0; text-align: left; }}
 td:first-child {{ color: #666; white-space: nowrap; }}
+summary {{ color: #666; cursor: pointer; }}
 .other {{ color: #a33; }}
-.note {{ background: #eef4fb; padding: .6rem 1rem; border-radius: 4px; }}
-.score {{ font-size: 1.05rem; }}
 </style>
 <h1>One photo in, a video of that person out</h1>
-<p class="note">These people are drawn: of a small world in which it is known who is who. Its models are tiny, but they
-are ComfyUI's own Wan and VAE, and nobody who looks like these was seen in training. The bundled workflow ran as it is
-in a ComfyUI server. The two rows of a person have the same prompt and the same seed; only the strength of the identity
-differs. They are the first three, not the best three: docs/small_world.md measures 48.</p>
-{people}
+<p>The people are drawn, and the models are tiny: ComfyUI's own Wan and VAE at small widths. Nobody here, and nobody who
+looks like them, was seen in training. The bundled workflow made every video in a ComfyUI server. The three videos of a
+row have one prompt and one seed; only a setting of <i>Apply Identity Branch</i> differs. They are the first {people} of
+the list, not the best; the videos play there and back at half their speed.</p>
+<p>A <i>reader</i>, a small network that was trained on drawn pictures alone, names the traits in every frame. Over
+{measured} people, on a scale from 0 (chance) to 1 (real videos), {paper.kept:.2f} of a person is kept {paper.name},
+{closer.kept:.2f} with <i>guidance: positive pass</i> ({closer.name}), and {plain.kept:.2f} {plain.name}.</p>
+{rows}
+<section>
 <h2>A photograph</h2>
-<p>The first step with a real photo: Face Preprocess finds the face, crops it and puts it on white, where a parser is
-installed. What it says: {verdict}</p>
+<p>The first step with a real photo: Face Preprocess finds the face and crops it.</p>
 <div class="row">{photograph}</div>
-<h2>The run</h2>
-<table>{facts}</table>
+<details><summary>What Face Preprocess says</summary><p>{verdict}</p></details>
+</section>
 </html>
 """
 
-PERSON = """<h2>“{caption}”</h2>
-<p class="score">Traits of the person found in the frames: {summary}.</p>
-<div class="row">{photo}{with_identity}</div>
-<div class="row">{space}{plain}</div>
-<table><tr><th></th><th>the photo</th><th>with the identity</th><th>without it</th></tr>{traits}</table>
+ROW = """<section>
+<h2>“{caption}”</h2>
+<div class="row">{photo}{videos}</div>
+<p>{summary}</p>
+<details><summary>Trait by trait, and the run</summary>
+<table><tr><th></th><th>the photo</th>{names}</tr>{traits}</table>
+<table>{facts}</table>
+</details>
+</section>
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Video:
+    """file: as ComfyUI saved it; frames: [F, H, W, 3] uint8; reading: of these frames."""
+
+    setting: Setting
+    file: Path
+    frames: np.ndarray
+    reading: Readings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A person of the demo. photo, video: files; frames, frames_without: [F, H, W, 3] uint8; reading_real: of a real
-    video of the person through the VAE; record: of the run.
+    """A person of the demo. photo: a file; videos: one for each setting; reading_real: of a real video of the person
+    through the VAE; record: of the run of the first video.
     """
 
     photo: Path
-    video: Path
     person: Person
     caption: str
-    frames: np.ndarray
-    frames_without: np.ndarray
-    reading: Readings
-    reading_without: Readings
+    videos: list[Video]
     reading_real: Readings
     record: dict
 
     @property
     def summary(self) -> str:
         """How many of the person's traits are found."""
-        found, without, real = (reading.agreement(self.person) for reading in (
-            self.reading, self.reading_without, self.reading_real))
-        return (f"{found:.0%} with the identity, {without:.0%} without it; {CHANCE:.0%} by a guess, {real:.0%} in a "
-                "real video through the same VAE")
+        found = ", ".join(f"{video.reading.agreement(self.person):.0%} {video.setting.name}" for video in self.videos)
+        return (f"Traits found: {found} (a guess: {CHANCE:.0%}; a real video: "
+                f"{self.reading_real.agreement(self.person):.0%}).")
 
 
-def write_report(folder: Path, shown: list[Shown], crop: Path, verdict: str) -> Path:
-    """Reads photo.png, the photograph, in folder; -> the page."""
+def write_report(folder: Path, shown: list[Shown], photograph: Path, crop: Path, verdict: str) -> Path:
+    """photograph, crop: pictures, before and after Face Preprocess; verdict: its words; -> the page."""
     page = folder / "report.html"
     page.write_text(PAGE.format(
-        people="".join(_person(each) for each in shown), verdict=html.escape(verdict).replace("\n", "; "),
-        photograph=_figure(PIL.Image.open(folder / "photo.png"), "the photograph", 200)
-        + _figure(PIL.Image.open(crop), "the reference image", 200),
-        facts=_facts(shown[0].record)), encoding="utf-8")
+        people=len(shown), measured=people_measured(), paper=PAPER, closer=CLOSER, plain=PLAIN,
+        rows="".join(_row(each) for each in shown), verdict=html.escape(verdict).replace("\n", "; "),
+        photograph=_still(photograph, "the photograph") + _still(crop, "the reference image")), encoding="utf-8")
     return page
 
 
-def _person(shown: Shown) -> str:
-    return PERSON.format(
-        caption=html.escape(shown.caption), summary=shown.summary,
-        photo=_figure(PIL.Image.open(shown.photo), "the photo", PHOTO_PX),
-        space=_figure(PIL.Image.new("RGB", (PHOTO_PX, PHOTO_PX), "white"), "no photo", PHOTO_PX),
-        with_identity=_strip(shown.frames), plain=_strip(shown.frames_without), traits=_traits(shown))
+def _row(shown: Shown) -> str:
+    return ROW.format(
+        caption=html.escape(shown.caption), summary=shown.summary, photo=_still(shown.photo, "the photo"),
+        videos="".join(_moving(video) for video in shown.videos), traits=_traits(shown), facts=_facts(shown.record),
+        names="".join(f"<th>{video.setting.name}</th>" for video in shown.videos))
 
 
 def _traits(shown: Shown) -> str:
@@ -108,24 +123,29 @@ def _traits(shown: Shown) -> str:
             continue
         wanted = getattr(shown.person, name)
         cells = f"<td>{name.replace('_', ' ')}</td><td>{wanted}</td>"
-        for reading in (shown.reading, shown.reading_without):
-            found = values[np.bincount(reading.traits[:, index]).argmax()]
+        for video in shown.videos:
+            found = values[np.bincount(video.reading.traits[:, index]).argmax()]
             kind = "same" if found == wanted else "other"
             cells += f'<td class="{kind}">{found}</td>'
         rows += f"<tr>{cells}</tr>"
     return rows
 
 
-def _strip(video: np.ndarray) -> str:
-    return "".join(_figure(PIL.Image.fromarray(video[i]), f"frame {i + 1}", FRAME_PX)
-                   for i in np.linspace(0, len(video) - 1, FRAMES_SHOWN).round().astype(int))
+def _still(file: Path, caption: str) -> str:
+    content = io.BytesIO()
+    image = enlarged(np.asarray(PIL.Image.open(file).convert("RGB")), SHOWN_PX)
+    image.save(content, "PNG")
+    return _figure(content.getvalue(), "png", caption)
 
 
-def _figure(image: PIL.Image.Image, caption: str, width: int) -> str:
-    data = io.BytesIO()
-    image.resize((width, width * image.height // image.width), PIL.Image.Resampling.LANCZOS).save(data, "PNG")
-    source = base64.b64encode(data.getvalue()).decode()
-    return (f'<figure><img width="{width}" src="data:image/png;base64,{source}" alt="{caption}">'
+def _moving(video: Video) -> str:
+    frames = [enlarged(frame, SHOWN_PX) for frame in there_and_back(video.frames)]
+    return _figure(animated_webp(frames), "webp", video.setting.name)
+
+
+def _figure(content: bytes, kind: str, caption: str) -> str:
+    source = base64.b64encode(content).decode()
+    return (f'<figure><img height="{SHOWN_PX}" src="data:image/{kind};base64,{source}" alt="{caption}">'
             f"<figcaption>{caption}</figcaption></figure>")
 
 
