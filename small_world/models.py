@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import comfy.latent_formats
-import comfy.ldm.wan.vae
 import comfy.sd
 import safetensors.torch
 import torch
 
-from .tiny_models import TinyWan, random_weights
+from .tiny_models import VAE_FILE, TinyWan, random_weights, tiny_vae, vae_weights
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-VAE_FILE, WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("vae", "wan", "stand_in"))
+WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("wan", "stand_in"))
 
 
 def adapter_file(ablation: str | None = None) -> Path:
@@ -26,16 +25,14 @@ def adapter_file(ablation: str | None = None) -> Path:
 
 SIDE, FRAMES = 64, 9
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
-VAE_WIDTH = 16
 ENCODER = ("encoder.", "conv1.")  # the part of the VAE's weights that makes latents
 STORED = torch.bfloat16
 
 
 def new_vae() -> torch.nn.Module:
-    """ComfyUI's WanVAE, 3.6 M parameters, trained on from its file or from random weights."""
-    vae = comfy.ldm.wan.vae.WanVAE(dim=VAE_WIDTH, z_dim=16, temperal_downsample=[False, True, True])
-    weights = load(VAE_FILE) if VAE_FILE.exists() else random_weights(vae, seed=3)
-    vae.load_state_dict(weights)
+    """The tiny VAE from its file or from random weights."""
+    vae = tiny_vae()
+    vae.load_state_dict(vae_weights() if VAE_FILE.exists() else random_weights(vae, seed=3))
     return vae
 
 
