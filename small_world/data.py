@@ -1,9 +1,13 @@
-"""What the small world's models are trained on: clips, two photos of the person, a caption, in the trainer's shards."""
+"""What the small world's models are trained on: clips of one or two people, their photos, a caption.
+
+Clip, photos and caption follow from a number; latents are made once and kept in the trainer's shards.
+"""
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,50 +18,91 @@ from standin_core.train.data.shards import Example, write_shards
 from .captions import caption_contexts
 from .models import FRAMES, SIDE, encoder_hash, new_vae, to_model_space, to_pixels
 from .people import Person, split
+from .photos import photo
 from .render import picture, video
-from .scenes import Scene, photo_scene, random_scene
+from .scenes import Scene, caption, photo_scene, random_pair, random_scene
 
-CLIPS, PHOTOS = 3200, 2
+CLIPS = {1: 18_000, 2: 2_000}  # by the number of people in them
+PHOTOS = 2
+BUSY = 0.3  # share of photos before clutter
 ENCODED_TOGETHER = 8
 HERE = Path(__file__).resolve().parent
 
 
-def training_clip(number: int) -> tuple[Person, Scene, np.random.Generator]:
-    """Who and what is in a clip: somebody of the people to train on; the generator is for what else is drawn."""
-    people, _ = split()
-    rng = np.random.default_rng([0, number])
-    return people[rng.integers(len(people))], random_scene(rng), rng
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """cast: who does what, from the left; one or two."""
+
+    cast: tuple[tuple[Person, Scene], ...]
+
+    @property
+    def caption(self) -> str:
+        return caption(self.cast[0][1], len(self.cast))
+
+    def video(self, frames: int = FRAMES) -> np.ndarray:
+        """[frames, SIDE, SIDE, 3] uint8"""
+        (person, scene), *beside = self.cast
+        return video(person, scene, frames, SIDE, *beside)
+
+    def picture(self, t: float) -> np.ndarray:
+        """[SIDE, SIDE, 3] uint8, at time t, 0 to 1."""
+        (person, scene), *beside = self.cast
+        return picture(person, scene, t, SIDE, *beside)
 
 
-def training_examples(cache: Path, count: int = CLIPS) -> Path:
-    """The folder of shards of so many clips, below cache, made where it is not there; named by all they follow from."""
-    folder = cache / f"shards_{count}_{_hash()}"
+def random_clip(people: Sequence[Person], rng: np.random.Generator, count: int | None = None) -> Clip:
+    """One or two of the people, or as often two as among the clips that are trained on."""
+    count = count or (2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1)
+    scenes = random_pair(rng) if count == 2 else (random_scene(rng),)
+    return Clip(tuple(zip((people[i] for i in rng.choice(len(people), count, replace=False)), scenes)))
+
+
+def random_photo(person: Person, rng: np.random.Generator) -> np.ndarray:
+    """[SIDE, SIDE, 3] uint8, on white or before clutter."""
+    return photo(person, photo_scene(rng, busy=bool(rng.random() < BUSY)))
+
+
+def training_clip(number: int, people: int = 1) -> tuple[Clip, np.random.Generator]:
+    """The clip of a number with one or two of those to train on; the generator is for what else is drawn."""
+    rng = np.random.default_rng([0, people, number])
+    return random_clip(split().train, rng, people), rng
+
+
+def training_examples(cache: Path, people: int = 1, count: int | None = None) -> Path:
+    """The folder of the shards of clips with one or two people, below cache, made where it is not there.
+
+    It is named by all that the shards follow from.
+
+    count: of clips; None for CLIPS.
+    """
+    count = count or CLIPS[people]
+    folder = cache / f"shards_{people}_{count}_{_hash()}"
     names = [f"clip {number:05d}" for number in range(count)]
-    for line in write_shards(folder, names, lambda missing: _encoded(names, missing)):
+    for line in write_shards(folder, names, lambda missing: _encoded(names, missing, people)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     return folder
 
 
 def _hash() -> str:
-    drawn = b"".join((HERE / f"{name}.py").read_bytes() for name in ("people", "scenes", "render", "data"))
+    drawn = b"".join((HERE / f"{name}.py").read_bytes() for name in ("people", "scenes", "render", "photos", "data"))
     read = b"".join(context.numpy().tobytes() for context in caption_contexts().values())
     return hashlib.sha256(encoder_hash().encode() + drawn + read).hexdigest()[:12]
 
 
-def _encoded(names: list[str], missing: set[str]) -> Iterator[tuple[str, Example]]:
+def _encoded(names: list[str], missing: set[str], people: int) -> Iterator[tuple[str, Example]]:
     if not missing:
         return
     vae, contexts = new_vae().eval(), caption_contexts()
     wanted = [(number, name) for number, name in enumerate(names) if name in missing]
     for first in range(0, len(wanted), ENCODED_TOGETHER):
-        group, drawn = wanted[first:first + ENCODED_TOGETHER], []
-        for number, _ in group:
-            person, scene, rng = training_clip(number)
-            drawn.append((scene.caption, video(person, scene, FRAMES, SIDE),
-                          np.stack([picture(person, photo_scene(rng), 0.0, SIDE) for _ in range(PHOTOS)])))
+        group = wanted[first:first + ENCODED_TOGETHER]
+        drawn = [(name, *training_clip(number, people)) for number, name in group]
+        shown = [np.stack([random_photo(person, rng) for _ in range(PHOTOS) for person, _ in clip.cast])
+                 for _, clip, rng in drawn]
         with torch.inference_mode():
             videos, photos = (to_model_space(vae.encode(to_pixels(torch.from_numpy(pixels)))) for pixels in (
-                np.stack([clip for _, clip, _ in drawn]), np.concatenate([shown for _, _, shown in drawn])[:, None]))
-        for (_, name), (caption, _, _), latent, shown in zip(group, drawn, videos, photos.split(PHOTOS)):
-            yield name, Example(latent, shown, contexts[caption][0])
+                np.stack([clip.video() for _, clip, _ in drawn]), np.concatenate(shown)[:, None]))
+        for (name, clip, _), latent, of_clip in zip(drawn, videos, photos.split([len(each) for each in shown])):
+            of_cast = of_clip.unflatten(0, (PHOTOS, len(clip.cast))).squeeze(3).movedim(1, 2)
+            yield name, Example(latent, of_cast, contexts[clip.caption][0])

@@ -18,10 +18,11 @@ from standin_core.stand_in.adapter import Adapter
 from standin_core.stand_in.apply import apply_identity_branch
 
 from .captions import caption_contexts
+from .data import Clip
 from .models import FRAMES, SIDE, WAN, WAN_FILE, load, new_vae, to_pixels
 from .people import TRAITS, Person, split
+from .photos import photo
 from .reader import Reader, Readings, load_reader, read
-from .render import picture, video
 from .scenes import ACTIONS, Pose, Scene, photo_scene, random_scene
 
 STEPS, CFG, SHIFT = 12, 3.0, 3.0
@@ -29,7 +30,8 @@ CALIBRATED_ON = 64  # people
 DRAWN = 1  # apart from the draws of the training clips
 RESAMPLES = 1000
 EXPRESSIONS = {"smiles": "smile", "talks": "mouth", "closes the eyes": "eyes"}  # action -> what it moves
-VARIED = ("yaw", "pitch", "roll", "x", "y", "size", "smile")  # of a pose, in photos as in videos
+VARIED = ("yaw", "pitch", "roll", "smile")  # of a pose, in photos as in videos; the crop centres the rest
+AS_SURE = 0.05  # share of real videos that are read with less confidence than a video that counts as valid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,14 +45,25 @@ class Case:
 
     @property
     def photo(self) -> np.ndarray:
-        """[SIDE, SIDE, 3] uint8"""
-        return picture(self.person, self.photo_scene, 0.0, SIDE)
+        """[SIDE, SIDE, 3] uint8, on white"""
+        return photo(self.person, self.photo_scene)
+
+    @property
+    def clip(self) -> Clip:
+        return Clip(((self.person, self.scene),))
+
+    def photos(self, count: int) -> list[np.ndarray]:
+        """So many of the person, this one first."""
+        rng = np.random.default_rng([DRAWN, 7, self.seed])
+        return [self.photo, *(photo(self.person, photo_scene(rng)) for _ in range(count - 1))]
 
 
-def cases(count: int, seed: int = 0) -> list[Case]:
-    """Every action in turn."""
-    _, people = split()
-    made = []
+def cases(count: int, seed: int = 0, people: list[Person] | None = None) -> list[Case]:
+    """Every action in turn.
+
+    people: who is drawn from; None for those to test on.
+    """
+    people, made = people or split().test, []
     for number in range(count):
         rng = np.random.default_rng([DRAWN, seed, number])
         person = people[rng.integers(len(people))]
@@ -71,19 +84,19 @@ class World:
 
     def reference(self, *photos: np.ndarray) -> torch.Tensor:
         """[R, 16, 1, h, w], VAE space"""
-        return torch.cat([self.vae.encode(torch.from_numpy(photo)[None].float() / 255) for photo in photos])
+        return torch.cat([self.vae.encode(torch.from_numpy(each)[None].float() / 255) for each in photos])
 
-    def generate(self, case: Case, model=None, frames: int = FRAMES, side: int = SIDE) -> np.ndarray:
-        """[frames, side, side, 3] uint8, of the case's caption and seed; model: None for the base model."""
-        positive, negative = ([[self.contexts[words], {}]] for words in (case.scene.caption, ""))
-        empty = {"samples": torch.zeros(1, 16, (frames - 1) // 4 + 1, side // 8, side // 8)}
+    def generate(self, case: Case, model=None, frames: int = FRAMES) -> np.ndarray:
+        """[frames, SIDE, SIDE, 3] uint8, of the case's caption and seed; model: None for the base model."""
+        positive, negative = ([[self.contexts[words], {}]] for words in (case.clip.caption, ""))
+        empty = {"samples": torch.zeros(1, 16, (frames - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
         settings = SamplerSettings(case.seed, STEPS, CFG, shift=SHIFT)
         latent, _ = sample(model or self.model, None, positive, negative, empty, settings)
         shown = self.vae.decode(latent["samples"])[0]
         return (255 * shown.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
 
     def through_vae(self, frames: np.ndarray) -> np.ndarray:
-        """[frames, side, side, 3] uint8, there and back."""
+        """[frames, H, W, 3] uint8, there and back."""
         return through_vae(self._plain_vae, frames)
 
     def with_identity(self, case: Case, adapter: Adapter, **controls):
@@ -100,6 +113,7 @@ class Score:
     expression: how much more mouth, eyes and smile move in the videos whose caption says so than in the others.
     pose_of_photo: what is copied from the photo though it is not the person, the correlation over the videos of the
         photo's pose with theirs, the mean over VARIED.
+    confidence: how sure the reader is of the traits, 0 to 1: it is not sure of what no person looks like.
     """
 
     agreement: float
@@ -109,6 +123,7 @@ class Score:
     motion: float
     expression: float
     pose_of_photo: float
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +144,14 @@ def score(cases: list[Case], readings: list[Readings]) -> Score:
         np.mean([reading.background() == case.scene.background for case, reading in both]),
         np.mean([reading.motion for reading in readings]),
         np.mean([_more(both, action, part) for action, part in EXPRESSIONS.items()]),
-        _correlation([[case.photo_scene.pose] for case in cases], readings))))
+        _correlation([[case.photo_scene.pose] for case in cases], readings),
+        np.mean([reading.confidence.mean() for reading in readings]))))
+
+
+def validity(readings: list[Readings], real: list[Readings]) -> float:
+    """The share of videos of which the reader is as sure as of all but AS_SURE of the real ones."""
+    least = np.quantile([reading.confidence.mean() for reading in real], AS_SURE)
+    return round(float(np.mean([reading.confidence.mean() >= least for reading in readings])), 4)
 
 
 def kept(cases: list[Case], readings: list[Readings], real: list[Readings],
@@ -181,11 +203,11 @@ def _correlation(courses: list[list[Pose]], readings: list[Readings]) -> float:
 
 def real(case: Case) -> np.ndarray:
     """The case as it is, [FRAMES, SIDE, SIDE, 3] uint8."""
-    return video(case.person, case.scene, FRAMES, SIDE)
+    return case.clip.video()
 
 
 def still(picture: np.ndarray) -> np.ndarray:
-    """A video in which nothing moves, [FRAMES, SIDE, SIDE, 3] uint8."""
+    """A video in which nothing moves, [FRAMES, H, W, 3] uint8."""
     return np.repeat(picture[None], FRAMES, axis=0)
 
 

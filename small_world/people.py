@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ FRECKLES = ("none", "freckles")
 TRAITS: dict[str, tuple[str, ...]] = {
     "skin": tuple(SKINS), "hair_colour": tuple(HAIR_COLOURS), "hair_shape": HAIR_SHAPES, "face_shape": FACE_SHAPES,
     "eye_colour": tuple(EYE_COLOURS), "glasses": GLASSES, "freckles": FRECKLES}
-TEST_SHARE = 10
+TEST_SHARE, VALIDATION_SHARE = 10, 20  # one person of so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +66,27 @@ def everyone() -> list[Person]:
     return [Person(*traits) for traits in itertools.product(*TRAITS.values())]
 
 
+class Split(NamedTuple):
+    """Who is trained on, who chooses settings, and who is reported on."""
+
+    train: list[Person]
+    validation: list[Person]
+    test: list[Person]
+
+
 @functools.cache
-def split(seed: int = 0) -> tuple[list[Person], list[Person]]:
-    """(to train on, to test on), in an order that follows from the seed. Nobody to test on looks like somebody to
-    train on, though each of their traits comes up there: it is the combination that is new. So nobody to test on is
-    bald or wears dark glasses: what that hides differs among people who look the same.
+def split(seed: int = 0) -> Split:
+    """The three parts, in an order that follows from the seed.
+
+    Nobody to validate or to test on looks like somebody in another part, though each of their traits comes up there:
+    it is the combination that is new. So nobody of them is bald or wears dark glasses: what that hides differs among
+    people who look the same.
     """
     people = everyone()
-    order = np.random.default_rng(seed).permutation(len(people))
-    tested = len(people) // TEST_SHARE
-    train = [people[i] for i in order[tested:]]
-    looks = {person.look for person in train}
-    return train, [person for person in (people[i] for i in order[:tested]) if person.look not in looks]
+    order = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
+    tested, validated = len(people) // TEST_SHARE, len(people) // VALIDATION_SHARE
+    train = order[tested + validated:]
+    seen = {person.look for person in train}
+    validation = [person for person in order[tested:tested + validated] if person.look not in seen]
+    seen |= {person.look for person in validation}
+    return Split(train, validation, [person for person in order[:tested] if person.look not in seen])

@@ -20,11 +20,11 @@ WIDTHS, HIDDEN = (32, 64, 96, 128), 192
 CORNER = 8  # of a side
 POSE = Pose.__slots__
 # how far each part of a pose moves in an action, by which they are made comparable
-POSE_SCALE = torch.tensor([0.5, 0.5, 14.0, 0.08, 0.04, 0.05, 0.45, 0.35, 0.35])
+POSE_SCALE = torch.tensor([0.5, 0.5, 14.0, 0.06, 0.04, 0.05, 0.45, 0.35, 0.35])
 
 
 class Reader(torch.nn.Module):
-    """[B, 3, 64, 64] in -1..1 -> logits of each trait, [B, n] for each of TRAITS, and the pose, [B, 9]."""
+    """[B, 3, SIDE, SIDE] in -1..1 -> logits of each trait, [B, n] for each of TRAITS, and the pose, [B, 9]."""
 
     def __init__(self):
         super().__init__()
@@ -33,9 +33,9 @@ class Reader(torch.nn.Module):
             layers += [torch.nn.Conv2d(before, width, 3, stride=2, padding=1), torch.nn.GroupNorm(8, width),
                        torch.nn.SiLU(), torch.nn.Conv2d(width, width, 3, padding=1), torch.nn.SiLU()]
             before = width
-        side = SIDE // 2 ** len(WIDTHS)
+        places = (SIDE // 2 ** len(WIDTHS)) ** 2
         self.body = torch.nn.Sequential(*layers, torch.nn.Flatten(),
-                                        torch.nn.Linear(before * side * side, HIDDEN), torch.nn.SiLU())
+                                        torch.nn.Linear(before * places, HIDDEN), torch.nn.SiLU())
         self.traits = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, len(values)) for values in TRAITS.values())
         self.pose = torch.nn.Linear(HIDDEN, len(POSE))
 
@@ -46,11 +46,16 @@ class Reader(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Readings:
-    """Of F frames. traits: [F, 7], the place of each trait among TRAITS; poses: [F, 9], in units of POSE_SCALE;
-    corners: [F, 3], the mean colour of the upper two, 0 to 255.
+    """What is read from the F frames of a video.
+
+    traits: [F, 7], the place of each trait among TRAITS.
+    confidence: [F, 7], the probability that the reader gives to each of them.
+    poses: [F, 9], in units of POSE_SCALE.
+    corners: [2, 3], the mean colour of the upper left and the upper right one, 0 to 255.
     """
 
     traits: np.ndarray
+    confidence: np.ndarray
     poses: np.ndarray
     corners: np.ndarray
 
@@ -73,9 +78,8 @@ class Readings:
         return min(ACTIONS, key=distance)
 
     def background(self) -> str:
-        """Of BACKGROUNDS, the one that the corners are nearest to."""
-        colour = self.corners.mean(axis=0)
-        return min(BACKGROUNDS, key=lambda name: np.abs(colour - BACKGROUNDS[name]).sum())
+        """Of BACKGROUNDS, the one that a corner is nearest to; hair may be in the other."""
+        return min(BACKGROUNDS, key=lambda name: np.abs(self.corners - BACKGROUNDS[name]).sum(axis=1).min())
 
     def part(self, name: str) -> np.ndarray:
         """[F], of POSE, in units of POSE_SCALE."""
@@ -95,12 +99,26 @@ def load_reader() -> Reader:
 
 @torch.inference_mode()
 def read(reader: Reader, frames: np.ndarray) -> Readings:
-    """frames: [F, H, W, 3] uint8, H and W of any size."""
-    pixels = torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1
-    if pixels.shape[-2:] != (SIDE, SIDE):
-        pixels = torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="area")
-    logits, pose = reader(pixels)
-    strip = frames[:, :frames.shape[1] // CORNER]
-    side = frames.shape[2] // CORNER
-    corners = np.concatenate((strip[:, :, :side], strip[:, :, -side:]), axis=2).mean(axis=(1, 2))
-    return Readings(torch.stack([each.argmax(dim=1) for each in logits], dim=1).numpy(), pose.numpy(), corners)
+    """frames: [F, H, W, 3] uint8; made as high as the reader's, and as wide by repeating what is at the sides."""
+    logits, poses = reader(framed(torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1))
+    likely = [each.softmax(dim=1).max(dim=1) for each in logits]
+    strip, side = frames[:, :frames.shape[1] // CORNER], frames.shape[2] // CORNER
+    corners = np.stack([part.mean(axis=(0, 1, 2)) for part in (strip[:, :, :side], strip[:, :, -side:])])
+    return Readings(torch.stack([each.indices for each in likely], dim=1).numpy(),
+                    torch.stack([each.values for each in likely], dim=1).numpy(), poses.numpy(), corners)
+
+
+def framed(pixels: torch.Tensor) -> torch.Tensor:
+    """[F, 3, H, W] -> [F, 3, SIDE, SIDE]"""
+    height, width = pixels.shape[-2:]
+    if height != SIDE:
+        width = min(SIDE, round(width * SIDE / height))
+        pixels = torch.nn.functional.interpolate(pixels, size=(SIDE, width), mode="area")
+    left = (SIDE - width) // 2
+    return torch.nn.functional.pad(pixels, (left, SIDE - width - left, 0, 0), mode="replicate")
+
+
+def halves(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[F, H, W, 3] -> its left and its right half, in each of which one of two people is."""
+    middle = frames.shape[2] // 2
+    return frames[:, :, :middle], frames[:, :, middle:]

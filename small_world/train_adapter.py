@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from small_world.ablations import ABLATIONS, variant_of
-from small_world.data import CLIPS, training_examples
+from small_world.data import training_examples
 from small_world.models import STORED, WAN, WAN_FILE, WEIGHTS, adapter_file, load
 from standin_core.stand_in.training import AdapterSettings, StandInMethod
 from standin_core.train import SampleSettings, TrainSettings
@@ -35,10 +35,10 @@ BATCH = 16
 REPORTED_EVERY = 100
 
 
-def main(steps: int, seed: int, ablation: str | None, clips: int, cache: Path, out: Path) -> None:
+def main(steps: int, seed: int, ablation: str | None, cache: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / adapter_file(ablation).name
-    shards = training_examples(cache, clips)
+    shards = training_examples(cache)
     model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
                                                      metadata=WAN.metadata())
     settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=3e-3, loraplus_ratio=2.0,
@@ -70,7 +70,6 @@ if __name__ == "__main__":
     parser.add_argument("--ablation", choices=ABLATIONS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")
-    parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.steps, options.seed, options.ablation, options.clips, options.cache, options.out)
+    main(options.steps, options.seed, options.ablation, options.cache, options.out)

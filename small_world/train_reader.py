@@ -2,13 +2,12 @@
 
 At the end it says how often the reader is right on people whom it never saw.
 
-    .standin/venv/bin/python small_world/train_reader.py --minutes 12     # goes on from the weights that are there
+    .standin/venv/bin/python small_world/train_reader.py --minutes 30     # goes on where it was stopped
 """
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -21,25 +20,48 @@ import cv2
 import numpy as np
 import torch
 
-from small_world.data import training_clip
+from small_world.data import Clip, random_clip, training_clip
 from small_world.measure import calibrate, through_vae
-from small_world.models import FRAMES, SIDE, WEIGHTS, new_vae, save
-from small_world.people import split
-from small_world.reader import POSE, POSE_SCALE, READER_FILE, Reader, load_reader
-from small_world.render import picture, video
-from small_world.scenes import photo_scene, random_scene
+from small_world.models import FRAMES, WEIGHTS, new_vae, save
+from small_world.people import Person, split
+from small_world.photos import photo
+from small_world.reader import POSE, POSE_SCALE, READER_FILE, Reader, framed, halves
+from small_world.scenes import Scene, photo_scene
+from small_world.training import train
 
 BATCH, LEARNING_RATE = 48, 2e-3
-PHOTO_SHARE, BLURRED, LARGEST_BLUR, NOISE = 0.2, 0.6, 1.6, 6.0
-DECODED, DECODED_SHARE = 800, 0.5  # clips; share of the pictures of a batch
+PHOTO_SHARE, BUSY, BLURRED, LARGEST_BLUR, NOISE = 0.15, 0.3, 0.5, 1.2, 6.0
+DECODED, DECODED_SHARE = 600, 0.5  # clips; share of the pictures of a batch
 POSE_WEIGHT = 6.0
-REPORTED_EVERY = 200
+
+Seen = tuple[np.ndarray, Person, Scene, float]  # [H, W, 3], and who does what at which time
 
 
 def decoded_clips(count: int) -> list[np.ndarray]:
-    """[FRAMES, SIDE, SIDE, 3] uint8 each, of the first training clips."""
+    """The first training clips through the VAE, each [FRAMES, SIDE, SIDE, 3] uint8."""
     vae = new_vae().eval()
-    return [through_vae(vae, video(*training_clip(number)[:2], FRAMES, SIDE)) for number in range(count)]
+    return [through_vae(vae, decoded_clip(number).video()) for number in range(count)]
+
+
+def decoded_clip(number: int) -> Clip:
+    """Every tenth has two people."""
+    return training_clip(number, 1 if number % 10 else 2)[0]
+
+
+def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:
+    """One picture of one person, who is half of it where there are two."""
+    if rng.random() < PHOTO_SHARE:
+        person, scene = people[rng.integers(len(people))], photo_scene(rng, bool(rng.random() < BUSY))
+        return photo(person, scene), person, scene, 0.0
+    frame = int(rng.integers(FRAMES))
+    if rng.random() < DECODED_SHARE:
+        number = int(rng.integers(len(decoded)))
+        clip, shown = decoded_clip(number), decoded[number][frame]
+    else:
+        clip = random_clip(people, rng)
+        shown = clip.picture(frame / (FRAMES - 1))
+    which = int(rng.integers(len(clip.cast)))
+    return halves(shown[None])[which][0] if len(clip.cast) > 1 else shown, *clip.cast[which], frame / (FRAMES - 1)
 
 
 def examples(people, decoded: list[np.ndarray],
@@ -47,55 +69,45 @@ def examples(people, decoded: list[np.ndarray],
     """Pixels [B, 3, SIDE, SIDE], labels and whether they can be seen [B, 7], poses [B, 9]."""
     pixels, labels, visible, poses = [], [], [], []
     for _ in range(BATCH):
-        if rng.random() < DECODED_SHARE:
-            number, frame = int(rng.integers(len(decoded))), int(rng.integers(FRAMES))
-            person, scene, _ = training_clip(number)
-            t, shown = frame / (FRAMES - 1), decoded[number][frame].astype(np.float32)
-        else:
-            person, t = people[rng.integers(len(people))], rng.random()
-            scene = photo_scene(rng) if rng.random() < PHOTO_SHARE else random_scene(rng)
-            shown = picture(person, scene, t, SIDE).astype(np.float32)
-            if rng.random() < BLURRED:
-                shown = cv2.GaussianBlur(shown, (0, 0), rng.uniform(0.2, LARGEST_BLUR))
-        pixels.append(shown + rng.normal(0, rng.uniform(0, NOISE), shown.shape))
+        shown, person, scene, t = seen(people, decoded, rng)
+        shown = shown.astype(np.float32)
+        if rng.random() < BLURRED:
+            shown = cv2.GaussianBlur(shown, (0, 0), rng.uniform(0.2, LARGEST_BLUR))
+        shown += rng.normal(0, rng.uniform(0, NOISE), shown.shape)
+        pixels.append(framed(torch.from_numpy(shown).movedim(-1, 0)[None] / 127.5 - 1))
         labels.append(person.labels)
         visible.append(person.visible)
         poses.append([getattr(scene.at(t), name) for name in POSE])
-    return (torch.from_numpy(np.stack(pixels)).movedim(-1, 1).float() / 127.5 - 1, torch.from_numpy(np.stack(labels)),
-            torch.from_numpy(np.stack(visible)), torch.tensor(poses, dtype=torch.float32) / POSE_SCALE)
+    return (torch.cat(pixels).float(), torch.from_numpy(np.stack(labels)), torch.from_numpy(np.stack(visible)),
+            torch.tensor(poses, dtype=torch.float32) / POSE_SCALE)
 
 
-def main(minutes: float, seed: int, clips: int, out: Path) -> None:
+def main(minutes: float, seed: int, clips: int, state: Path, out: Path) -> None:
     torch.manual_seed(seed)
-    rng, (people, _), decoded = np.random.default_rng(seed), split(), decoded_clips(clips)
-    reader = (load_reader() if READER_FILE.exists() else Reader()).train()
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    losses, started, step = [], time.monotonic(), 0
-    while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (0.01 + 0.99 * (1 + np.cos(np.pi * done)) / 2)
+    people, decoded, reader = split().train, decoded_clips(clips), Reader().train()
+
+    def loss_of(rng: np.random.Generator) -> torch.Tensor:
         pixels, labels, visible, poses = examples(people, decoded, rng)
         logits, pose = reader(pixels)
         of_traits = torch.stack([torch.nn.functional.cross_entropy(each, labels[:, i], reduction="none")
                                  for i, each in enumerate(logits)], dim=1)
-        loss = of_traits[visible].mean() + POSE_WEIGHT * torch.nn.functional.smooth_l1_loss(pose, poses)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step += 1
-        losses.append(float(loss.detach()))
-        if step % REPORTED_EVERY == 0:
-            sys.stdout.write(f"{100 * done:.0f} % step {step} loss {np.mean(losses):.4f}\n")
-            sys.stdout.flush()
-            losses.clear()
-    save(reader.state_dict(), out / READER_FILE.name, {"seed": seed, "minutes": minutes, "steps": step})
+        return of_traits[visible].mean() + POSE_WEIGHT * torch.nn.functional.smooth_l1_loss(pose, poses)
+
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    file = out / READER_FILE.name
+    weights = train(reader, [optimizer], minutes, state, loss_of,
+                    lambda average, record: save(average, file, {"seed": seed, **record}), seed)
+    save(weights, file)
+    reader.load_state_dict(weights)
     sys.stdout.write(f"{calibrate(reader.eval())}\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=DECODED, help="that go through the VAE")
+    parser.add_argument("--state", type=Path, default=PACK / ".standin" / "small_world" / "reader.state")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, options.seed, options.clips, options.out)
+    main(options.minutes, options.seed, options.clips, options.state, options.out)

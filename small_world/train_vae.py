@@ -1,17 +1,16 @@
 """Train the VAE of the small world: clips and photos of drawn people in, the same out.
 
-    .standin/venv/bin/python small_world/train_vae.py --minutes 40     # goes on from the weights that are there
+    .standin/venv/bin/python small_world/train_vae.py --minutes 40     # goes on where it was stopped
     .standin/venv/bin/python small_world/train_vae.py --minutes 40 --decoder      # the latents stay what they are
 
-Single pictures first, which cost a ninth of a clip and teach the most, then clips too. Latents are drawn towards the
-mean and the deviation that ComfyUI takes off for Wan, so that the model sees numbers near a normal distribution. The
-decoder alone can be trained on at the end, which leaves valid what was trained on latents.
+It begins with the weights that are there. Latents are drawn towards the mean and the deviation that ComfyUI takes off
+for Wan, so that the model sees numbers near a normal distribution. The decoder alone can be trained on at the end,
+which leaves valid what was trained on latents.
 """
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -23,83 +22,90 @@ import_comfyui("--cpu")
 import numpy as np
 import torch
 
-from small_world.models import ENCODER, FRAMES, SIDE, VAE_FILE, WEIGHTS, new_vae, save, to_model_space, to_pixels
+from small_world.data import Clip, random_clip, random_photo
+from small_world.latents import head_weights
+from small_world.models import (
+    ENCODER,
+    FRAMES,
+    SIDE,
+    VAE_FILE,
+    WEIGHTS,
+    new_vae,
+    save,
+    to_model_space,
+    to_pixels,
+)
 from small_world.people import split
-from small_world.render import picture, video
-from small_world.scenes import photo_scene, random_scene
+from small_world.training import Muon, train
 
-PICTURES, CLIPS = 6, 2  # batch sizes
-LEARNING_RATE, WARM_UP = 1e-3, 100
-LATENT_NOISE, NORMAL_WEIGHT, EDGE_WEIGHT = 0.05, 0.02, 0.5
-FACE_SPREAD = 0.2  # of the side
-SAVED_EVERY = 200
+PICTURES, CLIPS, PHOTOS = 8, 4, 8  # batch sizes
+CROPPED, WINDOW, JITTER = 0.8, 48, 10  # share of batches of heads alone; side and how far from their middle, in pixels
+KERNEL_RATE, OTHER_RATE = 2e-3, 8e-4
+LATENT_NOISE, NORMAL_WEIGHT, EDGE_WEIGHT = 0.2, 0.02, 0.5
 
 
-def batch(people, rng: np.random.Generator, pictures_alone: bool) -> torch.Tensor:
-    """[B, frames, SIDE, SIDE, 3] uint8: pictures, clips of 5 frames or of FRAMES."""
-    kind = "pictures" if pictures_alone else rng.choice(["pictures", "short", "long"], p=(0.3, 0.2, 0.5))
-    some = [people[rng.integers(len(people))] for _ in range(PICTURES if kind == "pictures" else CLIPS)]
-    if kind == "pictures":
-        shown = [picture(person, photo_scene(rng) if rng.random() < 0.3 else random_scene(rng), rng.random(),
-                         SIDE)[None] for person in some]
-    else:
-        shown = [video(person, random_scene(rng), 5 if kind == "short" else FRAMES, SIDE) for person in some]
-    return torch.from_numpy(np.stack(shown))
+def batch(people, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [B, F, H, W, 3] uint8 and how much each counts, [B, 1, 1, H, W] float32.
+
+    Most are windows around heads: a frame costs 1.8 times as much, most of it plain ground.
+    """
+    kind = rng.choice(["photos", "pictures", "short", "long"], p=(0.2, 0.2, 0.25, 0.35))
+    if kind == "photos":
+        shown = [random_photo(people[rng.integers(len(people))], rng)[None] for _ in range(PHOTOS)]
+        return np.stack(shown), np.ones((PHOTOS, 1, 1, SIDE, SIDE), np.float32)
+    cropped = rng.random() < CROPPED
+    count = (PICTURES if kind == "pictures" else CLIPS) // (1 if cropped else 2)
+    drawn = [_drawn(random_clip(people, rng), {"pictures": 1, "short": 5, "long": FRAMES}[kind], cropped, rng)
+             for _ in range(count)]
+    return tuple(np.stack(each) for each in zip(*drawn))
 
 
-def face_weight() -> torch.Tensor:
-    """[SIDE, SIDE], mean 1: the face counts four times as much as the border."""
-    across = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
-    weight = 1 + 3 * torch.exp(-(across[:, None] ** 2 + across[None, :] ** 2) / (2 * FACE_SPREAD ** 2))
-    return weight / weight.mean()
+def _drawn(clip: Clip, frames: int, cropped: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    shown, weight = clip.video(frames), head_weights(clip, cell=1)
+    if not cropped:
+        return shown, weight
+    pose = clip.cast[rng.integers(len(clip.cast))][1].at(0.5)
+    left, top = (int(np.clip(round(at * SIDE) - WINDOW // 2 + rng.integers(-JITTER, JITTER + 1), 0, SIDE - WINDOW))
+                 for at in (pose.x, pose.y))
+    window = np.s_[..., top:top + WINDOW, left:left + WINDOW]
+    return np.moveaxis(np.moveaxis(shown, -1, 0)[window], 0, -1), weight[window]
 
 
-def main(minutes: float, pictures_alone: float, decoder: bool, seed: int, out: Path) -> None:
-    torch.manual_seed(seed)
-    rng, (people, _) = np.random.default_rng(seed), split()
-    vae = new_vae()
+def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> None:
+    people, vae = split().train, new_vae()
+    for layer in vae.modules():  # a fifth faster here
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)
+        elif isinstance(layer, torch.nn.Conv3d):
+            layer.to(memory_format=torch.channels_last_3d)
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not (decoder and name.startswith(ENCODER)))
-    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    weight = face_weight()
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
-    errors, started, step = [], time.monotonic(), 0
-    while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
-        rate = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + np.cos(np.pi * done)) / 2)
-        optimizer.param_groups[0]["lr"] = rate
-        pixels = to_pixels(batch(people, rng, done < pictures_alone))
+
+    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+        shown, counts = batch(people, rng)
+        pixels, weight = to_pixels(torch.from_numpy(shown)), torch.from_numpy(counts)
         latent = vae.encode(pixels)
-        wrong = vae.decode(latent + LATENT_NOISE * torch.randn_like(latent)) - pixels
+        wrong = weight * (vae.decode(latent + LATENT_NOISE * torch.randn_like(latent)) - pixels)
         normal = to_model_space(latent)
-        error = wrong.abs().mean()
-        wrong = weight * wrong
         edges = wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
         normality = normal.mean().square() + (normal.std() - 1).square()
-        loss = wrong.abs().mean() + EDGE_WEIGHT * edges + NORMAL_WEIGHT * normality
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        step += 1
-        errors.append(float(error.detach()))
-        if step % SAVED_EVERY == 0:
-            record = {"seed": seed, "minutes": round(done * minutes, 1), "step": step,
-                      "error_of_255": round(127.5 * float(np.mean(errors)), 2),
-                      "latent_deviation": round(float(normal.detach().std()), 3)}
-            errors.clear()
-            save(vae.state_dict(), out / VAE_FILE.name, record)
-            sys.stdout.write(f"{record}\n")
-            sys.stdout.flush()
-    save(vae.state_dict(), out / VAE_FILE.name)
+        return wrong.abs().mean() + EDGE_WEIGHT * edges + NORMAL_WEIGHT * normality
+
+    trained = {kernels: [parameter for parameter in vae.parameters() if parameter.requires_grad
+                         and (parameter.dim() > 3) == kernels] for kernels in (True, False)}
+    optimizers = [Muon(trained[True], KERNEL_RATE), torch.optim.AdamW(trained[False], lr=OTHER_RATE, weight_decay=0.0)]
+    file = out / VAE_FILE.name
+    weights = train(vae, optimizers, minutes, state, loss_of,
+                    lambda average, record: save(average, file, {"seed": seed, **record}), seed)
+    save(weights, file)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--pictures-alone", type=float, default=0.3, help="share of the time, at the beginning")
-    parser.add_argument("--decoder", action="store_true", help="train it alone, without a phase of pictures")
+    parser.add_argument("--decoder", action="store_true", help="train it alone")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--state", type=Path, default=PACK / ".standin" / "small_world" / "vae.state")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, 0.0 if options.decoder else options.pictures_alone, options.decoder, options.seed,
-         options.out)
+    main(options.minutes, options.decoder, options.seed, options.state, options.out)

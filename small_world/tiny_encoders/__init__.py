@@ -10,7 +10,7 @@ import comfy.clip_vision
 import comfy.sd1_clip
 import comfy.text_encoders.wan
 
-CAPTION = re.compile(r"|a person [a-z ]+, [a-z]+ background")  # of the small world, or none
+CAPTION = re.compile(r"|(a person|two people, each) [a-z ]+, [a-z]+ background")  # of the small world, or none
 SIZES = json.loads((Path(__file__).parent / "sizes.json").read_text())
 
 
