@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in (each for each in group["params"] if each.grad is not None):
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
                 update = orthogonal(parameter.grad.lerp(momentum, MOMENTUM).flatten(1)).reshape(parameter.shape)
