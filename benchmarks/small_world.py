@@ -3,14 +3,17 @@
     .standin/venv/bin/python benchmarks/small_world.py --people 48
 
 Every condition generates the same cases: the same people, photos, captions and seeds. What is measured is explained in
-small_world/measure.py. Writes benchmarks/results/small_world_<name>.json.
+small_world/measure.py, what differs between the conditions in small_world/conditions.py. It goes on where it was
+stopped and writes benchmarks/results/small_world_<name>.json.
 """
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,70 +27,58 @@ import numpy as np
 import torch
 
 from machine import machine
-from small_world.ablations import ABLATIONS, ablated_adapter
-from small_world.measure import CFG, SHIFT, STEPS, Case, World, by_trait, calibrate, cases, kept, real, score, still
-from small_world.models import ADAPTER_FILE, FRAMES, SIDE, WAN
-from small_world.reader import read
-from small_world.render import face_points, picture, subject_mask
-from small_world.scenes import photo_scene
-from small_world.settings import CLOSER, PAPER, PLAIN
-from standin_core.controls import kept_tokens
+from small_world.conditions import Condition, conditions, subject_tokens
+from small_world.measure import (
+    CFG,
+    SHIFT,
+    STEPS,
+    Case,
+    World,
+    by_trait,
+    calibrate,
+    cases,
+    clip_of,
+    kept,
+    pairs,
+    real,
+    score,
+    still,
+    validity,
+)
+from small_world.models import ADAPTER_FILE, FRAMES, SIDE
+from small_world.photos import chin, points, subject
+from small_world.reader import Reader, Readings, halves, read
+from small_world.render import face_points
+from small_world.settings import PAPER, PLAIN
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
 from standin_core.face_swap.paste import paste
-from standin_core.stand_in.apply import apply_identity_branch
+from standin_core.files import replacing
 from standin_core.sampler import SamplerSettings, sample
-from standin_core.stand_in.parameters import as_adapter, new_adapter
 from standin_core.stand_in.adapter import load_adapter
+from standin_core.stand_in.apply import apply_identity_branch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WITHOUT, WITH = PLAIN.measured_as, PAPER.measured_as
 SWAP_DENOISE = 0.85  # the authors'
+PARTS = tuple(field.name for field in dataclasses.fields(Readings))
 
 
-def conditions(world: World) -> dict[str, Callable[[Case], object]]:
-    """Name -> the model of a case, of the adapter that was trained as the paper does."""
-    adapter = load_adapter(ADAPTER_FILE)
-    untrained = as_adapter(new_adapter(WAN.blocks, WAN.dim, adapter.rank))
+class KeptReadings:
+    """What the reader found so far, in a folder, so that a run that was stopped goes on."""
 
-    def identity(**controls):
-        return lambda case: world.with_identity(case, adapter, **controls)
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def several(count: int, **controls):
-        def model(case: Case):
-            rng = np.random.default_rng([7, case.seed])
-            others = [picture(case.person, photo_scene(rng), 0.0, SIDE) for _ in range(count - 1)]
-            return apply_identity_branch(world.model, adapter, world.reference(case.photo, *others), **controls)
-        return model
-
-    return {
-        WITHOUT: lambda case: world.model,
-        WITH: identity(),
-        "adapter not trained": lambda case: world.with_identity(case, untrained),
-        **{f"strength {strength:g}": identity(strength=strength) for strength in (0.25, 0.5, 2.0, 4.0)},
-        **{f"from {start:.0%} to {end:.0%}": identity(start_percent=start, end_percent=end)
-           for start, end in ((0.0, 0.25), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0))},
-        "3 photos": several(3),
-        "3 photos, normalized": several(3, normalize_references=True),
-        "background tokens dropped": lambda case: world.with_identity(case, adapter, kept_tokens=subject_tokens(case)),
-        "fp8 cache": identity(cache="fp8"),
-        CLOSER.measured_as: identity(**CLOSER.inputs),
-    }
-
-
-def subject_tokens(case: Case) -> torch.Tensor:
-    """The tokens of the photo in which the person is, as reference_mask keeps them."""
-    subject = torch.from_numpy(subject_mask(case.person, case.photo_scene, 0.0, SIDE).astype(np.float32))[None]
-    return kept_tokens(subject, (SIDE // 16, SIDE // 16))
-
-
-def generated(world: World, some: list[Case]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """(condition, the video of each case)"""
-    yield "the photo, still", [world.through_vae(still(case.photo)) for case in some]
-    for name, model_of in conditions(world).items():
-        yield name, [world.generate(case, model_of(case)) for case in some]
-    for ablation in ABLATIONS:
-        adapter = ablated_adapter(ablation)
-        yield f"{ablation} instead", [world.generate(case, world.with_identity(case, adapter)) for case in some]
+    def readings(self, name: str, made: Callable[[], Iterator[Readings]]) -> list[Readings]:
+        file = self._folder / f"{name}.npz"
+        if not file.exists():
+            fresh = list(made())
+            with replacing(file) as unfinished, unfinished.open("wb") as opened:
+                np.savez(opened, **{part: np.stack([getattr(reading, part) for reading in fresh]) for part in PARTS})
+        with np.load(file) as found:
+            arrays = [found[part] for part in PARTS]
+        return [Readings(*each) for each in zip(*arrays)]
 
 
 def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:
@@ -100,7 +91,7 @@ def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:
         source = real(other)
         frames, mask = pasted(case, other, source)
         latent = encode_swap(world.vae, frames, mask, "locked", "soft")
-        positive, negative = ([[world.contexts[words], {}]] for words in (other.scene.caption, ""))
+        positive, negative = ([[world.contexts[words], {}]] for words in (other.clip.caption, ""))
         settings = SamplerSettings(case.seed, STEPS, CFG, shift=SHIFT, denoise=SWAP_DENOISE)
         outside = torch.nn.functional.max_pool2d(mask[:, None], 9, 1, 4)[:, 0].numpy() == 0
         unchanged = world.through_vae(source).astype(float)
@@ -119,41 +110,93 @@ def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:
 
 def pasted(case: Case, other: Case, source: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """The head of a case's photo on every frame of another's video: frames [F, H, W, 3] and mask [F, H, W] in 0..1."""
-    pose = case.photo_scene.pose
-    head = subject_mask(case.person, case.photo_scene, 0.0, SIDE)
-    head[round((pose.y + 0.5 * pose.size) * SIDE):] = False  # below the chin
+    head = subject(case.person, case.photo_scene)
+    head[chin(case.photo_scene):] = False
     reference = np.dstack((case.photo, (255 * head).astype(np.uint8)))
-    points = face_points(case.photo_scene, 0.0, SIDE)
-    frames, masks = zip(*(paste(frame, reference, points, face_points(other.scene, i / (FRAMES - 1), SIDE))
+    there = points(case.photo_scene)
+    frames, masks = zip(*(paste(frame, reference, there, face_points(other.scene, i / (FRAMES - 1), SIDE))
                           for i, frame in enumerate(source)))
     return tuple(torch.from_numpy(np.stack(each)).float() / 255 for each in (frames, masks))
 
 
+def side_by_side(world: World, kept_readings: KeptReadings, count: int) -> dict[str, dict]:
+    """Two people in one frame: how much of each is kept in their half, and how much of the other one there."""
+    adapter, both = load_adapter(ADAPTER_FILE), pairs(count)
+    left = torch.zeros(1, SIDE, SIDE)
+    left[..., :SIDE // 2] = 1
+
+    def model(pair: tuple[Case, Case], regions: bool):
+        patched = world.model
+        for case, region in zip(pair, (left, 1 - left)):
+            patched = apply_identity_branch(patched, adapter, world.reference(case.photo),
+                                            region=region if regions else None)
+        return patched
+
+    ways = {"real, through the VAE": lambda pair: world.through_vae(clip_of(*pair).video()),
+            "without the branch": lambda pair: world.generate(clip_of(*pair), pair[0].seed),
+            "with regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, True)),
+            "without regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, False))}
+    readings = {name: kept_readings.readings(f"two people, {name}",
+                                             functools.partial(in_halves, world.reader, video, both))
+                for name, video in ways.items()}
+    own, others = [case for pair in both for case in pair], [case for pair in both for case in pair[::-1]]
+    truth = readings["real, through the VAE"]
+    swapped_truth = [reading for i in range(0, len(truth), 2) for reading in (truth[i + 1], truth[i])]
+    return {name: {"own": dataclasses.asdict(kept(own, found, truth)),
+                   "the other's": dataclasses.asdict(kept(others, found, swapped_truth))}
+            for name, found in readings.items()}
+
+
+def in_halves(reader: Reader, video: Callable, both: list[tuple[Case, Case]]) -> Iterator[Readings]:
+    """Left and right of each pair's video."""
+    for pair in both:
+        yield from (read(reader, half) for half in halves(video(pair)))
+
+
 @torch.inference_mode()
-def main(people: int, name: str) -> None:
-    world, some = World(), cases(people)
-    truth = [read(world.reader, world.through_vae(real(case))) for case in some]
+def main(people: int, name: str, cache: Path) -> None:
+    world, some, kept_readings = World(), cases(people), KeptReadings(cache / f"readings_{people}")
+
+    def readings_of(what: str, video: Callable[[Case], np.ndarray]) -> list[Readings]:
+        return kept_readings.readings(what, lambda: (read(world.reader, video(case)) for case in some))
+
+    truth = readings_of("real, through the VAE", lambda case: world.through_vae(real(case)))
+    photo = readings_of("the photo, still", lambda case: world.through_vae(still(case.photo)))
     found = {**machine(), "people": people, "calibration": calibrate(world.reader),
              "tokens without background": float(np.mean([len(subject_tokens(case)) for case in some])),
-             "real, through the VAE": dataclasses.asdict(score(some, truth))}
-    readings = {}
-    for what, videos in generated(world, some):
-        readings[what] = [read(world.reader, frames) for frames in videos]
-        more = {other: dataclasses.asdict(kept(some, readings[what], truth, readings[other]))
-                for other in (WITHOUT, WITH) if other in readings and other != what}
-        found[what] = {**dataclasses.asdict(score(some, readings[what])),
-                       **dataclasses.asdict(kept(some, readings[what], truth)), "more_than": more}
+             "real, through the VAE": dataclasses.asdict(score(some, truth)),
+             "the photo, still": measured(some, photo, truth)}
+    compared = {}
+    for what, condition in conditions(world, cache).items():
+        begun = time.monotonic()
+        readings = readings_of(what, functools.partial(generated, world, condition))
+        found[what] = {"curve": condition.curve, "at": condition.at, **measured(some, readings, truth),
+                       "traits": by_trait(some, readings), "more_than": {
+                           other: dataclasses.asdict(kept(some, readings, truth, those))
+                           for other, those in compared.items()}}
         if what in (WITHOUT, WITH):
-            found[what]["traits"] = by_trait(some, readings[what])
-        sys.stdout.write(f"{what}: {found[what]}\n")
+            compared[what] = readings
+        sys.stdout.write(f"{time.monotonic() - begun:.0f} s {what}: {found[what]['kept']}\n")
         sys.stdout.flush()
+    found["two people"] = side_by_side(world, kept_readings, people // 2)
     found["face swap"] = swapped(world, some)
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def generated(world: World, condition: Condition, case: Case) -> np.ndarray:
+    return world.generate(case.clip, case.seed, condition.model_of(case), **condition.sampled)
+
+
+def measured(some: list[Case], readings: list[Readings], truth: list[Readings]) -> dict:
+    return {**dataclasses.asdict(score(some, readings)), **dataclasses.asdict(kept(some, readings, truth)),
+            "validity": validity(readings, truth)}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--people", type=int, default=48)
     parser.add_argument("--name", default="cpu")
+    parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world",
+                        help="where the other trainings lie, and what was read so far")
     options = parser.parse_args()
-    main(options.people, options.name)
+    main(options.people, options.name, options.cache)

@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from standin_core.stand_in.adapter import Adapter, load_adapter
 from standin_core.stand_in.variant import PAPER, Variant
-
-from .models import adapter_file
 
 ABLATIONS = {"shared positions": Variant(positions="shared"), "ordinary attention": Variant(self_attention="ordinary")}
 
@@ -16,6 +15,6 @@ def variant_of(name: str | None) -> Variant:
     return PAPER if name is None else ABLATIONS[name]
 
 
-def ablated_adapter(name: str | None) -> Adapter:
-    """The adapter that ships, with the method that it was trained with: the files of the ablations do not say it."""
-    return dataclasses.replace(load_adapter(adapter_file(name)), variant=variant_of(name))
+def trained_adapter(file: Path, ablation: str | None) -> Adapter:
+    """With the method that it was trained with, which the files of the ablations do not say."""
+    return dataclasses.replace(load_adapter(file), variant=variant_of(ablation))

@@ -24,8 +24,8 @@ from support.comfyui_server import PromptFailed, Server, node_id, running_server
 from small_world.demo_page import Shown, Video, write_report
 from small_world.measure import Case, cases, real, through_vae
 from small_world.models import new_vae
+from small_world.photos import photo as drawn_photo
 from small_world.reader import load_reader, read
-from small_world.render import picture
 from small_world.settings import SETTINGS, Setting
 from small_world.tiny_models import with_record
 from small_world.workflow import on_small_world, write_small_world
@@ -58,8 +58,8 @@ def person(server: Server, case: Case, folder: Path) -> Shown:
     """One photo through the workflow with each setting, and what the reader finds in the frames."""
     folder.mkdir()
     photo = folder / f"{folder.name}.png"
-    PIL.Image.fromarray(picture(case.person, case.photo_scene, 0.0, PHOTO_PX)).save(photo)
-    prompt = with_record(on_small_world(WORKFLOW, server.upload(photo), case.scene.caption, case.seed))
+    PIL.Image.fromarray(drawn_photo(case.person, case.photo_scene, PHOTO_PX)).save(photo)
+    prompt = with_record(on_small_world(WORKFLOW, server.upload(photo), case.clip.caption, case.seed))
     reader, videos, records = load_reader(), [], []
     for setting in SETTINGS:
         outputs = run(server, changed(prompt, setting), f"{folder.name}, {setting.name}")
@@ -67,7 +67,7 @@ def person(server: Server, case: Case, folder: Path) -> Shown:
         videos.append(Video(setting, file, frames(file), read(reader, frames(file))))
         records.append(json.loads(outputs["record"]["text"][0])[0])
     truth = read(reader, through_vae(new_vae().eval(), real(case)))
-    return Shown(photo, case.person, case.scene.caption, videos, truth, records[0])
+    return Shown(photo, case.person, case.clip.caption, videos, truth, records[0])
 
 
 def changed(prompt: dict, setting: Setting) -> dict:

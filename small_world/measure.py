@@ -23,9 +23,10 @@ from .models import FRAMES, SIDE, WAN, WAN_FILE, load, new_vae, to_pixels
 from .people import TRAITS, Person, split
 from .photos import photo
 from .reader import Reader, Readings, load_reader, read
-from .scenes import ACTIONS, Pose, Scene, photo_scene, random_scene
+from .scenes import ACTIONS, Pose, Scene, photo_scene, random_pair, random_scene
 
 STEPS, CFG, SHIFT = 12, 3.0, 3.0
+SAMPLED = {"steps": STEPS, "cfg": CFG, "shift": SHIFT}
 CALIBRATED_ON = 64  # people
 DRAWN = 1  # apart from the draws of the training clips
 RESAMPLES = 1000
@@ -50,12 +51,32 @@ class Case:
 
     @property
     def clip(self) -> Clip:
-        return Clip(((self.person, self.scene),))
+        return clip_of(self)
+
+    @property
+    def busy_photo(self) -> np.ndarray:
+        """The same before clutter."""
+        return photo(self.person, dataclasses.replace(self.photo_scene, clutter=self.seed))
 
     def photos(self, count: int) -> list[np.ndarray]:
         """So many of the person, this one first."""
         rng = np.random.default_rng([DRAWN, 7, self.seed])
         return [self.photo, *(photo(self.person, photo_scene(rng)) for _ in range(count - 1))]
+
+
+def pairs(count: int) -> list[tuple[Case, Case]]:
+    """Two who stand side by side and do the same, every action in turn; the seed of the first is the pair's."""
+    people, made = split().test, []
+    for number in range(count):
+        rng = np.random.default_rng([DRAWN, 2, number])
+        scenes = random_pair(rng, list(ACTIONS)[number % len(ACTIONS)])
+        chosen = rng.choice(len(people), 2, replace=False)
+        made.append(tuple(Case(people[i], photo_scene(rng), scene, number) for i, scene in zip(chosen, scenes)))
+    return made
+
+
+def clip_of(*side_by_side: Case) -> Clip:
+    return Clip(tuple((case.person, case.scene) for case in side_by_side))
 
 
 def cases(count: int, seed: int = 0, people: list[Person] | None = None) -> list[Case]:
@@ -86,11 +107,15 @@ class World:
         """[R, 16, 1, h, w], VAE space"""
         return torch.cat([self.vae.encode(torch.from_numpy(each)[None].float() / 255) for each in photos])
 
-    def generate(self, case: Case, model=None, frames: int = FRAMES) -> np.ndarray:
-        """[frames, SIDE, SIDE, 3] uint8, of the case's caption and seed; model: None for the base model."""
-        positive, negative = ([[self.contexts[words], {}]] for words in (case.clip.caption, ""))
-        empty = {"samples": torch.zeros(1, 16, (frames - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
-        settings = SamplerSettings(case.seed, STEPS, CFG, shift=SHIFT)
+    def generate(self, clip: Clip, seed: int, model=None, **settings) -> np.ndarray:
+        """[FRAMES, SIDE, SIDE, 3] uint8, of the clip's caption.
+
+        model: None for the base model.
+        settings: of the sampler, where they are not SAMPLED.
+        """
+        positive, negative = ([[self.contexts[words], {}]] for words in (clip.caption, ""))
+        empty = {"samples": torch.zeros(1, 16, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
+        settings = SamplerSettings(seed, **SAMPLED | settings)
         latent, _ = sample(model or self.model, None, positive, negative, empty, settings)
         shown = self.vae.decode(latent["samples"])[0]
         return (255 * shown.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()

@@ -3,28 +3,45 @@ from __future__ import annotations
 
 import numpy as np
 
-from standin_core.face.geometry import square_around
+from standin_core.face.geometry import Square, square_around
 
 from .models import SIDE
 from .people import Person
-from .render import picture
+from .render import face_points, picture, subject_mask
 from .scenes import Scene
 
-SOURCE_SIDE = 192
+SOURCE = 3  # sides of the photo that the picture has which it is cropped from
 FACE_HEIGHT, FACE_WIDTH = 1.0, 0.8  # of the head
 CROP_SCALE = 1.35
 WHITE = (255, 255, 255)
 
 
-def photo(person: Person, scene: Scene) -> np.ndarray:
-    """[SIDE, SIDE, 3] uint8, from the first moment of the scene in a square picture."""
-    source = picture(person, scene, 0.0, SOURCE_SIDE)
-    return _square(scene).cut(source, SIDE, WHITE)
+def photo(person: Person, scene: Scene, side: int = SIDE) -> np.ndarray:
+    """[side, side, 3] uint8, from the first moment of the scene in a square picture."""
+    return _square(scene, SOURCE * side).cut(picture(person, scene, 0.0, SOURCE * side), side, WHITE)
 
 
-def _square(scene: Scene):
+def subject(person: Person, scene: Scene) -> np.ndarray:
+    """[SIDE, SIDE] bool, where the photo shows the person."""
+    mask = subject_mask(person, scene, 0.0, SOURCE * SIDE).astype(np.float32)
+    return _square(scene, SOURCE * SIDE).cut(mask, SIDE, 0.0) > 0.5
+
+
+def points(scene: Scene) -> np.ndarray:
+    """[5, 2], x and y in pixels of the photo: the eyes, the nose, the corners of the mouth, from the left."""
+    return _square(scene, SOURCE * SIDE).to_crop(face_points(scene, 0.0, SOURCE * SIDE), SIDE)
+
+
+def chin(scene: Scene) -> int:
+    """The row of the photo below which no head is."""
     pose = scene.at(0.0)
-    x, y, size = (SOURCE_SIDE * value for value in (pose.x, pose.y, pose.size))
+    below = np.array([[pose.x, pose.y + pose.size / 2]]) * SOURCE * SIDE
+    return round(float(_square(scene, SOURCE * SIDE).to_crop(below, SIDE)[0, 1]))
+
+
+def _square(scene: Scene, source: int) -> Square:
+    pose = scene.at(0.0)
+    x, y, size = (source * value for value in (pose.x, pose.y, pose.size))
     half_width, half_height = FACE_WIDTH * size / 2, FACE_HEIGHT * size / 2
     box = tuple(round(edge) for edge in (x - half_width, y - half_height, x + half_width, y + half_height))
-    return square_around(box, SOURCE_SIDE, SOURCE_SIDE, CROP_SCALE)
+    return square_around(box, source, source, CROP_SCALE)

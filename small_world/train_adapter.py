@@ -1,9 +1,9 @@
 """Train the Stand-In adapter of the small world with the pack's own trainer, the base model frozen.
 
-    .standin/venv/bin/python small_world/train_adapter.py --steps 4000
-    .standin/venv/bin/python small_world/train_adapter.py --steps 4000 --ablation "shared positions"
+    .standin/venv/bin/python small_world/train_adapter.py
+    .standin/venv/bin/python small_world/train_adapter.py --ablation "shared positions" --seed 1 --out .standin/small_world
 
-The run lies in --cache and goes on where it was stopped.
+The run lies in --cache and goes on where it was stopped; so do the adapters that the paper's first seed had on the way.
 """
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ import torch
 
 from small_world.ablations import ABLATIONS, variant_of
 from small_world.data import training_examples
-from small_world.models import STORED, WAN, WAN_FILE, WEIGHTS, adapter_file, load
+from small_world.models import SNAPSHOTS, STORED, WAN, WAN_FILE, WEIGHTS, adapter_file, load, snapshot_file
 from standin_core.stand_in.training import AdapterSettings, StandInMethod
 from standin_core.train import SampleSettings, TrainSettings
 from standin_core.train.session import training_run
 
 RANK = 32
-BATCH = 16
+BATCH = 32
 REPORTED_EVERY = 100
 
 
 def main(steps: int, seed: int, ablation: str | None, cache: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    file = out / adapter_file(ablation).name
+    file = adapter_file(ablation, seed, out)
     shards = training_examples(cache)
     model = comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
                                                      metadata=WAN.metadata())
-    settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=3e-3, loraplus_ratio=2.0,
+    settings = TrainSettings(steps=steps, batch_size=BATCH, together=BATCH, learning_rate=5e-3, loraplus_ratio=2.0,
                              cosine=True, ema=0.995, shift=2.0, checkpointing=False, seed=seed)
     method = StandInMethod(AdapterSettings(file.stem, rank=RANK), variant=variant_of(ablation))
     run = training_run(model, method, shards, cache / f"{file.stem}_{seed}", settings, SampleSettings(every=500),
@@ -49,6 +49,8 @@ def main(steps: int, seed: int, ablation: str | None, cache: Path, out: Path) ->
     losses, started = [], time.monotonic()
     for step, loss in run.steps():
         losses.append(loss)
+        if step in SNAPSHOTS and ablation is None and seed == 0:
+            run.finish(snapshot_file(cache, step))
         if step % REPORTED_EVERY == 0:
             record = {"seed": seed, "minutes": round((time.monotonic() - started) / 60, 1), "step": step,
                       "loss": round(sum(losses) / len(losses), 4)}
@@ -66,7 +68,7 @@ def main(steps: int, seed: int, ablation: str | None, cache: Path, out: Path) ->
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--ablation", choices=ABLATIONS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")

@@ -29,7 +29,7 @@ def shown(tmp_path_factory):
         PIL.Image.fromarray(case.photo).save(photo)
         reading = read(reader, real(case))
         videos = [Video(setting, photo.with_suffix(".mp4"), real(case), reading) for setting in SETTINGS]
-        people.append(Shown(photo, case.person, case.scene.caption, videos, reading, RUN))
+        people.append(Shown(photo, case.person, case.clip.caption, videos, reading, RUN))
     return people
 
 
