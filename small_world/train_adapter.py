@@ -1,7 +1,7 @@
 """Train the Stand-In adapter of the small world with the pack's own trainer, the base model frozen.
 
     .standin/venv/bin/python small_world/train_adapter.py
-    .standin/venv/bin/python small_world/train_adapter.py --ablation "shared positions" --seed 1 --out .standin/small_world
+    .standin/venv/bin/python small_world/train_adapter.py --ablation "shared positions" --seed 1
 
 The run lies in --cache and goes on where it was stopped; so do the adapters that the paper's first seed had on the way.
 """
