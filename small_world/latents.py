@@ -7,7 +7,7 @@ import torch
 from .data import Clip
 from .models import SIDE
 
-CELL = 8  # pixels
+CELL, TOKEN = 8, 16  # pixels
 HEAD_WEIGHT, HEAD_SPREAD = 5.0, 0.35  # added to 1 in the middle of a head; in heights of the head
 
 
@@ -25,3 +25,10 @@ def head_weights(clip: Clip, cell: int = CELL) -> torch.Tensor:
         apart = (middles[:, None] - pose.y) ** 2 + (middles[None, :] - pose.x) ** 2
         weight += HEAD_WEIGHT * np.exp(-apart / (2 * (HEAD_SPREAD * pose.size) ** 2)).astype(np.float32)
     return torch.from_numpy(weight / weight.mean())[None, None]
+
+
+def nearest(clip: Clip) -> np.ndarray:
+    """Who of the cast is nearest to each token in the middle of the clip, [SIDE / 16, SIDE / 16] int64."""
+    middles = (np.arange(SIDE // TOKEN) + 0.5) * TOKEN / SIDE
+    poses = [scene.at(0.5) for _, scene in clip.cast]
+    return np.argmin([(middles[:, None] - pose.y) ** 2 + (middles[None, :] - pose.x) ** 2 for pose in poses], axis=0)

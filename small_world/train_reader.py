@@ -86,16 +86,17 @@ def main(minutes: float, seed: int, clips: int, state: Path, out: Path) -> None:
     torch.manual_seed(seed)
     people, decoded, reader = split().train, decoded_clips(clips), Reader().train()
 
-    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+    def losses_of(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         pixels, labels, visible, poses = examples(people, decoded, rng)
         logits, pose = reader(pixels)
         of_traits = torch.stack([torch.nn.functional.cross_entropy(each, labels[:, i], reduction="none")
                                  for i, each in enumerate(logits)], dim=1)
-        return of_traits[visible].mean() + POSE_WEIGHT * torch.nn.functional.smooth_l1_loss(pose, poses)
+        return {"traits": of_traits[visible].mean(),
+                "pose": POSE_WEIGHT * torch.nn.functional.smooth_l1_loss(pose, poses)}
 
     optimizer = torch.optim.AdamW(reader.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     file = out / READER_FILE.name
-    weights = train(reader, [optimizer], minutes, state, loss_of,
+    weights = train(reader, [optimizer], minutes, state, losses_of,
                     lambda average, record: save(average, file, {"seed": seed, **record}), seed)
     save(weights, file)
     reader.load_state_dict(weights)

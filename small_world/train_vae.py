@@ -81,7 +81,7 @@ def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> No
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not (decoder and name.startswith(ENCODER)))
 
-    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+    def losses_of(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         shown, counts = batch(people, rng)
         pixels, weight = to_pixels(torch.from_numpy(shown)), torch.from_numpy(counts)
         latent = vae.encode(pixels)
@@ -89,13 +89,13 @@ def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> No
         normal = to_model_space(latent)
         edges = wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
         normality = normal.mean().square() + (normal.std() - 1).square()
-        return wrong.abs().mean() + EDGE_WEIGHT * edges + NORMAL_WEIGHT * normality
+        return {"pixels": wrong.abs().mean(), "edges": EDGE_WEIGHT * edges, "normality": NORMAL_WEIGHT * normality}
 
     trained = {kernels: [parameter for parameter in vae.parameters() if parameter.requires_grad
                          and (parameter.dim() > 3) == kernels] for kernels in (True, False)}
     optimizers = [Muon(trained[True], KERNEL_RATE), torch.optim.AdamW(trained[False], lr=OTHER_RATE, weight_decay=0.0)]
     file = out / VAE_FILE.name
-    weights = train(vae, optimizers, minutes, state, loss_of,
+    weights = train(vae, optimizers, minutes, state, losses_of,
                     lambda average, record: save(average, file, {"seed": seed, **record}), seed)
     save(weights, file)
 

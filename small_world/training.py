@@ -53,7 +53,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minutes: float, state: Path,
-          loss_of: Callable[[np.random.Generator], torch.Tensor], save: Callable[[dict, dict], None],
+          losses_of: Callable[[np.random.Generator], dict[str, torch.Tensor]], save: Callable[[dict, dict], None],
           seed: int = 0) -> dict[str, torch.Tensor]:
     """Train for so many minutes in all and return the average of the weights over the last steps.
 
@@ -61,7 +61,8 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
 
     optimizers: of disjoint parts of the module; their rates rise over WARM_UP steps and fall in the last DECAY_SHARE.
     state: the file of a training that was stopped, which goes on; written every SAVED_EVERY seconds.
-    loss_of: the loss of one step, from a generator of its own; torch's generator follows from it too.
+    losses_of: the losses of one step by name, which are added up, from a generator of its own; torch's generator
+        follows from it too.
     save: called with the averaged weights and a record of the last steps, for each REPORTED_EVERY.
     """
     average = {key: value.detach().clone() for key, value in module.state_dict().items()}
@@ -84,8 +85,8 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
             group["lr"] = factor * rate
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss = loss_of(rng)
-        loss.backward()
+        found = losses_of(rng)
+        sum(found.values()).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -94,10 +95,10 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
         with torch.no_grad():
             for key, value in module.state_dict().items():
                 average[key].lerp_(value, 1 - decay)
-        losses.append(float(loss.detach()))
+        losses.append([float(loss.detach()) for loss in found.values()])
         spent = before + time.monotonic() - begun
         if step % REPORTED_EVERY == 0:
-            record = {"minutes": round(spent / 60, 1), "step": step, "loss": round(float(np.mean(losses)), 4)}
+            record = {"minutes": round(spent / 60, 1), "step": step, **dict(zip(found, np.mean(losses, axis=0).round(4).tolist()))}
             losses.clear()
             save(average, record)
             sys.stdout.write(f"{json.dumps(record)}\n")
