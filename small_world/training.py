@@ -98,7 +98,8 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
         losses.append([float(loss.detach()) for loss in found.values()])
         spent = before + time.monotonic() - begun
         if step % REPORTED_EVERY == 0:
-            record = {"minutes": round(spent / 60, 1), "step": step, **dict(zip(found, np.mean(losses, axis=0).round(4).tolist()))}
+            means = dict(zip(found, np.mean(losses, axis=0).round(4).tolist()))
+            record = {"minutes": round(spent / 60, 1), "step": step, **means}
             losses.clear()
             save(average, record)
             sys.stdout.write(f"{json.dumps(record)}\n")

@@ -11,9 +11,10 @@ import torch
 
 import pack
 import tiny
-from small_world.ablations import ABLATIONS, ablated_adapter
+from small_world.ablations import ABLATIONS, trained_adapter
+from small_world.data import CLIPS
 from small_world.measure import World, calibrate, cases, kept, real, score, still
-from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS
+from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS, adapter_file
 from small_world.people import split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
@@ -60,12 +61,13 @@ def truth(world, some):
 @pytest.fixture(scope="module")
 def readings(world, adapter, some):
     """With the branch and without it, the same people, photos, captions and seeds."""
-    return {name: [read(world.reader, world.generate(case, model_of(case))) for case in some] for name, model_of in (
-        ("with", lambda case: world.with_identity(case, adapter)), ("without", lambda case: None))}
+    models = {"with": lambda case: world.with_identity(case, adapter), "without": lambda case: None}
+    return {name: [read(world.reader, world.generate(case.clip, case.seed, model_of(case))) for case in some]
+            for name, model_of in models.items()}
 
 
 def test_nobody_here_was_seen_in_training(some):
-    looks = {person.look for person in split()[0]}
+    looks = {person.look for person in (*split().train, *split().validation)}
     assert not any(case.person.look in looks for case in some)
     assert {case.scene.action for case in some} == set(ACTIONS)
 
@@ -81,7 +83,7 @@ def test_the_reader_is_right_on_renders(calibration):
 
 def test_the_reader_is_wrong_about_other_people(world, some, truth):
     """The scale's zero: what two people who were not trained on have in common, as read and as counted; and its one."""
-    labels = np.stack([person.labels for person in split()[1]])
+    labels = np.stack([person.labels for person in split().test])
     expected = np.mean([((np.bincount(column) / len(column)) ** 2).sum() for column in labels.T])
     shifted = [[dataclasses.replace(case, person=some[(i + shift) % len(some)].person) for i, case in enumerate(some)]
                for shift in range(1, len(some))]
@@ -129,7 +131,7 @@ def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
         reference_image=torch.from_numpy(case.photo)[None].float() / 255, time_offset=-1, attention="auto",
         first_block=0, last_block=-1, guidance="both passes", guidance_scale=1.0, normalize_references=False,
         cache="auto").args
-    wan, context = Wan(world.model.model), world.contexts[case.scene.caption]
+    wan, context = Wan(world.model.model), world.contexts[case.clip.caption]
     reference = world.model.model.process_latent_in(world.reference(case.photo))
     with torch.no_grad(), reading_photo(wan, load_adapter(ADAPTER_FILE), NOISY.shape, reference):
         expected = wan.model(NOISY, torch.full((1,), 1000.0), context)
@@ -139,8 +141,8 @@ def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
     """The forward pass of its training, and that of its sampling, which are not those of the paper's method."""
-    adapter, case = ablated_adapter(name), some[0]
-    wan, context, reference = Wan(world.model.model), world.contexts[case.scene.caption], world.reference(case.photo)
+    adapter, case = trained_adapter(adapter_file(name), name), some[0]
+    wan, context, reference = Wan(world.model.model), world.contexts[case.clip.caption], world.reference(case.photo)
     inside = world.model.model.process_latent_in(reference)
 
     def trained(adapter):
@@ -162,7 +164,7 @@ def test_shared_positions_are_those_of_the_first_frame(world):
 
 def test_ordinary_attention_with_a_photo_that_reads_itself_is_the_restricted_one(world, adapter, some, monkeypatch):
     """What the ablation takes away is put back by hand: the photo's queries see the photo's keys alone."""
-    wan, context = Wan(world.model.model), world.contexts[some[0].scene.caption]
+    wan, context = Wan(world.model.model), world.contexts[some[0].clip.caption]
     reference = world.model.model.process_latent_in(world.reference(some[0].photo))
     tokens, attend = wan.count(reference.shape), JointStream.attend
 
@@ -200,10 +202,10 @@ def test_the_weights_are_small():
 TRAININGS = {
     "vae": ["train_vae.py", "--minutes", "0.05"],
     "decoder": ["train_vae.py", "--minutes", "0.05", "--decoder"],
-    "wan": ["train_wan.py", "--minutes", "0.05", "--clips", "8"],
-    "adapter": ["train_adapter.py", "--steps", "2", "--clips", "8"],
-    "shared positions": ["train_adapter.py", "--steps", "1", "--clips", "8", "--ablation", "shared positions"],
-    "ordinary attention": ["train_adapter.py", "--steps", "1", "--clips", "8", "--ablation", "ordinary attention"],
+    "wan": ["train_wan.py", "--minutes", "0.05"],
+    "adapter": ["train_adapter.py", "--steps", "2"],
+    "shared positions": ["train_adapter.py", "--steps", "1", "--ablation", "shared positions"],
+    "ordinary attention": ["train_adapter.py", "--steps", "1", "--ablation", "ordinary attention"],
     "reader": ["train_reader.py", "--minutes", "0.03", "--clips", "4"],
 }
 
@@ -214,9 +216,12 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
     work = tmp_path_factory.getbasetemp() / "trainings"
     program, *arguments = TRAININGS[what]
     cache = [] if program in ("train_vae.py", "train_reader.py") else ["--cache", str(work / "cache")]
-    monkeypatch.setattr(sys, "argv", [program, *arguments, *cache, "--out", str(work / what)])
+    state = [] if program == "train_adapter.py" else ["--state", str(work / f"{what}.state")]
+    monkeypatch.setattr(sys, "argv", [program, *arguments, *cache, *state, "--out", str(work / what)])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("small_world.measure.CALIBRATED_ON", len(ACTIONS))
+    for people in CLIPS:
+        monkeypatch.setitem(CLIPS, people, 8)
     with torch.inference_mode(False), torch.random.fork_rng():
         runpy.run_path(str(PACK / "small_world" / program), run_name="__main__")
     (file,) = (work / what).glob("*.safetensors")
@@ -235,7 +240,7 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
 
 def test_strength_zero_is_the_base_model(world, adapter, some):
     latent = {"samples": torch.zeros(1, 16, 3, SIDE // 8, SIDE // 8)}
-    condition = [[world.contexts[some[0].scene.caption], {}]]
+    condition = [[world.contexts[some[0].clip.caption], {}]]
     settings = SamplerSettings(seed=3, steps=2, cfg=2.0)
     plain, _ = sample(world.model, None, condition, condition, latent, settings)
     off, _ = sample(world.with_identity(some[0], adapter, strength=0.0), None, condition, condition, latent, settings)
