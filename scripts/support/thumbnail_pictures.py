@@ -229,7 +229,7 @@ def _continued() -> list[PIL.Image.Image]:
 
 def _training_people() -> list[PIL.Image.Image]:
     """People from whom the small world's adapter learned."""
-    rng, (people, _) = np.random.default_rng(2), split()
+    rng, people = np.random.default_rng(2), split().train
     sheet = PIL.Image.new("RGB", (WIDTH, HEIGHT), NIGHT)
     for (row, column), person in zip(itertools.product(range(3), range(9)), people):
         sheet.paste(_drawn(person, photo_scene(rng)).resize((60, 60)), (65 * column, 60 * row))
