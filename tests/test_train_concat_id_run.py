@@ -143,6 +143,24 @@ def test_models_that_it_refuses(files, shards):
     assert not list(files.glob(f"{NAME}*"))
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["native", "of a checkpoint"])
+def test_an_adaln_file_through_load_diffusion_model_is_refused(files, shards, prefix):
+    """Its own modulation is lost there; the record of Load Concat-ID has it, and the training begins with that."""
+    safetensors.torch.save_file({prefix + key: tensor for key, tensor in concat_id_weights(tiny.WAN).items()},
+                                files / ADALN, tiny.WAN.metadata())
+    words = refusal(loaded(ADALN), shards)
+    assert words.startswith("adaln.safetensors is an AdaLN Concat-ID") and "load it with Load Concat-ID" in words
+    _, record = with_record()
+    _, concat_id, _ = trained(loaded(ADALN), shards, record, learning_rate=1e-9)
+    assert relative_rms(concat_id.own.weight, record.own.weight) < 1e-6
+
+
+def test_a_model_whose_file_is_gone_is_refused(files, shards):
+    model = loaded()
+    (files / PLAIN).unlink()
+    assert "wan.safetensors cannot be read as weights (FileNotFoundError): put the file back" in refusal(model, shards)
+
+
 def with_stand_in(model):
     adapter = part("stand_in.adapter").parse_adapter(adapter_weights(), "tiny_stand_in.safetensors", sha256="0" * 64)
     return part("stand_in.apply").apply_identity_branch(model, adapter, tiny.random(1, 16, 1, 8, 16))

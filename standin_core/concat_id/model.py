@@ -109,6 +109,15 @@ def came_from_concat_id(model) -> bool:
     return loader is load_native
 
 
+def is_adaln(path: Path) -> bool:
+    """Whether a model's file has a modulation of the reference, as ComfyUI's own loaders read the file.
+
+    Raises UserError where the file cannot be read.
+    """
+    with refusing_damage(path, "put the file back, or load the model anew"):
+        return any(key.endswith(OWN_WEIGHT) for key in comfy.utils.load_torch_file(str(path)))
+
+
 def check_fit(concat_id: ConcatID, model) -> None:
     """Raise UserError unless the model is the one that this file was trained as.
 
