@@ -65,8 +65,7 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
     """
     with refusing_damage(path, remedy, ask) as ask:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise _Fault(f"has {size:,} bytes, and such files have at most {MOST_BYTES:,}")
+        check_size(size)
         digest = hashlib.sha256()
         with path.open("rb") as file:  # a mapping would end the process at the next touch after the file is cut short
 
@@ -161,6 +160,15 @@ def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterato
         else:
             fault = f"cannot be read as weights ({type(error).__name__})"
         raise UserError(f"{shown(path.name)} {fault}: {remedy}.") from error
+
+
+def check_size(size: int) -> None:
+    """Refuse a file that is too large to be read whole; to be called in ``refusing_damage``.
+
+    size: of the file in bytes.
+    """
+    if size > MOST_BYTES:
+        raise _Fault(f"has {size:,} bytes, and such files have at most {MOST_BYTES:,}")
 
 
 def check_claim(file: str | Path | io.BytesIO, size: int) -> None:
