@@ -312,14 +312,18 @@ def test_a_file_larger_than_any_that_is_read_whole(tmp_path):
 def test_a_file_that_changes_while_it_is_read(tmp_path, told_sizes, monkeypatch, name, become):
     """Its hash would be that of another file than was loaded."""
     path = save(tmp_path / name, weights())
-    for module, reader in ((comfy.utils, "load_torch_file"), (torch, "load")):
-        def read_before(*args, read=getattr(module, reader), **kwargs):
+    other = save(tmp_path / f"other_{name}", concat_id_weights(TinyWan(text_dim=32, seed=9)))
+
+    def and_then(read):
+        def read_before(*args, **kwargs):
             content = read(*args, **kwargs)
-            if path.exists():
-                become(path, save(tmp_path / f"other_{name}", concat_id_weights(TinyWan(text_dim=32, seed=9))))
+            become(path, other)
             return content
 
-        monkeypatch.setattr(module, reader, read_before)
+        return read_before
+
+    reader = (torch, "load") if name == "a.pt" else (comfy.utils, "load_torch_file")
+    monkeypatch.setattr(*reader, and_then(getattr(*reader)))
     with pytest.raises(UserError, match=rf"^{name} was replaced, changed or removed while it was read: run the node"):
         load_concat_id(path)
 

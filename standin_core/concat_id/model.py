@@ -31,6 +31,7 @@ from ..weights import (
     ORDINARY_LORA,
     SAFETENSORS,
     check_claim,
+    check_metadata,
     check_size,
     check_tensors,
     download_again,
@@ -158,8 +159,7 @@ def _read(path: Path) -> tuple[dict, dict | None, Fingerprint]:
         size = came[-1]
         if path.suffix.lower() in SAFETENSORS:
             weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-            if not all(isinstance(value, str) for value in (metadata or {}).values()):  # the loader does not look
-                raise TypeError
+            check_metadata({} if metadata is None else metadata)  # the loader does not look
         else:
             check_size(size)
             check_claim(path, size)
