@@ -28,6 +28,7 @@ from ..standin_core.train import (
     PairSettings,
     PhotoSettings,
     SampleSettings,
+    TrainingData,
     TrainSettings,
     make_dataset,
     run_pictures,
@@ -211,7 +212,7 @@ class PrepareTrainingData(io.ComfyNode):
         shards = make_dataset(sources_of(videos, captions), folder, settings, Encoders(given["vae"], given["clip"]),
                               functools.partial(show_progress, cls), pairs, clip_vision, photos=photos)
         report = summary(folder)
-        return io.NodeOutput(shards, report, ui={"text": (report,)})
+        return io.NodeOutput(TrainingData(shards), report, ui={"text": (report,)})
 
 
 class TrainStandIn(io.ComfyNode):
@@ -266,7 +267,7 @@ class TrainStandIn(io.ComfyNode):
     def execute(cls, model, training_data, name, rank, expert, sample_every, start_from=None, vae=None, **settings):
         noise_from, noise_to = EXPERTS[expert]
         stand_in, folder = train_adapter(
-            model, training_data, AdapterSettings(name, expert, rank),
+            model, training_data.shards, AdapterSettings(name, expert, rank),
             TrainSettings(noise_from=noise_from, noise_to=noise_to, **settings), each_step(cls, settings["steps"]),
             samples=SampleSettings(sample_every), vae=vae, start_from=start_from)
         return trained(cls, stand_in, folder=folder)
@@ -339,7 +340,7 @@ class TrainConcatID(io.ComfyNode):
     def execute(cls, model, training_data, name, variant, weights, rank, sample_every, concat_id=None, vae=None,
                 **settings):
         made, record, folder = train_concat_id(
-            model, training_data, ConcatIDSettings(name, variant=variant, weights=weights, rank=rank),
+            model, training_data.shards, ConcatIDSettings(name, variant=variant, weights=weights, rank=rank),
             TrainSettings(**{**OF_CONCAT_ID, **settings}), each_step(cls, settings["steps"]),
             samples=SampleSettings(sample_every), vae=vae, start_from=concat_id)
         return trained(cls, made, record, folder=folder)
