@@ -58,6 +58,16 @@ LATER = {"method": "Stand-In", "people": 1, "noise_draws": 4}
 KEPT_SEED = {"control_after_generate": False}
 
 
+def set_aside(method: str, given: dict, data: DataSettings, photos: PhotoSettings) -> list[str]:
+    """Lines of the report: which of the inputs the method does not read, and where it differs from its authors."""
+    used = {"preset": data.face.preset, "photo_size": data.face.resolved().size, "noise_draws": photos.noise_draws}
+    others = [f"{name} {given[name]} (it has {value})" for name, value in used.items()
+              if given[name] not in (value, LATER.get(name))]
+    fps = METHODS[method].defaults.get("data", {}).get("fps", data.fps)
+    return [*[f"{method} sets aside {', '.join(others)}"] * bool(others),
+            *[f"fps is {data.fps:g} as set; the {method} authors use {fps:g}"] * (fps != data.fps)]
+
+
 def show_progress(cls, words: str) -> None:
     """Show words on the node while it runs; they are gone after a reload of the page."""
     PromptServer.instance.send_progress_text(words, cls.hidden.unique_id)
@@ -188,7 +198,8 @@ class PrepareTrainingData(io.ComfyNode):
                     "The encoded clips, photos and captions. Connect them to Train Stand-In or Train Concat-ID, "
                     "whichever the method is.")),
                 io.String.Output("report", tooltip=(
-                    "How many clips and photos there are, and what was dropped and why.")),
+                    "How many clips and photos there are, what was dropped and why, and which inputs the method does "
+                    "not read.")),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -211,7 +222,7 @@ class PrepareTrainingData(io.ComfyNode):
         folder = output_folder(TRAINING, given["name"])
         shards = make_dataset(sources_of(videos, captions), folder, settings, Encoders(given["vae"], given["clip"]),
                               functools.partial(show_progress, cls), pairs, clip_vision, photos=photos)
-        report = summary(folder)
+        report = "\n".join([summary(folder), *set_aside(given["method"], given, settings, photos)])
         return io.NodeOutput(TrainingData(shards), report, ui={"text": (report,)})
 
 
