@@ -299,7 +299,8 @@ class TrainConcatID(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The model to begin with, in fp16, bf16 or fp32: Wan 2.1 text-to-video of 1.3B from Load Diffusion "
-                    "Model, or a Concat-ID from Load Concat-ID. It comes without an identity.")),
+                    "Model, or a Concat-ID from Load Concat-ID. It comes without an identity "
+                    "and without LoRAs.")),
                 TrainingDataType.Input("training_data", tooltip=(
                     'The data from Prepare Training Data with the method "Concat-ID". They say how many people the '
                     'model learns to show.')),

@@ -204,6 +204,10 @@ def train_concat_id(model, shards: Path, concat_id: ConcatIDSettings, settings: 
 
     Returns the ModelPatcher and the ConcatID of the file that was written, and the run's folder.
     """
+    if model.patches or model.injections:
+        raise UserError("the model has a LoRA or another patch on it, which would become part of the trained file or "
+                        "be missing from the training: connect the model without it and put the LoRA on the trained "
+                        "one, or save the patched model with ModelSave and begin with that.")
     file = session.file_of(model)
     if start_from is not None:
         check_fit(start_from, model)
@@ -216,6 +220,8 @@ def train_concat_id(model, shards: Path, concat_id: ConcatIDSettings, settings: 
     people = CachedExamples(shards)[0].photos.shape[2]
     method = ConcatIDMethod(dataclasses.replace(concat_id, references=people),
                             None if start_from is None else start_from.own, _metadata(file))
+    with torch.inference_mode(False):  # a training of all weights changes its model, and this one is the user's
+        model = session.loaded_again(model)
     folder = session.train(model, method, shards, settings, on_step, **others)
     return *load_concat_id(method.file), folder
 
