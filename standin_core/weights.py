@@ -109,7 +109,8 @@ def _safetensors(take: Callable[[int], bytes], size: int) -> tuple[dict[str, tor
     """
     length = int.from_bytes(take(8), "little")
     if length > MOST_IN_HEADER:
-        raise _Fault(f"claims a header of {length:,} bytes, and such files have at most {MOST_IN_HEADER:,}")
+        raise _Fault(f"is damaged or no safetensors: its header would have {length:,} bytes, and any has at most "
+                     f"{MOST_IN_HEADER:,}")
     header, data = json.loads(take(length), object_pairs_hook=_each_once), size - 8 - length
     metadata = header.pop("__metadata__", {})
     check_metadata(metadata)
@@ -117,7 +118,9 @@ def _safetensors(take: Callable[[int], bytes], size: int) -> tuple[dict[str, tor
     end = 0
     for name, said in sorted(header.items(), key=lambda entry: entry[1]["data_offsets"]):
         begin, (start, end) = end, said["data_offsets"]
-        if start != begin or not begin <= end <= data:
+        if end > data:
+            raise _Fault(f"is cut off: {shown(name)} would end {end - data:,} bytes behind its end")
+        if start != begin or end < begin:
             raise _Fault(f"has tensors that do not lie one behind the other ({shown(name)})")
         if said["dtype"] not in DTYPES:
             raise _Fault(f"has a tensor of dtype {shown(said['dtype'])} ({shown(name)}), in which nothing is computed",
