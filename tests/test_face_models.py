@@ -340,6 +340,13 @@ def test_a_body_that_breaks_off_in_a_chunk(source):
         download_if_missing(source.file)
 
 
+def test_a_source_that_speaks_no_http(source, monkeypatch):
+    monkeypatch.setattr(source, "do_GET", lambda request: request.wfile.write(b"\x00\xff" * 1000))
+    with pytest.raises(UserError, match="could not be downloaded") as error:
+        download_if_missing(source.file)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
 def test_a_folder_that_cannot_be_made(models_dir, source):
     (models_dir / "facexlib").touch()
     with pytest.raises(UserError, match="could not be downloaded"):

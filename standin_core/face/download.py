@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 
+from ..checks import shown
 from ..contracts import UserError
 from .models import FOLDERS, ModelFile, find_model
 
@@ -33,7 +34,7 @@ def download_if_missing(model_file: ModelFile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _continue(partial, model_file)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
-        raise UserError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
+        raise UserError(f"{model_file.name} could not be downloaded ({shown(error)}): try again, it continues where it "
                         f"stopped, or get by hand {model_file}.") from error
     _check(partial, model_file)
     partial.rename(folder / model_file.name)
