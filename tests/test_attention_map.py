@@ -179,7 +179,7 @@ def test_shown(dtype):
         "most in block 1: 12.5 %"]
 
 
-@pytest.mark.parametrize("value", [-0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("value", [-9, 9, float("nan")])
 def test_masses_that_are_no_shares(value):
     mass = torch.full((1, 2, 2, 2, 2), 0.1)
     mass[0, 1, 0, 0, 0] = value
