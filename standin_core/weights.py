@@ -145,7 +145,7 @@ def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
         ask()
         return storage
 
-    with _Counted(io.FileIO(file) if isinstance(file, Path) else file) as data:  # type: ignore[arg-type]
+    with _Counted(io.FileIO(file) if isinstance(file, Path) else file) as data:
         return torch.load(data, map_location=to_cpu, weights_only=True)
 
 
