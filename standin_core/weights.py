@@ -21,7 +21,7 @@ from .contracts import UserError
 
 MOST_BYTES = 8 << 30  # of a file that is read whole; an adapter of rank 1024 for Wan 14B has 5.0 GB in fp32
 LONGEST_KEY = 256  # characters
-MOST_IN_HEADER = 2 << 20  # bytes of what a safetensors says of its tensors; a Wan 14B's have 0.2 MB
+MOST_IN_HEADER = 2 << 20  # bytes of what a file says of its tensors; a Wan 14B's have 0.2 MB
 CHUNK_BYTES = 1 << 24
 MOST_SHARING = 4  # tensors of a file may share their data, as weights and a copy of them do
 
@@ -148,8 +148,26 @@ def check_metadata(metadata) -> None:
         raise _Fault("has metadata that are no texts")
 
 
+class _Counted(io.BufferedReader):
+    """A pickle is read operation by operation, at least a byte each, and no longer than MOST_IN_HEADER."""
+
+    operations = 0
+
+    def read(self, size=-1, /):
+        self.operations += 1
+        _check_header(self.operations)
+        return super().read(size)
+
+
+def _check_header(size: int) -> None:
+    if size > MOST_IN_HEADER:
+        raise _Fault(f"says more than {MOST_IN_HEADER:,} bytes of its tensors")
+
+
 def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
     """What a .ckpt or .pt file holds, on the CPU; nothing in it is run.
+
+    file: is closed.
 
     Raises whatever damage leads torch to.
     """
@@ -157,7 +175,8 @@ def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
         ask()
         return storage
 
-    return torch.load(file, map_location=to_cpu, weights_only=True)
+    with _Counted(io.FileIO(file) if isinstance(file, Path) else file) as data:
+        return torch.load(data, map_location=to_cpu, weights_only=True)
 
 
 @contextlib.contextmanager
@@ -203,15 +222,18 @@ def check_size(size: int) -> None:
 
 
 def check_claim(file: str | Path | io.BytesIO, size: int) -> None:
-    """Refuse an archive that would unpack into more than it has; to be called in ``refusing_damage``.
+    """Refuse an archive that would unpack into more than it has, or that says too much of its tensors; to be called in
+    ``refusing_damage``.
 
     size: of the file in bytes.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            claimed = sum(record.file_size for record in archive.infolist())
+            records = archive.infolist()
+        claimed = sum(record.file_size for record in records)
         if claimed > size:  # torch writes archives without compression
             raise _Fault(f"has {size:,} bytes and claims to unpack into {claimed:,}")
+        _check_header(max((each.file_size for each in records if each.filename.endswith(".pkl")), default=0))
 
 
 def check_tensors(content, size: int, ask: Ask) -> None:

@@ -255,6 +255,17 @@ def test_an_archive_that_would_unpack_into_more_than_it_has(tmp_path):
         load_adapter(tmp_path / "bomb.ckpt")
 
 
+@pytest.mark.parametrize("archived", [True, False])
+def test_a_pickle_that_goes_on_and_on(archived):
+    """16 MB of operations without a tensor, which torch would take half a minute and 1 GB for."""
+    pickled = b"\x80\x02" + b"(" * (16 << 20) + b"."
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("archive/version", "3")
+        archive.writestr("archive/data.pkl", pickled)
+    assert load("a.ckpt", out.getvalue() if archived else pickled) is None
+
+
 def test_a_file_larger_than_any_adapter(tmp_path):
     with (tmp_path / "a.safetensors").open("wb") as file:
         file.truncate(MOST_BYTES + 1)  # takes no room on the disk

@@ -22,7 +22,7 @@ from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines
 from standin_core.train.data.dataset import make_dataset
-from standin_core.train.data.dropped import Cause, Drop
+from standin_core.train.data.dropped import Cause, Drop, Unusable
 from standin_core.train.data.encoders import Encoders, data_hash, encode_clips, with_noise
 from standin_core.train.data.manifest import Clip, add_to_manifest, manifest_clips, summary
 from standin_core.train.data.pairs import PairSettings, embed, pair
@@ -190,6 +190,16 @@ def test_reference_photos_are_faces_from_outside_the_clip(prepared_once):
             assert photo.shape == (64, 64, 3)
             # skin: the face fills the middle of its crop
             assert (photo[24:40, 24:40].mean(axis=(0, 1)) @ (1, 0, -1)) > 20
+
+
+def test_a_video_that_ends_within_its_description(videos, tmp_path):
+    whole, cut = (videos / "face.mp4").read_bytes(), tmp_path / "cut.mp4"
+    places = range(whole.index(b"moov"), whole.index(b"stsd") + 64, 8)
+    assert len(places) > 20
+    for place in places:
+        cut.write_bytes(whole[:place])
+        with pytest.raises(Unusable):
+            next(decoded(cut, 16))
 
 
 def test_it_goes_on_behind_the_last_video(videos, prepared_once, tmp_path):
