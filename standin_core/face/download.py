@@ -41,7 +41,7 @@ def download_if_missing(model_file: ModelFile) -> None:
                 return
             _continue(partial, model_file)
             _check(partial, model_file)
-            partial.rename(folder / model_file.name)
+            partial.replace(folder / model_file.name)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
         raise UserError(f"{model_file.name} could not be downloaded ({shown(error)}): try again, it continues where it "
                         f"stopped, or get by hand {model_file}.") from error
