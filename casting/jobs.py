@@ -1,11 +1,14 @@
 """Jobs: each a finished prompt for ComfyUI, known by the hash of all that it depends on."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+import pydantic
 
 from standin_core.contracts import UserError
 from standin_core.files import read_lines, sha256_of, write_lines
@@ -46,6 +49,13 @@ class Job:
         """A prompt that measures the person's photos as if they were the video, and the contents that it needs."""
         graph = photos_measured(self.graph)
         return graph, {name: path.read_bytes() for name, path in _named(self.files, graph).items()}
+
+
+class _Hashed(pydantic.BaseModel):
+    path: str
+    size: int
+    changed: int
+    sha256: str
 
 
 def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int], inputs: Path,
@@ -97,7 +107,11 @@ def model_hashes(names: list[str], folders: list[Path], known: Path) -> dict[str
     folders: of models.
     known: JSON lines with the hashes of earlier calls, which take seconds each, by path, size and time of change.
     """
-    kept = {(line["path"], line["size"], line["changed"]): line["sha256"] for line in read_lines(known)}
+    kept = {}
+    for line in read_lines(known):
+        with contextlib.suppress(pydantic.ValidationError):  # anybody may have written there
+            each = _Hashed.model_validate(line)
+            kept[each.path, each.size, each.changed] = each.sha256
     found: dict[str, str] = {}
     for name in names:
         keys = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)

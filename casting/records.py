@@ -11,6 +11,7 @@ import filelock
 from standin_core.contracts import UserError
 from standin_core.files import replacing
 
+from .answers import RECORDS
 from .jobs import Job
 from .server import Render
 
@@ -81,9 +82,8 @@ class Records:
 
 
 def _record(file: Path) -> dict | None:
-    """What is in the file, or None where it is no record, because it is not there, damaged or of another program."""
+    """What is read of a record, or None where it is none, because it is not there, damaged or of another program."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        return RECORDS.validate_json(file.read_bytes()).model_dump()
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"id", "workflow"} <= found.keys() else None

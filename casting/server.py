@@ -21,7 +21,8 @@ import aiohttp
 
 from support.comfyui_server import PromptFailed, Server, started_server
 
-from .workflow import RECORD, SAVES, unmeasured
+from .answers import reported, saved
+from .workflow import unmeasured
 
 GRACE_SECONDS = 20  # in which an interrupted server must be idle again
 DEATH_SECONDS = 2  # from a broken connection to the end of the process
@@ -87,15 +88,14 @@ class Worker:
             report = not_measured = None
             try:
                 outputs = self._run(graph, files)
-                report = json.loads(outputs[RECORD]["text"][0])
+                report = reported(outputs)
             except PromptFailed as failure:
                 if failure.node is None or failure.node in unmeasured(graph):
                     raise
                 not_measured = str(failure)
                 outputs = self._run(unmeasured(graph), files)  # ComfyUI's cache has what was made before the report
             shown = [(Path(item["filename"]).suffix, self.server.read("/view?" + urlencode(item)))
-                     for key, output in outputs.items() if graph[key]["class_type"] in SAVES
-                     for item in output["images"]]
+                     for item in saved(outputs, graph)]
             return Render(shown, report, time.monotonic() - started, self.name, not_measured)
 
     def refusal(self, graph: dict, files: dict[str, bytes]) -> str | None:

@@ -31,9 +31,14 @@ def read_workflow(file: Path) -> dict:
         raise UserError(f"{file} is not in ComfyUI's API format: export it with File, Export (API).")
     missing = [words for words, there in (
         ("Load Image", of_class(graph, "LoadImage")), ("sampler with a positive prompt", _positive(graph)),
-        ("seed", _seeded(graph)), ("Save Video or Save Image", of_class(graph, *SAVES))) if not there]
+        ("seed", _seeded(graph)), ("Save Video or Save Image of frames", _saved(graph))) if not there]
     if missing:
         raise UserError(f"{file} has no {' and no '.join(missing)}: a batch needs them to know what to change.")
+    unlinked = [f"{name} of node {key}" for key, node in graph.items() for name, value in node["inputs"].items()
+                if isinstance(value, list) and not _is_link(value, graph)]
+    if unlinked:
+        raise UserError(f"{file} has inputs that are linked to no node (the first is {unlinked[0]!a:.100}): export it "
+                        "again with File, Export (API).")
     if not of_class(graph, "IdentityReport") and len(of_class(graph, "LoadImage")) > 1:
         raise UserError(f"{file} loads several pictures and has no Identity Report, so nobody knows whose likeness "
                         "counts: add one to the workflow and export it again.")
@@ -132,13 +137,21 @@ def _needed(graph: dict, *keys: str) -> dict:
     return {key: node for key, node in graph.items() if key in found}
 
 
-def _saved(graph: dict) -> list:
+def _is_link(value: list, graph: dict) -> bool:
+    return len(value) == 2 and isinstance(value[0], str) and value[0] in graph and isinstance(value[1], int)
+
+
+def _saved(graph: dict) -> list | None:
     """The link to the frames that are saved."""
-    (save, *_) = of_class(graph, *SAVES)
-    inputs = graph[save]["inputs"]
-    while "images" not in inputs:  # a video is made of frames
-        inputs = graph[inputs["video"][0]]["inputs"]
-    return inputs["images"]
+    link: object = [*of_class(graph, *SAVES), None][:1]
+    seen = set()
+    while isinstance(link, list) and link[0] in graph and link[0] not in seen:
+        seen.add(link[0])
+        inputs = graph[link[0]]["inputs"]
+        if isinstance(inputs.get("images"), list):
+            return inputs["images"]
+        link = inputs.get("video")  # which is made of frames
+    return None
 
 
 def _add_report(graph: dict, picture: list, others: list[str]) -> None:

@@ -2,7 +2,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
@@ -17,6 +16,7 @@ from ..standin_core.id_animator.adapter import Adapter as IDAnimatorAdapter
 from ..standin_core.person import Person
 from ..standin_core.stand_in.adapter import Adapter as StandInAdapter
 from ..standin_core.stand_in.attention_map import AttentionMap
+from ..standin_core.train import TrainingData
 
 CATEGORY = "Stand-In"
 
@@ -38,7 +38,7 @@ MADE = {
     PersonType.io_type: (Person, "the output person of Load Person or Save Person"),
     FaceTrackType.io_type: (FaceTrack, "the output face_track of Refine Faces Prepare"),
     AttentionMapType.io_type: (list[AttentionMap], "the output attention_map of Stand-In Sampler"),
-    TrainingDataType.io_type: (Path, "the output training_data of Prepare Training Data"),
+    TrainingDataType.io_type: (TrainingData, "the output training_data of Prepare Training Data"),
 }
 
 ADVANCED = {"advanced": True}  # the page folds these inputs away

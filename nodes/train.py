@@ -28,6 +28,7 @@ from ..standin_core.train import (
     PairSettings,
     PhotoSettings,
     SampleSettings,
+    TrainingData,
     TrainSettings,
     make_dataset,
     run_pictures,
@@ -55,6 +56,16 @@ OF_CONCAT_ID = ConcatIDMethod.defaults["train"]
 LATER = {"method": "Stand-In", "people": 1, "noise_draws": 4}
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
+
+
+def set_aside(method: str, given: dict, data: DataSettings, photos: PhotoSettings) -> list[str]:
+    """Lines of the report: which of the inputs the method does not read, and where it differs from its authors."""
+    used = {"preset": data.face.preset, "photo_size": data.face.resolved().size, "noise_draws": photos.noise_draws}
+    others = [f"{name} {given[name]} (it has {value})" for name, value in used.items()
+              if given[name] not in (value, LATER.get(name))]
+    fps = METHODS[method].defaults.get("data", {}).get("fps", data.fps)
+    return [*[f"{method} sets aside {', '.join(others)}"] * bool(others),
+            *[f"fps is {data.fps:g} as set; the {method} authors use {fps:g}"] * (fps != data.fps)]
 
 
 def show_progress(cls, words: str) -> None:
@@ -187,7 +198,8 @@ class PrepareTrainingData(io.ComfyNode):
                     "The encoded clips, photos and captions. Connect them to Train Stand-In or Train Concat-ID, "
                     "whichever the method is.")),
                 io.String.Output("report", tooltip=(
-                    "How many clips and photos there are, and what was dropped and why.")),
+                    "How many clips and photos there are, what was dropped and why, and which inputs the method does "
+                    "not read.")),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -210,8 +222,8 @@ class PrepareTrainingData(io.ComfyNode):
         folder = output_folder(TRAINING, given["name"])
         shards = make_dataset(sources_of(videos, captions), folder, settings, Encoders(given["vae"], given["clip"]),
                               functools.partial(show_progress, cls), pairs, clip_vision, photos=photos)
-        report = summary(folder)
-        return io.NodeOutput(shards, report, ui={"text": (report,)})
+        report = "\n".join([summary(folder), *set_aside(given["method"], given, settings, photos)])
+        return io.NodeOutput(TrainingData(shards), report, ui={"text": (report,)})
 
 
 class TrainStandIn(io.ComfyNode):
@@ -266,7 +278,7 @@ class TrainStandIn(io.ComfyNode):
     def execute(cls, model, training_data, name, rank, expert, sample_every, start_from=None, vae=None, **settings):
         noise_from, noise_to = EXPERTS[expert]
         stand_in, folder = train_adapter(
-            model, training_data, AdapterSettings(name, expert, rank),
+            model, training_data.shards, AdapterSettings(name, expert, rank),
             TrainSettings(noise_from=noise_from, noise_to=noise_to, **settings), each_step(cls, settings["steps"]),
             samples=SampleSettings(sample_every), vae=vae, start_from=start_from)
         return trained(cls, stand_in, folder=folder)
@@ -287,7 +299,8 @@ class TrainConcatID(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The model to begin with, in fp16, bf16 or fp32: Wan 2.1 text-to-video of 1.3B from Load Diffusion "
-                    "Model, or a Concat-ID from Load Concat-ID. It comes without an identity.")),
+                    "Model, or a Concat-ID from Load Concat-ID. It comes without an identity "
+                    "and without LoRAs.")),
                 TrainingDataType.Input("training_data", tooltip=(
                     'The data from Prepare Training Data with the method "Concat-ID". They say how many people the '
                     'model learns to show.')),
@@ -339,7 +352,7 @@ class TrainConcatID(io.ComfyNode):
     def execute(cls, model, training_data, name, variant, weights, rank, sample_every, concat_id=None, vae=None,
                 **settings):
         made, record, folder = train_concat_id(
-            model, training_data, ConcatIDSettings(name, variant=variant, weights=weights, rank=rank),
+            model, training_data.shards, ConcatIDSettings(name, variant=variant, weights=weights, rank=rank),
             TrainSettings(**{**OF_CONCAT_ID, **settings}), each_step(cls, settings["steps"]),
             samples=SampleSettings(sample_every), vae=vae, start_from=concat_id)
         return trained(cls, made, record, folder=folder)

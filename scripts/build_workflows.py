@@ -30,6 +30,7 @@ import_comfyui("--cpu")
 
 from support.thumbnails import thumbnail
 
+CATEGORY = "Stand-In"  # of the blueprints, as of the pack's nodes
 WIDTH = 290  # of a column of nodes
 WIDEST_VIDEO = 390  # of Load Video, whose picture grows with it: at 300 high, with a video of 416x240
 PICTURES_ROOM = 200  # which a node gets for what it shows after a run
@@ -156,6 +157,8 @@ def build_blueprint(comfy: ComfyPage, workflow: Workflow) -> None:
     (number,) = set(dress(comfy, workflow).values())
     graph = comfy.graph(workflow.name)
     show_pictures(graph, workflow)
+    (subgraph,) = graph["definitions"]["subgraphs"]
+    subgraph["category"] = CATEGORY
     (node,) = [each for each in graph["nodes"] if str(each["id"]) == str(number)]
     node["inputs"] = [each | {"link": None} for each in node["inputs"]]
     node["outputs"] = [each | {"links": []} for each in node["outputs"]]

@@ -51,7 +51,7 @@ def sheet(rows: list[list[np.ndarray]], labels: list[str]) -> PIL.Image.Image:
 def main() -> None:
     world, adapter, some = World(), load_adapter(ADAPTER_FILE), cases(PEOPLE)
     videos = [[there_and_back(world.generate(
-        case.clip, case.seed, world.with_identity(case, adapter, **setting.inputs))) for case in some]
+        case.clip, case.seed, world.with_identity(case, adapter, **setting.controls))) for case in some]
         for setting in SETTINGS]
     photos = [case.photo for case in some]
     labels = ["photo", *(textwrap.fill(setting.name, LINE) for setting in SETTINGS)]

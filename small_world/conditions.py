@@ -67,7 +67,7 @@ def conditions(world: World, trained: Path) -> dict[str, Condition]:
     return {
         PLAIN.measured_as: Condition(lambda case: world.model),
         PAPER.measured_as: Condition(identity()),
-        CLOSER.measured_as: Condition(identity(**CLOSER.inputs)),
+        CLOSER.measured_as: Condition(identity(**CLOSER.controls)),
         "adapter not trained": Condition(identity(untrained)),
         **curve("strength", STRENGTHS, lambda at: {"strength": at}),
         **{f"from {start:.0%} to {end:.0%}": Condition(

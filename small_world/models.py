@@ -10,6 +10,8 @@ import comfy.sd
 import safetensors.torch
 import torch
 
+from standin_core.files import replacing
+
 from .tiny_models import VAE_FILE, TinyWan, random_weights, tiny_vae, vae_weights
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -72,7 +74,8 @@ def save(weights: dict[str, torch.Tensor], path: Path, record: dict | None = Non
     """Weights in bf16, Wan's with its metadata, and a line on what was seen while training in the log beside them."""
     path.parent.mkdir(exist_ok=True, parents=True)
     weights = {key: value.detach().to(STORED).contiguous() for key, value in weights.items()}
-    safetensors.torch.save_file(weights, path, metadata=WAN.metadata() if path.name == WAN_FILE.name else None)
+    with replacing(path) as unfinished:
+        safetensors.torch.save_file(weights, unfinished, metadata=WAN.metadata() if path.name == WAN_FILE.name else None)
     if record:
         with path.with_suffix(".log").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from standin_core.stand_in.presets import CUSTOM, with_preset
+
 RECORD = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "small_world_cpu.json"
 
 
@@ -21,13 +23,19 @@ class Setting:
     inputs: dict
 
     @property
+    def controls(self) -> dict:
+        """The inputs as the engine takes them: what the preset sets in place of its name."""
+        return with_preset(self.inputs.get("preset", CUSTOM),
+                           {name: value for name, value in self.inputs.items() if name != "preset"})
+
+    @property
     def kept(self) -> float:
         """How much of a person is kept with it, as measured over `people_measured` people."""
         return _record()[self.measured_as]["kept"]
 
 
-PAPER = Setting("as in the paper", "with the branch", {"guidance": "both passes"})
-CLOSER = Setting("closer likeness", "positive pass", {"guidance": "positive pass"})
+PAPER = Setting("as in the paper", "with the branch", {"preset": "paper"})
+CLOSER = Setting("closer likeness", "positive pass", {"preset": "closer likeness"})
 PLAIN = Setting("without the identity", "without the branch", {"strength": 0.0})
 SETTINGS = (PAPER, CLOSER, PLAIN)
 

@@ -23,6 +23,7 @@ import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
 import numpy as np
 import torch
+from comfy.model_sampling import time_snr_shift
 
 from small_world.captions import caption_contexts
 from small_world.data import CLIPS, Clip, training_clip, training_examples
@@ -120,7 +121,7 @@ def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None
         truth = Truth(*(torch.stack([getattr(each, part) for each in known]) for part in Truth.__slots__))
         context = torch.stack([nothing if rng.random() < NO_CAPTION else example.context for example in chosen])
         noise, uniform = torch.randn(clean.shape), torch.rand(BATCH)
-        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        sigma = time_snr_shift(SHIFT, uniform)
         wide = sigma.reshape(-1, 1, 1, 1, 1)
         noisy, timestep = (1 - wide) * clean + wide * noise, 1000 * sigma[:, None].expand(-1, clean.shape[2])
         if photo_first:

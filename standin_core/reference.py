@@ -68,7 +68,7 @@ def fitted(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     height, width: of the video in pixels.
     """
     scale = min(height / image.shape[0], width / image.shape[1])
-    size = int(image.shape[0] * scale), int(image.shape[1] * scale)
+    size = max(int(image.shape[0] * scale), 1), max(int(image.shape[1] * scale), 1)
     scaled = torch.nn.functional.interpolate(image.float().movedim(-1, 0)[None], size, mode="bicubic", antialias=True)
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     padded = torch.nn.functional.pad(scaled, (left, width - size[1] - left, top, height - size[0] - top))

@@ -21,7 +21,7 @@ from .contracts import UserError
 
 MOST_BYTES = 8 << 30  # of a file that is read whole; an adapter of rank 1024 for Wan 14B has 5.0 GB in fp32
 LONGEST_KEY = 256  # characters
-MOST_IN_HEADER = 2 << 20  # bytes of what a safetensors says of its tensors; a Wan 14B's have 0.2 MB
+MOST_IN_HEADER = 2 << 20  # bytes of what a file says of its tensors; a Wan 14B's have 0.2 MB
 CHUNK_BYTES = 1 << 24
 MOST_SHARING = 4  # tensors of a file may share their data, as weights and a copy of them do
 
@@ -29,11 +29,21 @@ MOST_SHARING = 4  # tensors of a file may share their data, as weights and a cop
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
 SAFETENSORS = (".safetensors", ".sft")
+# those of safetensors that PyTorch computes in; the others are parts of quantised layers
+DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "C64", "I64",
+                    "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 Ask = Callable[[], None]  # called before each tensor or part of a file; it raises where the user has cancelled
 
 
 class _Fault(ValueError):
-    """What is wrong with a file, after its name."""
+    """What is wrong with a file, after its name.
+
+    remedy: in the place of that of ``read_weights``, where there is a better one.
+    """
+
+    def __init__(self, words: str, remedy: str = ""):
+        super().__init__(words)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,7 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
     """
     with refusing_damage(path, remedy, ask) as ask:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise _Fault(f"has {size:,} bytes, and such files have at most {MOST_BYTES:,}")
+        check_size(size)
         digest = hashlib.sha256()
         with path.open("rb") as file:  # a mapping would end the process at the next touch after the file is cut short
 
@@ -100,26 +109,65 @@ def _safetensors(take: Callable[[int], bytes], size: int) -> tuple[dict[str, tor
     """
     length = int.from_bytes(take(8), "little")
     if length > MOST_IN_HEADER:
-        raise ValueError("the header claims more than any has")
-    header, data = json.loads(take(length)), size - 8 - length
-    metadata = header.pop("__metadata__", None) or {}
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise TypeError
+        raise _Fault(f"is damaged or no safetensors: its header would have {length:,} bytes, and any has at most "
+                     f"{MOST_IN_HEADER:,}")
+    header, data = json.loads(take(length), object_pairs_hook=_each_once), size - 8 - length
+    metadata = header.pop("__metadata__", {})
+    check_metadata(metadata)
     tensors: dict[str, torch.Tensor] = {}
     end = 0
     for name, said in sorted(header.items(), key=lambda entry: entry[1]["data_offsets"]):
         begin, (start, end) = end, said["data_offsets"]
-        if start != begin or not begin <= end <= data:
-            raise ValueError("the tensors do not lie one behind the other")
+        if end > data:
+            raise _Fault(f"is cut off: {shown(name)} would end {end - data:,} bytes behind its end")
+        if start != begin or end < begin:
+            raise _Fault(f"has tensors that do not lie one behind the other ({shown(name)})")
+        if said["dtype"] not in DTYPES:
+            raise _Fault(f"has a tensor of dtype {shown(said['dtype'])} ({shown(name)}), in which nothing is computed",
+                         "take the file in fp32, fp16 or bf16")
         alone = json.dumps({name: {**said, "data_offsets": [0, end - begin]}}).encode()
         tensors |= safetensors.torch.load(len(alone).to_bytes(8, "little") + alone + take(end - begin))
     if end != data:
-        raise ValueError("something lies behind the tensors")
+        raise _Fault("has something behind its tensors")
     return tensors, metadata
+
+
+def _each_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of whose entries of one name Python takes the last."""
+    found: dict[str, Any] = {}
+    for key, value in entries:
+        if key in found:
+            raise _Fault(f"has {shown(key)} twice in its header")
+        found[key] = value
+    return found
+
+
+def check_metadata(metadata) -> None:
+    """Refuse what is no dict of texts; to be called in ``refusing_damage``."""
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _Fault("has metadata that are no texts")
+
+
+class _Counted(io.BufferedReader):
+    """A pickle is read operation by operation, at least a byte each, and no longer than MOST_IN_HEADER."""
+
+    operations = 0
+
+    def read(self, size=-1, /):
+        self.operations += 1
+        _check_header(self.operations)
+        return super().read(size)
+
+
+def _check_header(size: int) -> None:
+    if size > MOST_IN_HEADER:
+        raise _Fault(f"says more than {MOST_IN_HEADER:,} bytes of its tensors")
 
 
 def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
     """What a .ckpt or .pt file holds, on the CPU; nothing in it is run.
+
+    file: is closed.
 
     Raises whatever damage leads torch to.
     """
@@ -127,7 +175,8 @@ def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
         ask()
         return storage
 
-    return torch.load(file, map_location=to_cpu, weights_only=True)
+    with _Counted(io.FileIO(file) if isinstance(file, Path) else file) as data:
+        return torch.load(data, map_location=to_cpu, weights_only=True)
 
 
 @contextlib.contextmanager
@@ -153,7 +202,7 @@ def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterato
         if error in raised:
             raise
         if isinstance(error, _Fault):
-            fault = str(error)
+            fault, remedy = str(error), error.remedy or remedy
         elif isinstance(error, OSError) and error.filename is not None:
             fault = f"cannot be opened ({error.strerror})"
         elif isinstance(error, MemoryError):
@@ -163,16 +212,28 @@ def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterato
         raise UserError(f"{shown(path.name)} {fault}: {remedy}.") from error
 
 
+def check_size(size: int) -> None:
+    """Refuse a file that is too large to be read whole; to be called in ``refusing_damage``.
+
+    size: of the file in bytes.
+    """
+    if size > MOST_BYTES:
+        raise _Fault(f"has {size:,} bytes, and such files have at most {MOST_BYTES:,}")
+
+
 def check_claim(file: str | Path | io.BytesIO, size: int) -> None:
-    """Refuse an archive that would unpack into more than it has; to be called in ``refusing_damage``.
+    """Refuse an archive that would unpack into more than it has, or that says too much of its tensors; to be called in
+    ``refusing_damage``.
 
     size: of the file in bytes.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            claimed = sum(record.file_size for record in archive.infolist())
+            records = archive.infolist()
+        claimed = sum(record.file_size for record in records)
         if claimed > size:  # torch writes archives without compression
             raise _Fault(f"has {size:,} bytes and claims to unpack into {claimed:,}")
+        _check_header(max((each.file_size for each in records if each.filename.endswith(".pkl")), default=0))
 
 
 def check_tensors(content, size: int, ask: Ask) -> None:

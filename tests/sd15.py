@@ -129,14 +129,17 @@ def probe(guider, latent: torch.Tensor, timesteps) -> list[torch.Tensor]:
     return found
 
 
-def whole_loop(model, case: Case):
-    """The authors' loop in ComfyUI's words -> (sampled, model space; reports of the run)."""
+def whole_loop(model, case: Case, steps: int | None = None):
+    """The authors' loop in ComfyUI's words -> (sampled, model space; reports of the run).
+
+    steps: None for as many as the authors take.
+    """
     model, sink = model.clone(), ReportSink()
     sink.listen(model)
     empty, first = torch.zeros_like(case.io["start"]), case.io["sigmas"][0]
     noise = case.io["start"] * (1 + first**2).sqrt() / first  # ComfyUI multiplies by the first sigma
     sampled = comfy.sample.sample(
-        model, noise, case.settings["steps"], case.settings["cfg"], "ddim", "ddim_uniform",
+        model, noise, steps or case.settings["steps"], case.settings["cfg"], "ddim", "ddim_uniform",
         case.conditioning("positive"), case.conditioning("negative"), empty, disable_pbar=True, seed=0)
     return model.model.process_latent_in(sampled), sink.reports
 

@@ -179,6 +179,14 @@ def test_shown(dtype):
         "most in block 1: 12.5 %"]
 
 
+@pytest.mark.parametrize("value", [-9, 9, float("nan")])
+def test_masses_that_are_no_shares(value):
+    mass = torch.full((1, 2, 2, 2, 2), 0.1)
+    mass[0, 1, 0, 0, 0] = value
+    with pytest.raises(UserError, match=r"^attention_map h"):
+        show_map(torch.zeros(5, 8, 8, 3), [AttentionMap(mass, 4)], 0.5)
+
+
 def test_a_frame_that_was_trimmed():
     """VACE's reference picture, which Trim Video Latent takes away again."""
     mass = torch.zeros(1, 1, 3, 2, 2)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import pack
 from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
 from support import moving_photo
 from support.browser import CHROMIUM, SEARCH
@@ -433,6 +434,33 @@ READ = """() => Object.fromEntries(window.app.graph.nodes.flatMap(node => {
     const box = LiteGraph.vueNodesMode ? document.querySelector(`[data-node-id="${node.id}"] textarea[readonly]`)
         : node.widgets?.find(w => w.name === 'text')?.element;
     return box?.readOnly && box.checkVisibility() ? [[node.type, box.value]] : []; }))"""
+
+
+def test_a_preset_and_what_it_sets_go_together(comfy):
+    """What the node shows is what runs, whichever of the two a user turns."""
+    presets = pack.module("standin_core.stand_in.presets").PRESETS
+    comfy.open()
+    comfy.load({"1": {"class_type": "ApplyIdentityBranch", "inputs": {"guidance": "own scale"}}}, "presets")
+
+    def shown_after(name, value):
+        comfy.page.evaluate(TURN, [name, value])
+        (node,) = comfy.prompt().values()
+        return node["inputs"]["preset"], node["inputs"]["guidance"]
+
+    for name in ("paper", "closer likeness"):
+        guidance = presets[name]["guidance"]
+        assert shown_after("preset", name) == (name, guidance)
+        assert shown_after("preset", "custom") == ("custom", guidance)
+        assert shown_after("guidance", guidance) == (name, guidance)
+        assert shown_after("guidance", "own scale") == ("custom", "own scale")
+
+
+# as the page does with what is picked from a list
+TURN = """([name, value]) => {
+    const widget = window.app.graph.nodes[0].widgets.find(each => each.name === name);
+    widget.value = value;
+    widget.callback(value);
+}"""
 
 
 @pytest.fixture

@@ -1,16 +1,21 @@
 """What a batch is made of, without a server: people, prompts, workflows, ids, records and the ranking."""
+import copy
 import dataclasses
 import hashlib
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import PIL.Image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from casting.answers import reported, saved
 from casting.batch import TRIES, Batch
-from casting.jobs import model_hashes, models_named, plan
+from casting.jobs import Job, model_hashes, models_named, plan
 from casting.outlook import cost, first_jobs
 from casting.people import read_people, read_prompts
 from casting.ranking import ranked, write_ranking
@@ -27,6 +32,7 @@ from casting.workflow import (
     read_workflow,
     unmeasured,
 )
+from examples import examples
 from standin_core.contracts import UserError
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
@@ -414,3 +420,94 @@ def test_what_cannot_work_is_said_before_any_work(people, base, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(UserError, match="has no prompt"):
         read_prompts(tmp_path / "empty.txt")
+
+
+ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+                        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner))
+MEASURED = {"embedder": "arcface", "summary": {"similarity": {"mean": 0.5, "coverage": 1.0},
+                                               "copied_pixels": {"mean": 0.1}, "copy_paste": {"mean": 0.1}}}
+KEPT = {"id": "a", "workflow": "w", "person": "anna", "prompt": "p", "seed": 0, "files": ["a.mp4"], "seconds": 1.0,
+        "worker": "w", "tries": 1}
+
+
+@st.composite
+def changed(draw, good):
+    """Other JSON in one place of what is good, or that place is not there."""
+    new = copy.deepcopy(good)
+    here, key = new, draw(st.sampled_from(sorted(new)))
+    while isinstance(here[key], dict) and draw(st.booleans()):
+        here = here[key]
+        key = draw(st.sampled_from(sorted(here)))
+    if draw(st.booleans()):
+        del here[key]
+    else:
+        here[key] = draw(ANY_JSON)
+    return new
+
+
+@given(st.one_of(changed({**KEPT, "report": MEASURED}), changed({**KEPT, "not_measured": "no face"}),
+                 changed({**KEPT, "error": "out of memory"}), ANY_JSON))
+@examples("records of a batch that lie", 150, 5000)
+def test_records_that_lie(says):
+    """They count as none, or can be ranked."""
+    with tempfile.TemporaryDirectory() as folder:
+        records, job = Records(Path(folder)), Job("a", "w", "anna", "p", 0, {}, {})
+        (records.folder / "a.json").write_text(json.dumps(says))
+        cost([job], records)
+        batch = Batch([job], records, lambda line: None)
+        while taken := batch.take():
+            batch.failed(taken, PromptFailed("out of memory"))
+        write_ranking(records.folder, records.of([job]))
+
+
+@given(changed(MEASURED) | ANY_JSON, st.booleans())
+@examples("reports from a server that lie", 150, 5000)
+def test_reports_that_lie(says, as_text):
+    """A render is kept without them, or they can be ranked."""
+    try:
+        report = reported({RECORD: {"text": [json.dumps(says) if as_text else says]}})
+    except PromptFailed as failure:
+        assert failure.node == RECORD and "another shape" in str(failure)
+    else:
+        assert ids(ranked([{**KEPT, "report": report}])) == {"anna": {report["embedder"]: ["a"]}}
+
+
+@given(changed({"9": {"images": [{"filename": "a.mp4", "subfolder": "", "type": "output"}]}, "1": {"text": ["x"]}}))
+@examples("outputs of a server that lie", 100, 2500)
+def test_outputs_that_lie(outputs):
+    graph = {"9": {"class_type": "SaveVideo"}, "1": {"class_type": "PreviewAny"}}
+    try:
+        assert all(set(map(type, each.values())) == {str} for each in saved(outputs, graph))
+    except PromptFailed as failure:
+        assert "did not say what it wrote" in str(failure)
+
+
+@given(st.lists(changed({"path": "x", "size": 1, "changed": 1, "sha256": "0" * 64}) | ANY_JSON, max_size=3))
+@examples("hashes of a batch that lie", 80, 2500)
+def test_hashes_that_lie(lines):
+    with tempfile.TemporaryDirectory() as folder:
+        weights, known = Path(folder) / "a.safetensors", Path(folder) / "models.jsonl"
+        weights.write_bytes(b"weights")
+        known.write_text("\n".join(map(json.dumps, lines)))
+        assert model_hashes([weights.name], [weights.parent], known) == {
+            weights.name: hashlib.sha256(b"weights").hexdigest()}
+
+
+@pytest.mark.parametrize("link", [["nowhere", 0], [{}, 0], ["1"], [], ["1", "0"], [None, 0]])
+def test_links_to_nowhere(tmp_path, link):
+    graph, file = json.loads(WORKFLOW.read_text()), tmp_path / "workflow.json"
+    graph[node_id(graph, "VAEDecode")]["inputs"]["samples"] = link
+    file.write_text(json.dumps(graph))
+    with pytest.raises(UserError, match=r"linked to no node \(the first is 'samples of node "):
+        read_workflow(file)
+
+
+def test_videos_without_frames(tmp_path):
+    """Two nodes that hand a video round."""
+    graph, file = json.loads(WORKFLOW.read_text()), tmp_path / "workflow.json"
+    graph["round"] = {"class_type": "VideoSlice", "inputs": {"video": ["again", 0]}}
+    graph["again"] = {"class_type": "VideoSlice", "inputs": {"video": ["round", 0]}}
+    graph[node_id(graph, "SaveVideo")]["inputs"]["video"] = ["round", 0]
+    file.write_text(json.dumps(graph))
+    with pytest.raises(UserError, match="no Save Video or Save Image of frames"):
+        read_workflow(file)

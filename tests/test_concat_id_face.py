@@ -77,6 +77,13 @@ def test_the_fit_into_the_video(name):
     assert np.array_equal(faces.as_uint8(found), golden(name, "fitted"))
 
 
+def test_a_line_is_fitted():
+    """Cut to whole pixels it would have none."""
+    found = fitted(torch.ones(96, 1, 3), 64, 96)
+    bright = found.mean(dim=(0, 2))
+    assert bright[47] > 0.99 and bright.sum() == bright[47]
+
+
 def test_the_side_of_a_fitted_picture_is_cut_to_whole_pixels():
     """63.6 are 63, as in its authors' code; no golden picture tells this from rounding."""
     found = fitted(torch.ones(100, 151, 3), 64, 96)

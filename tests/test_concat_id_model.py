@@ -8,6 +8,7 @@ import re
 import comfy.model_management
 import comfy.ops
 import comfy.sd
+import comfy.utils
 import folder_paths
 import pytest
 import safetensors.torch
@@ -23,6 +24,7 @@ from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights,
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.model import IN_A_BLOCK, OUTSIDE_BLOCKS, REFERENCES, load_concat_id, parse_concat_id
 from standin_core.contracts import UserError
+from standin_core.weights import MOST_BYTES
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 
@@ -33,6 +35,8 @@ def weights(adaln=True):
 def save(path, weights, wrapped=None):
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(weights, path, metadata=tiny.WAN.metadata())
+    elif wrapped == "legacy":  # PyTorch's format before 1.6, which is no archive
+        torch.save(weights, path, _use_new_zipfile_serialization=False)
     elif wrapped == "module":  # as DeepSpeed writes it, with more beside
         torch.save({"module": weights, "global_steps": 7, "dp_world_size": 8}, path)
     else:
@@ -54,6 +58,7 @@ def told_sizes(monkeypatch):
 FORMS = {
     "safetensors": ("a.safetensors", None, ""),
     "flat": ("a.pt", None, ""),
+    "legacy": ("a.pt", "legacy", ""),
     "state_dict": ("a.pt", "state_dict", ""),
     "DeepSpeed": ("a.pt", "module", ""),
     "of a checkpoint": ("a.safetensors", None, "model.diffusion_model."),
@@ -285,11 +290,41 @@ def test_a_malicious_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-def test_a_file_that_is_cut_off(tmp_path, name):
-    path = save(tmp_path / name, weights())
+@pytest.mark.parametrize("form", ["safetensors", "flat", "legacy"])
+def test_a_file_that_is_cut_off(tmp_path, form):
+    name, wrapped, _ = FORMS[form]
+    path = save(tmp_path / name, weights(), wrapped)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match=re.escape(f"{name} cannot be read as weights")):
+        load_concat_id(path)
+
+
+def test_a_file_larger_than_any_that_is_read_whole(tmp_path):
+    with (tmp_path / "a.pt").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(UserError, match=rf"a\.pt has {MOST_BYTES + 1:,} bytes, and such files have at most"):
+        load_concat_id(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("become", [lambda path, other: other.replace(path), lambda path, other: path.unlink()],
+                         ids=["replaced", "removed"])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, told_sizes, monkeypatch, name, become):
+    """Its hash would be that of another file than was loaded."""
+    path = save(tmp_path / name, weights())
+    other = save(tmp_path / f"other_{name}", concat_id_weights(TinyWan(text_dim=32, seed=9)))
+
+    def and_then(read):
+        def read_before(*args, **kwargs):
+            content = read(*args, **kwargs)
+            become(path, other)
+            return content
+
+        return read_before
+
+    reader = (torch, "load") if name == "a.pt" else (comfy.utils, "load_torch_file")
+    monkeypatch.setattr(*reader, and_then(getattr(*reader)))
+    with pytest.raises(UserError, match=rf"^{name} was replaced, changed or removed while it was read: run the node"):
         load_concat_id(path)
 
 

@@ -1,5 +1,7 @@
 """Who finds a face: real photographs, facexlib's RetinaFace, insightface where it is, and what other nodes found."""
 import importlib.util
+import re
+import sys
 import types
 
 import cv2
@@ -269,11 +271,57 @@ def test_a_file_that_insightface_cannot_run(models_dir, what, which):
     _write_scrfd(onnx, folder / "det_tiny.onnx")
     file = folder / ("det_tiny.onnx" if which == "detector" else "w600k_tiny.onnx")
     file.write_bytes(UNFIT[what](onnx, (folder / "det_tiny.onnx").read_bytes()))
-    words = (rf"^{file.name} is broken, another model, or one that the installed onnxruntime cannot run \(.+\): delete "
-             rf"{file}, and get its model pack again \(antelopev2\.zip or buffalo_l\.zip, from https://.*\), or update "
-             r"insightface and onnxruntime if it is new\.$")
+    words = (rf"^{file.name} is broken, another model, or one that the installed onnxruntime cannot run \(.+\): move "
+             rf"{file} away, and get its model pack again \(antelopev2\.zip or buffalo_l\.zip, from https://.*\), or "
+             r"update insightface and onnxruntime if it is new\.$")
     with pytest.raises(UserError, match=words):
         load_detector("insightface", 0.5) if which == "detector" else face_embedder("insightface", 0.5)
+
+
+@pytest.fixture
+def insightface_with(models_dir, monkeypatch):
+    """A function that makes a package of this name with a model pack, in whose place any other is passed over."""
+    folder = models_dir / "insightface" / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "det_tiny.onnx").touch()
+    packages = models_dir / "packages"
+    monkeypatch.syspath_prepend(packages)
+    for name in [each for each in sys.modules if each.partition(".")[0] in ("insightface", "onnxruntime")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def make(model_zoo: str) -> None:
+        for file, code in (("insightface/__init__.py", ""), ("insightface/model_zoo.py", model_zoo),
+                           ("onnxruntime/__init__.py", "")):
+            (packages / file).parent.mkdir(parents=True, exist_ok=True)
+            (packages / file).write_text(code, encoding="utf-8")
+
+    yield make
+    for name in ("insightface.model_zoo", "insightface", "onnxruntime"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("code, words", [("import a_package_of_its", "No module named 'a_package_of_its'"),
+                                         ("raise ImportError('DLL load failed')", "DLL load failed")])
+def test_insightface_without_a_package_that_it_needs(insightface_with, code, words):
+    insightface_with(code)
+    assert f"insightface not used: insightface cannot be imported: {words}" in load_detector("auto", 0.5).notes
+    with pytest.raises(UserError, match=rf"^insightface cannot run: insightface cannot be imported: {words} \(pip"):
+        load_detector("insightface", 0.5)
+
+
+def test_a_lack_of_memory_is_no_damage(insightface_with):
+    """ComfyUI knows what to do about it."""
+    insightface_with("def get_model(path, providers): raise MemoryError")
+    with pytest.raises(MemoryError):
+        load_detector("insightface", 0.5)
+
+
+def test_a_damaged_file_of_insightface_is_to_be_moved_away(insightface_with, models_dir):
+    insightface_with("def get_model(path, providers): raise IndexError('out of range')")
+    file = models_dir / "insightface" / "models" / "tiny" / "det_tiny.onnx"
+    words = f"onnxruntime cannot run (out of range): move {file} away, and get its model pack again (antelopev2.zip"
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_detector("insightface", 0.5)
 
 
 def _write_scrfd(onnx, path):

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import comfy.model_management
@@ -303,8 +304,18 @@ def test_a_download(models_dir, source):
     download_if_missing(source.file)
     folder = models_dir / "facexlib"
     assert (folder / "weights.pth").read_bytes() == CONTENT
-    assert [path.name for path in folder.iterdir()] == ["weights.pth"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "weights.pth"]
     download_if_missing(source.file)
+    assert source.requests == [0]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_downloads_at_once(models_dir, source, knows_ranges):
+    source.knows_ranges = knows_ranges
+    with ThreadPoolExecutor(6) as threads:
+        for each in [threads.submit(download_if_missing, source.file) for _ in range(6)]:
+            each.result()
+    assert (models_dir / "facexlib" / "weights.pth").read_bytes() == CONTENT
     assert source.requests == [0]
 
 
@@ -331,13 +342,20 @@ def test_a_source_that_knows_no_ranges_begins_anew(models_dir, source):
 def test_another_file_than_expected_is_not_kept(models_dir, source):
     with pytest.raises(UserError, match="sent another file than expected"):
         download_if_missing(replace(source.file, sha256="0" * 64))
-    assert list((models_dir / "facexlib").iterdir()) == []
+    assert [path.name for path in (models_dir / "facexlib").iterdir()] == [".lock"]
 
 
 def test_a_body_that_breaks_off_in_a_chunk(source):
     source.chunked = True
     with pytest.raises(UserError, match="could not be downloaded"):
         download_if_missing(source.file)
+
+
+def test_a_source_that_speaks_no_http(source, monkeypatch):
+    monkeypatch.setattr(source, "do_GET", lambda request: request.wfile.write(b"\x00\xff" * 1000))
+    with pytest.raises(UserError, match="could not be downloaded") as error:
+        download_if_missing(source.file)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 
 def test_a_folder_that_cannot_be_made(models_dir, source):

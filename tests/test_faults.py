@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sd15
 import tiny
+from golden_cases import load_case
 from random_cases import run_cases
+from standin_core.id_animator.run import IDAnimatorRun
 from standin_core.stand_in.kv_cache import IdentityCache
 
 pytestmark = pytest.mark.nightly
@@ -26,6 +29,17 @@ STAND_IN = [functools.partial(tiny.with_identity, **controls) for controls in CO
 CONCAT_ID = [concat_id.with_reference,
              functools.partial(concat_id.with_reference, guidance="own scale", guidance_scale=2.0),
              lambda model: concat_id.with_reference(tiny.with_identity(model))]
+STILL = load_case(sd15.STILL)
+
+
+def with_face(model, **settings):
+    patched = sd15.with_face(model, STILL, **settings)
+    comfy.model_management.load_models_gpu([patched])  # adds the low-rank weights: an error there is only logged
+    return patched
+
+
+ID_ANIMATOR = [functools.partial(with_face, **settings) for settings in (
+    {}, {"strength": 0.5}, {"lora_strength": 0.0}, {"start_percent": 0.3, "end_percent": 0.8})]
 
 
 class InjectedError(RuntimeError):
@@ -63,14 +77,20 @@ def tensors_in(content):
 def held(monkeypatch):
     """Weak references to the identity K and V that runs have held."""
     references = []
-    layers = IdentityCache.layers
+    layers, faces = IdentityCache.layers, IDAnimatorRun.faces
 
-    def watched(self, *args):
+    def watched_layers(self, *args):
         found = layers(self, *args)
         references.extend(map(weakref.ref, tensors_in(vars(found))))
         return found
 
-    monkeypatch.setattr(IdentityCache, "layers", watched)
+    def watched_faces(self, *args):
+        found = faces(self, *args)
+        references.extend(map(weakref.ref, tensors_in(found)))
+        return found
+
+    monkeypatch.setattr(IdentityCache, "layers", watched_layers)
+    monkeypatch.setattr(IDAnimatorRun, "faces", watched_faces)
     return references
 
 
@@ -85,24 +105,28 @@ def state_of(model):
     return modules, comfy.model_management.EXTRA_RESERVED_VRAM, others
 
 
-@pytest.mark.parametrize("what, ways", [("exceptions in a run", STAND_IN),
-                                        ("exceptions in a run of Concat-ID", CONCAT_ID)])
-def test_a_fault_at_any_operation(model, plain, held, what, ways):
-    undisturbed = {}
+@pytest.mark.parametrize("what, load, sample, ways", [
+    ("exceptions in a run", tiny.load, tiny.sample, STAND_IN),
+    ("exceptions in a run of Concat-ID", tiny.load, tiny.sample, CONCAT_ID),
+    ("exceptions in a run of ID-Animator", functools.partial(sd15.unet, STILL),
+     functools.partial(sd15.whole_loop, case=STILL, steps=2), ID_ANIMATOR)])
+def test_a_fault_at_any_operation(held, what, load, sample, ways):
+    model, undisturbed = load(), {}
+    plain, _ = sample(model)
 
     def case(r):
         number, error = r.randrange(len(ways)), r.choice(ERRORS)
         patched = ways[number](model)
         if number not in undisturbed:
-            tiny.sample(patched)  # what a process computes once is no part of the count
+            sample(patched)  # what a process computes once is no part of the count
             with AtOperation() as counted:
-                samples, _ = tiny.sample(patched)
+                samples, _ = sample(patched)
             undisturbed[number] = samples, counted.count
         expected, operations = undisturbed[number]
         before = state_of(model)
         held.clear()
         with pytest.raises(error) as caught, AtOperation(r.randrange(1, operations + 1), error):
-            tiny.sample(patched)
+            sample(patched)
         alive = [each for each in (reference() for reference in held) if each is not None]
         # an operation that fails has its own arguments in hand: K and V of one block, in fp8 with their scales
         assert len({id(each) for each in alive}) <= 4, "identity K/V of other blocks live as long as the exception"
@@ -110,7 +134,7 @@ def test_a_fault_at_any_operation(model, plain, held, what, ways):
         gc.collect()
         assert not [reference for reference in held if reference() is not None]
         assert state_of(model) == before
-        assert torch.equal(tiny.sample(patched)[0], expected)
-        assert torch.equal(tiny.sample(model)[0], plain)
+        assert torch.equal(sample(patched)[0], expected)
+        assert torch.equal(sample(model)[0], plain)
 
     run_cases(what, few=6, many=2000, case=case)

@@ -177,15 +177,16 @@ def test_whole_numbers_where_the_pack_computes(tmp_path, key):
         load_concat_id(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("faces_said", ["[]", "[{}]", '[{"measured": true}]', "5"])
-def test_a_person_of_other_faces_than_crops(tmp_path, faces_said):
+@pytest.mark.parametrize("key, said", [
+    ("faces", []), ("faces", [{}]), ("faces", [{"measured": True}]), ("faces", 5),
+    ("faces", [{"measured": "yes", "cut_out": [1]}]), ("verdicts", ["good"]), ("verdicts", None)])
+def test_a_person_of_whom_something_else_is_said(tmp_path, key, said):
     """With the hash that belongs to it, as anyone can write it."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(person())
     tensors = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, "pt") as opened:
-        metadata = {**opened.metadata(), "faces": json.dumps({use: json.loads(faces_said) for use in (
-            "stand_in", "concat_id", "id_animator")})}
+        metadata = {**opened.metadata(), key: json.dumps(dict.fromkeys(("stand_in", "concat_id", "id_animator"), said))}
     del metadata["sha256"]
     safetensors.torch.save_file(tensors, path, metadata=metadata | {"sha256": content_sha256(tensors, metadata)})
     with pytest.raises(UserError, match=r"a\.safetensors cannot be read as weights"):
@@ -217,15 +218,15 @@ class OnTheProcessor:
         return self.handle
 
 
-@pytest.mark.parametrize("metadata", [5, "a", ["a"], {REFERENCES: 5}, {REFERENCES: None}, {"config": {"a": "b"}}],
-                         ids=str)
+@pytest.mark.parametrize("metadata", [5, "a", ["a"], 0, "", [], False, {REFERENCES: 5}, {REFERENCES: None},
+                                      {"config": {"a": "b"}}], ids=str)
 def test_metadata_that_are_no_texts(tmp_path, monkeypatch, metadata):
     """With dynamic VRAM, ComfyUI reads a safetensors by a loader of its own, which does not look at them."""
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     monkeypatch.setattr(comfy_aimdo.model_mmap, "ModelMMAP", OnTheProcessor)
     says, data = header(concat_id())
     (tmp_path / "a.safetensors").write_bytes(joined({**says, "__metadata__": metadata}, data))
-    with pytest.raises(UserError, match=r"a\.safetensors cannot be read as weights"):
+    with pytest.raises(UserError, match=r"^a\.safetensors has metadata that are no texts"):
         load_concat_id(tmp_path / "a.safetensors")
 
 

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import struct
 import tempfile
@@ -94,10 +95,55 @@ ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() 
 def test_a_header_that_lies(key, field, value):
     header = json.loads(SAFETENSORS[8:HEADER])
     header[key][field] = value
-    text = json.dumps(header).encode()
-    adapter = load("a.safetensors", struct.pack("<Q", len(text)) + text + SAFETENSORS[HEADER:])
+    adapter = load("a.safetensors", with_header(json.dumps(header)))
     if adapter is not None:
         assert_sound(adapter)
+
+
+def with_header(text: str, data: bytes = SAFETENSORS[HEADER:]) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode() + data
+
+
+def entry(**changes) -> dict:
+    return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
+
+
+def one(**changes) -> str:
+    return json.dumps({"a": entry(**changes)})
+
+
+LYING = {
+    "a name twice": (f'{{"a": {json.dumps(entry())}, "a": {json.dumps(entry(data_offsets=[4, 8]))}}}', 8,
+                     "has a twice in its header"),
+    "a field twice": (one()[:-2] + ', "shape": [1]}}', 4, "has shape twice in its header"),
+    **{f"metadata {said}": (f'{{"__metadata__": {said}, {one()[1:]}', 4, "has metadata that are no texts")
+       for said in ("[]", "0", '""', "false", "null", "5", '["a"]', '{"a": 1}')},
+    **{f"dtype {dtype}": (one(dtype=dtype, data_offsets=[0, size], shape=[2 if dtype == "F4" else 1]), size,
+                          f"has a tensor of dtype {dtype} (a), in which nothing is computed: take the file in fp32")
+       for dtype, size in (("F4", 1), ("F8_E8M0", 1), ("F9", 2))},
+    "a gap": (one(data_offsets=[4, 8]), 8, "has tensors that do not lie one behind the other (a)"),
+    "a negative size": (json.dumps({"a": entry(), "b": entry(data_offsets=[4, 3])}), 4,
+                        "has tensors that do not lie one behind the other (b)"),
+    "less data": (one(), 1, "is cut off: a would end 3 bytes behind its end"),
+    "more data": (one(), 8, "has something behind its tensors"),
+}
+
+
+@pytest.mark.parametrize("what", LYING)
+def test_a_header_that_is_no_safetensors(tmp_path, what):
+    text, size, words = LYING[what]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(with_header(one(), bytes(4)))
+    assert list(read_weights(path, "").content) == ["a"]
+    path.write_bytes(with_header(text, bytes(size)))
+    with pytest.raises(UserError, match="^" + re.escape(f"a.safetensors {words}")):
+        read_weights(path, "")
+
+
+def test_a_header_of_more_than_any_has(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 2**40) + SAFETENSORS[8:])
+    with pytest.raises(UserError, match=r"^a\.safetensors is damaged or no safetensors: its header would have 1,099"):
+        read_weights(tmp_path / "a.safetensors", "")
 
 
 def as_parameter(value):
@@ -207,6 +253,17 @@ def test_an_archive_that_would_unpack_into_more_than_it_has(tmp_path):
     (tmp_path / "bomb.ckpt").write_bytes(out.getvalue())
     with pytest.raises(UserError, match=r"bomb\.ckpt has [0-9,]+ bytes and claims to unpack into 104,857,601"):
         load_adapter(tmp_path / "bomb.ckpt")
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_a_pickle_that_goes_on_and_on(archived):
+    """16 MB of operations without a tensor, which torch would take half a minute and 1 GB for."""
+    pickled = b"\x80\x02" + b"(" * (16 << 20) + b"."
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("archive/version", "3")
+        archive.writestr("archive/data.pkl", pickled)
+    assert load("a.ckpt", out.getvalue() if archived else pickled) is None
 
 
 def test_a_file_larger_than_any_adapter(tmp_path):

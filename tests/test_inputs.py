@@ -1,6 +1,7 @@
 """Whatever comes into a node: results in order, or one sentence; never an error of a library, never nonsense."""
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_file_is_named_by_a_text(value):
     assert found >= 4
 
 
-FOREIGN = [None, {}, [{}], "a text", 1.0, torch.zeros(1), object()]
+FOREIGN = [None, {}, [{}], "a text", 1.0, torch.zeros(1), Path("data"), object()]
 
 
 def test_what_another_pack_puts_into_a_socket_of_ours():

@@ -17,9 +17,9 @@ METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
 LISTS = ["methods"]
 # of a method that has more files than a reader holds at a time; each may import those before it
-WITHIN = {"stand_in": ["positions", "variant", "adapter", "managed", "stream", "kv_cache", "applied", "attention_map",
-                       "run_report", "choices", "budget", "run", "wrappers", "experts", "apply", "parameters",
-                       "objective", "training"],
+WITHIN = {"stand_in": ["presets", "positions", "variant", "adapter", "managed", "stream", "kv_cache", "applied",
+                       "attention_map", "run_report", "choices", "budget", "run", "wrappers", "experts", "apply",
+                       "parameters", "objective", "training"],
           "concat_id": ["forward", "quantized", "model", "applied", "run_report", "run", "wrappers", "apply",
                         "training"],
           "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",

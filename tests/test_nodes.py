@@ -27,7 +27,7 @@ INTERFACE = {
     "ApplyIdentityBranch": (
         ["model", "stand_in", "vae", "reference_image", "reference_latent", "strength", "start_percent", "end_percent",
          "time_offset", "attention", "reference_mask", "region", "strength_schedule", "first_block", "last_block",
-         "guidance", "guidance_scale", "normalize_references", "cache", "person"], ["MODEL"]),
+         "guidance", "guidance_scale", "normalize_references", "cache", "person", "preset"], ["MODEL"]),
     "StandInSampler": (
         ["model", "low_noise_model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name",
          "scheduler", "shift", "denoise", "boundary", "attention_map"],
@@ -259,3 +259,35 @@ def test_import_is_light():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=pack.COMFYUI)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "loaded"
+
+
+@pytest.mark.parametrize("given, runs", [
+    ({}, "own scale"), ({"preset": "custom"}, "own scale"), ({"preset": "paper"}, "both passes"),
+    ({"preset": "closer likeness"}, "positive pass")])
+def test_a_preset_sets_the_guidance(given, runs):
+    """The other inputs stay as they are, and so does guidance where no preset is named."""
+    (patched,) = identified(guidance="own scale", guidance_scale=2.0, **given).args
+    (expected,) = identified(guidance=runs, guidance_scale=2.0).args
+    (before,) = identified(guidance="own scale", guidance_scale=2.0).args
+    found, wanted, plain = map(sampled, (patched, expected, before))
+    assert torch.equal(found, wanted)
+    assert torch.equal(found, plain) == (runs == "own scale")
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(pack.module("standin_core.contracts").UserError,
+                       match="preset is fastest, needed is one of custom, paper, closer likeness"):
+        identified(preset="fastest")
+
+
+def identified(**inputs):
+    adapter = pack.module("standin_core.stand_in.adapter").parse_adapter(tiny.adapter_weights(), "a")
+    return execute("ApplyIdentityBranch", model=tiny.load(), stand_in=adapter, strength=1.0, start_percent=0.0,
+                   end_percent=1.0, time_offset=-1, attention="auto",
+                   reference_latent={"samples": tiny.random(1, 16, 8, 16)}, **inputs)
+
+
+def sampled(model):
+    import nodes
+    return nodes.KSampler().sample(model, 7, 2, 4.0, "euler", "simple", tiny.prompt(), tiny.prompt(),
+                                   {"samples": torch.zeros(tiny.LATENT)})[0]["samples"]

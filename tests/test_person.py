@@ -247,8 +247,8 @@ BAD = {
     "one hidden state": (sealed(hidden_states=torch.zeros(1280)), "cannot be read as weights"),
     "a latent of a video": (sealed(latents__concat_id=torch.zeros(2, 16, 3, 8, 8)), "cannot be read as weights"),
     "an unknown tensor": (sealed(more=torch.zeros(2)), "cannot be read as weights"),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-10]), "cannot be read as weights"),
-    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n"), "cannot be read as weights"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-10]), "is cut off"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n"), "is damaged or no safetensors"),
     "an adapter": (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "holds no person"),
 }
 

@@ -144,6 +144,24 @@ def test_concat_id_from_videos_to_a_video(server, people):
     assert np.array_equal(after, before)
 
 
+@pytest.mark.parametrize("data, lines", [
+    ({}, []),
+    ({"noise_draws": 7}, ["Stand-In sets aside noise_draws 7 (it has 0)"]),
+    ({"preset": "Concat-ID"}, ["Stand-In sets aside photo_size 64 (it has 448)"]),
+    ({"method": "Concat-ID", "noise_draws": 1, "preset": "Concat-ID", "photo_size": 448}, []),
+    ({"method": "Concat-ID", "noise_draws": 1, "fps": 25.0}, [
+        "Concat-ID sets aside preset Stand-In inference (it has Concat-ID), photo_size 64 (it has 448)",
+        "fps is 25 as set; the Concat-ID authors use 16"])])
+def test_the_report_says_what_the_method_does_not_read(server, people, data, lines):
+    prompt = {key: each for key, each in graph(people).items() if key in ("videos", "vae", "clip", "data")}
+    prompt["data"]["inputs"] |= {"name": "-".join(map(str, data.values())) or "plain", **data}
+    prompt["shown"] = node("PreviewAny", source=["data", 1])
+    result = server.run(prompt)
+    counted, *found = result.outputs["data"]["text"][0].splitlines()
+    assert counted.startswith("2 videos") and [line for line in found if not line.startswith("dropped")] == lines
+    assert result.outputs["shown"]["text"] == result.outputs["data"]["text"]
+
+
 def test_concat_id_goes_on_from_a_concat_id(server, people):
     prompt = concat_id_graph(people, name="from_another")
     prompt["model"] = node("LoadConcatID", file=CONCAT_ID, weight_dtype="default")

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 
+import comfy.sd
 import nodes
 import pytest
 import safetensors
@@ -10,7 +11,7 @@ import torch
 
 import pack
 import tiny
-from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights
+from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
 from standin_core.train.data.recipe import AS_CROPPED, TO_CLIP
 from standin_core.train.data.shards import Example, write_shards
 from tolerances import relative_rms
@@ -141,6 +142,55 @@ def test_models_that_it_refuses(files, shards):
     assert "variant is first stage" in refusal(model, shards, record, kind={"variant": "first stage"})
     assert "takes more than noise and text" in refusal(loaded(VACE), shards)
     assert not list(files.glob(f"{NAME}*"))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("inference", [True, False])
+def test_the_model_that_comes_in_stays_as_it_is(files, shards, kind, inference):
+    """However it was loaded: in ComfyUI's inference mode, or outside of it."""
+    with torch.inference_mode(inference):
+        model = comfy.sd.load_diffusion_model(str(files / PLAIN), {"dtype": torch.bfloat16})
+        network, flags = model.model.diffusion_model, ("comfy_cast_weights", "training")
+        before = {name: (tensor, tensor.clone(), tensor.device, tensor.requires_grad)
+                  for name, tensor in network.named_parameters()}
+        modules = [(type(each), {flag: getattr(each, flag, None) for flag in flags}) for each in network.modules()]
+        trained(model, shards, kind=kind, learning_rate=1e-2)
+    after = dict(network.named_parameters())
+    assert after.keys() == before.keys()
+    for name, (tensor, values, device, requires_grad) in before.items():
+        found = after[name]
+        assert found is tensor and (found.dtype, found.device, found.requires_grad) == (
+            values.dtype, device, requires_grad), name
+        assert torch.equal(found, values), name
+    assert modules == [(type(each), {flag: getattr(each, flag, None) for flag in flags}) for each in network.modules()]
+
+
+@pytest.mark.parametrize("load", [comfy.sd.load_lora_for_models, comfy.sd.load_bypass_lora_for_models],
+                         ids=["on the weights", "beside the layers"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_model_with_a_lora_is_refused(files, shards, load, kind):
+    """It would be in the file too, or the training would not see it."""
+    model, _ = load(loaded(), None, lora_weights(), 1.0, 0.0)
+    words = refusal(model, shards, kind=kind)
+    assert words.startswith("the model has a LoRA or another patch on it") and "put the LoRA on the trained" in words
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["native", "of a checkpoint"])
+def test_an_adaln_file_through_load_diffusion_model_is_refused(files, shards, prefix):
+    """Its own modulation is lost there; the record of Load Concat-ID has it, and the training begins with that."""
+    safetensors.torch.save_file({prefix + key: tensor for key, tensor in concat_id_weights(tiny.WAN).items()},
+                                files / ADALN, tiny.WAN.metadata())
+    words = refusal(loaded(ADALN), shards)
+    assert words.startswith("adaln.safetensors is an AdaLN Concat-ID") and "load it with Load Concat-ID" in words
+    _, record = with_record()
+    _, concat_id, _ = trained(loaded(ADALN), shards, record, learning_rate=1e-9)
+    assert relative_rms(concat_id.own.weight, record.own.weight) < 1e-6
+
+
+def test_a_model_whose_file_is_gone_is_refused(files, shards):
+    model = loaded()
+    (files / PLAIN).unlink()
+    assert "wan.safetensors cannot be read as weights (FileNotFoundError): put the file back" in refusal(model, shards)
 
 
 def with_stand_in(model):

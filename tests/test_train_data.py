@@ -22,14 +22,22 @@ from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines
 from standin_core.train.data.dataset import make_dataset
-from standin_core.train.data.dropped import Cause, Drop
+from standin_core.train.data.dropped import Cause, Drop, Unusable
 from standin_core.train.data.encoders import Encoders, data_hash, encode_clips, with_noise
 from standin_core.train.data.manifest import Clip, add_to_manifest, manifest_clips, summary
 from standin_core.train.data.pairs import PairSettings, embed, pair
 from standin_core.train.data.photos import read_photo, write_photo
 from standin_core.train.data.prepare import prepare
-from standin_core.train.data.recipe import INSIDE, PLAIN, TO_CLIP, DataSettings, PhotoSettings, kept_settings
-from standin_core.train.data.shards import CachedExamples, Example, write_shards
+from standin_core.train.data.recipe import (
+    AS_CROPPED,
+    INSIDE,
+    PLAIN,
+    TO_CLIP,
+    DataSettings,
+    PhotoSettings,
+    kept_settings,
+)
+from standin_core.train.data.shards import CLIPS_IN_SHARD, CachedExamples, Example, write_shards
 from standin_core.train.data.sources import Source, sources_in, sources_of
 from standin_core.train.data.video import clips, decoded, pixels
 from support import moving_photo
@@ -182,6 +190,16 @@ def test_reference_photos_are_faces_from_outside_the_clip(prepared_once):
             assert photo.shape == (64, 64, 3)
             # skin: the face fills the middle of its crop
             assert (photo[24:40, 24:40].mean(axis=(0, 1)) @ (1, 0, -1)) > 20
+
+
+def test_a_video_that_ends_within_its_description(videos, tmp_path):
+    whole, cut = (videos / "face.mp4").read_bytes(), tmp_path / "cut.mp4"
+    places = range(whole.index(b"moov"), whole.index(b"stsd") + 64, 8)
+    assert len(places) > 20
+    for place in places:
+        cut.write_bytes(whole[:place])
+        with pytest.raises(Unusable):
+            next(decoded(cut, 16))
 
 
 def test_it_goes_on_behind_the_last_video(videos, prepared_once, tmp_path):
@@ -643,6 +661,23 @@ def test_a_damaged_shard_is_made_anew(tmp_path, damage):
         CachedExamples(tmp_path)
     assert list(write_shards(tmp_path, ["a"], lambda missing: iter([("a", example)]))) == [line]
     assert len(CachedExamples(tmp_path)) == 1
+
+
+def test_shards_of_different_data_are_refused(tmp_path):
+    """An earlier version left unsaid how the photos were fitted; what is said must agree."""
+    example = Example(torch.zeros(16, 1, 2, 2), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))
+    names = [str(number) for number in range(2 * CLIPS_IN_SHARD + 1)]
+
+    def write(number, fit):
+        (tmp_path / f"shard_{number:05d}.safetensors").unlink(missing_ok=True)
+        list(write_shards(tmp_path, names, lambda missing: ((name, example) for name in names if name in missing), fit))
+
+    write(2, "")
+    write(1, TO_CLIP)
+    assert CachedExamples(tmp_path).fit == TO_CLIP
+    write(0, AS_CROPPED)
+    with pytest.raises(UserError, match=r"of different data, with photos as cropped and to the clip: delete "):
+        CachedExamples(tmp_path)
 
 
 def test_settings_are_kept_beside_the_data(prepared_once):

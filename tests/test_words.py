@@ -112,6 +112,18 @@ def choices():
     return found
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_preset_says_what_was_measured(language):
+    """In its tooltip and on the help page; another training of the small world changes it."""
+    record = json.loads((PACK / "benchmarks" / "results" / "small_world_cpu.json").read_text(encoding="utf-8"))
+    found = [f"{record[name]['kept']:.2f}" for name in ("with the branch", "positive pass")]
+    tooltip = words(language)["ApplyIdentityBranch"]["inputs"]["preset"]["tooltip"]
+    (row,) = [line for line in help_page("ApplyIdentityBranch", language).splitlines() if line.startswith("| `preset`")]
+    for text in (tooltip, row):
+        assert re.findall(r"0\.\d+", text) == found
+        assert str(record["people"]) in text
+
+
 def test_every_choice_has_a_chinese_word():
     """One for each, so that two choices of a list are told apart."""
     for shown in choices().values():

@@ -12,7 +12,7 @@ from small_world.tiny_models import on_tiny_models, with_record
 from support import moving_photo
 from support.comfyui_server import node_id
 from support.environment import PACK
-from support.workflow_graphs import CLIP_H, PACKS, SOURCES, WORKFLOWS
+from support.workflow_graphs import BLUEPRINTS, CLIP_H, PACKS, SOURCES, WORKFLOWS
 
 FILES = sorted((PACK / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
@@ -52,6 +52,13 @@ def test_the_files_are_of_their_graph(workflow):
 def own_id(key):
     """Without the id of the subgraph that the node is in."""
     return key.rpartition(":")[2]
+
+
+@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.name)
+def test_a_blueprint_has_the_category_of_the_nodes(blueprint):
+    """By which the page sorts blueprints, as it sorts nodes."""
+    (subgraph,) = load(PACK / "subgraphs" / f"{blueprint.name}.json")["definitions"]["subgraphs"]
+    assert subgraph["category"] == pack.node_classes()["LoadStandIn"].GET_SCHEMA().category
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

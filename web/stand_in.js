@@ -19,6 +19,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return
     nameChoices(node)
+    followPresets(node)
     const onExecuted = node.onExecuted
     node.onExecuted = function (output) {
       onExecuted?.call(this, output)
@@ -54,6 +55,32 @@ function nameChoices(node) {
   for (const widget of node.widgets ?? []) {
     const choices = inputs[widget.name]?.options
     if (choices) widget.options.getOptionLabel = (value) => choices[value] ?? value
+  }
+}
+
+// A preset turns the widgets that it sets, and such a widget that is turned by hand shows the preset that fits or the
+// first, which sets nothing. So what is shown is what runs.
+function followPresets(node) {
+  const presets = node.constructor.nodeData.input?.optional?.preset?.[1]?.presets
+  if (!presets) return
+  const widget = (name) => node.widgets?.find((each) => each.name === name)
+  const fits = (settings) => Object.entries(settings).every(([name, value]) => widget(name)?.value === value)
+  const [[none], ...named] = Object.entries(presets)
+  whenTurned(widget("preset"), (preset) => {
+    for (const [name, value] of Object.entries(presets[preset] ?? {})) widget(name).value = value
+  })
+  for (const name of new Set(named.flatMap(([, settings]) => Object.keys(settings)))) {
+    whenTurned(widget(name), () => {
+      widget("preset").value = named.find(([, settings]) => fits(settings))?.[0] ?? none
+    })
+  }
+}
+
+function whenTurned(widget, act) {
+  const callback = widget.callback
+  widget.callback = function (value, ...rest) {
+    callback?.call(this, value, ...rest)
+    act(value)
   }
 }
 

@@ -230,7 +230,12 @@ def face(key: str = "face", image: str = "photo", **settings) -> Node:
 def identity(key: str = "identity", source: tuple = ("model", 0), stand_in: str = "adapter",
              reference: tuple = ("face", 0), title: str = "", **settings) -> Node:
     return Node(key, "ApplyIdentityBranch", {"model": source, "stand_in": (stand_in, 0), "vae": ("vae", 0),
-                                             "reference_image": reference, **settings}, title)
+                                             "reference_image": reference, "preset": "paper", **settings}, title)
+
+
+def turned(key: str = "identity") -> tuple[tuple[str, str, str], ...]:
+    """What a subgraph shows of its identity branch, as in Subgraph.widgets."""
+    return (key, "strength", "strength"), (key, "preset", "preset")
 
 
 def identity_from_photo(key: str = "identity", source: tuple = ("model", 0), image: str = "photo",
@@ -246,7 +251,7 @@ def identity_from_photo(key: str = "identity", source: tuple = ("model", 0), ima
     return nodes, Subgraph(
         title, "Gives a Wan model the identity of the person in a photo: a photo, a model and a VAE in, a model out.",
         tuple(node.key for node in nodes),
-        ((f"{key}_adapter", "adapter", "adapter"), (key, "strength", "strength"),
+        ((f"{key}_adapter", "adapter", "adapter"), *turned(key),
          *((key, name, label) for name, label in widgets),
          (f"{key}_face", "download_missing", "download face models")), shows=f"{key}_face")
 
@@ -520,7 +525,7 @@ trained on people: subjects are what they happen to be good at.
     subgraphs=(EMPTY_NODE,
                Subgraph("Identity from a picture", "Gives a Wan model the identity of the subject of a picture.",
                         tuple(node.key for node in THING),
-                        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength")), shows="face")),
+                        (("adapter", "adapter", "adapter"), *turned()), shows="face")),
     when="No face needed: the whole picture is the reference.")
 
 LEAN, LEAN_NODE = identity_from_photo(widgets=(("cache", "cache"),), cache="offloaded")
@@ -584,7 +589,7 @@ in *models/facexlib* tells faces apart better.
     subgraphs=(EMPTY_NODE,
                Subgraph("Identity from three photos", "Gives a Wan model the identity of the person in three photos.",
                         tuple(node.key for node in CROPS),
-                        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+                        (("adapter", "adapter", "adapter"), *turned(),
                          ("identity", "normalize_references", "normalize references")), shows="face")),
     when="More views of one face, and a report on the likeness.")
 
@@ -722,7 +727,7 @@ another *face index*, and that person's photo.
     subgraphs=(Subgraph(
         "Small face of a person", "Enlarges a small face of a video, and gives the model the identity of a photo.",
         tuple(node.key for node in REFINED),
-        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+        (("adapter", "adapter", "adapter"), *turned(),
          ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
          ("prepared", "largest_face", "largest face"), ("face", "download_missing", "download face models"),
          ("prepared", "download_missing", "download detector")), shows="face"),),
@@ -756,7 +761,7 @@ the face and fast turns show.
     subgraphs=(Subgraph(
         "New face on a video", "Pastes the face of a photo on the face in a video, and gives the model its identity.",
         tuple(node.key for node in PASTED),
-        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
+        (("adapter", "adapter", "adapter"), *turned(),
          ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
          ("latent", "background", "background"), ("face", "download_missing", "download face models")),
         shows="face"),),
@@ -789,7 +794,7 @@ thousands of people; with a handful, the adapter learns those. The guide is *doc
     subgraphs=(EMPTY_NODE,
                Subgraph("Identity by the new adapter", "The face of a photo, read by the adapter that was trained.",
                         tuple(node.key for node in TRIED),
-                        (("identity", "strength", "strength"), ("face", "download_missing", "download face models")),
+                        (*turned(), ("face", "download_missing", "download face models")),
                         shows="face")),
     when="From a folder of videos, tried on somebody else.", since="0.30.0")
 
@@ -906,7 +911,7 @@ WORKFLOWS = (IDENTITY, DISTILLED_STEPS, WAN22, CONTROLLED, STYLED, FACE_SWAP, TW
 # What the page offers under *Subgraph Blueprints*: the first workflow's identity, and that of a kept person.
 KEPT = (adapter(), Node("kept", "LoadPerson", {"person": "my_person.safetensors"}),
         Node("identity", "ApplyIdentityBranch", {"model": ("model", 0), "stand_in": ("adapter", 0), "vae": ("vae", 0),
-                                                 "person": ("kept", 0)}))
+                                                 "person": ("kept", 0), "preset": "paper"}))
 SHIFT = Node("shift", "ModelSamplingSD3", {"model": ("identity", 0)})
 BLUEPRINTS = (
     Workflow("Identity from a photo", "", (("", (model(), vae(), photo(), *PERSON, SHIFT)),), "",
@@ -915,5 +920,5 @@ BLUEPRINTS = (
         "Identity of a kept person", "Gives a Wan model the identity of a person that Save Person kept: a model in, a "
                                      "model out. The VAE is for persons that were saved without one.",
         tuple(node.key for node in KEPT),
-        (("kept", "person", "person"), ("adapter", "adapter", "adapter"), ("identity", "strength", "strength")),
+        (("kept", "person", "person"), ("adapter", "adapter", "adapter"), *turned()),
         shows="kept"),)))

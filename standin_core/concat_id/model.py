@@ -7,6 +7,7 @@ A converter may have quantised layers (``quantized``).
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ from comfy.model_management import (
 from ..checks import shown
 from ..contracts import UserError
 from ..files import sha256_of
+from ..folders import Fingerprint, fingerprint_of
 from ..latents import CHANNELS
 from ..wan import Wan
 from ..weights import (
     ORDINARY_LORA,
     SAFETENSORS,
     check_claim,
+    check_metadata,
+    check_size,
     check_tensors,
     download_again,
     refusing_damage,
@@ -87,9 +91,8 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     Raises UserError where the file cannot be read or is not Concat-ID's.
     """
     path, model_options = Path(path), model_options or {}
-    weights, metadata = _read(path)
-    sha256 = sha256_of(path, throw_exception_if_processing_interrupted)
-    native, concat_id = parse_concat_id(weights, shown(path.name), sha256, metadata)
+    weights, metadata, came = _read(path)
+    native, concat_id = parse_concat_id(weights, shown(path.name), _sha256_of_same(path, came), metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
     model.cached_patcher_init = (load_native, (path, model_options))
@@ -98,7 +101,7 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
 
 def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
     """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
-    weights, metadata = _read(path)
+    weights, metadata, _ = _read(path)
     native, _ = parse_concat_id(weights, shown(path.name), metadata=metadata)
     return _model(native, metadata, path, model_options, disable_dynamic)
 
@@ -107,6 +110,15 @@ def came_from_concat_id(model) -> bool:
     """Whether a ModelPatcher is one of ``load_concat_id``."""
     loader, *_ = getattr(model, "cached_patcher_init", None) or (None,)
     return loader is load_native
+
+
+def is_adaln(path: Path) -> bool:
+    """Whether a model's file has a modulation of the reference, as ComfyUI's own loaders read the file.
+
+    Raises UserError where the file cannot be read.
+    """
+    with refusing_damage(path, "put the file back, or load the model anew"):
+        return any(key.endswith(OWN_WEIGHT) for key in comfy.utils.load_torch_file(str(path)))
 
 
 def check_fit(concat_id: ConcatID, model) -> None:
@@ -139,19 +151,31 @@ def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
     return bool((own - marks).square().mean() <= rounding**2 * marks.square().mean())
 
 
-def _read(path: Path) -> tuple[dict, dict | None]:
-    """The content and the metadata of a file; a safetensors by ComfyUI's loader, which maps it: it has gigabytes."""
+def _read(path: Path) -> tuple[dict, dict | None, Fingerprint]:
+    """The content, the metadata and the fingerprint of a file; a safetensors by ComfyUI's loader, which maps it: it has
+    gigabytes."""
     with refusing_damage(path, download_again("a Concat-ID model"), throw_exception_if_processing_interrupted) as ask:
-        size, metadata = path.stat().st_size, None
+        came, metadata = fingerprint_of(path), None
+        size = came[-1]
         if path.suffix.lower() in SAFETENSORS:
             weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-            if not all(isinstance(value, str) for value in (metadata or {}).values()):  # the loader does not look
-                raise TypeError
+            check_metadata({} if metadata is None else metadata)  # the loader does not look
         else:
+            check_size(size)
             check_claim(path, size)
             weights = unpickled(path, ask)
         check_tensors(weights, size, ask)
-    return weights, metadata
+    return weights, metadata, came
+
+
+def _sha256_of_same(path: Path, came: Fingerprint) -> str:
+    """Raises UserError where the file is not the one any more that has been read."""
+    with contextlib.suppress(OSError):
+        sha256 = sha256_of(path, throw_exception_if_processing_interrupted)
+        if fingerprint_of(path) == came:
+            return sha256
+    raise UserError(f"{shown(path.name)} was replaced, changed or removed while it was read: run the node again once "
+                    "the file is in its place.")
 
 
 def parse_concat_id(weights: dict, name: str, sha256: str = "",

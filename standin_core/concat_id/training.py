@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from ..checks import shown
 from ..contracts import UserError
 from ..files import replacing
 from ..folders import plain_name
@@ -44,6 +45,7 @@ from .model import (
     ConcatID,
     came_from_concat_id,
     check_fit,
+    is_adaln,
     load_concat_id,
 )
 
@@ -202,14 +204,24 @@ def train_concat_id(model, shards: Path, concat_id: ConcatIDSettings, settings: 
 
     Returns the ModelPatcher and the ConcatID of the file that was written, and the run's folder.
     """
+    if model.patches or model.injections:
+        raise UserError("the model has a LoRA or another patch on it, which would become part of the trained file or "
+                        "be missing from the training: connect the model without it and put the LoRA on the trained "
+                        "one, or save the patched model with ModelSave and begin with that.")
+    file = session.file_of(model)
     if start_from is not None:
         check_fit(start_from, model)
     elif came_from_concat_id(model):
         raise UserError("the model is one of Load Concat-ID, and concat_id is not connected, without which an AdaLN "
                         "file loses its own modulation: connect both outputs of Load Concat-ID.")
+    elif file is not None and is_adaln(file):
+        raise UserError(f"{shown(file.name)} is an AdaLN Concat-ID, whose own modulation is lost in every other loader "
+                        "than its own: load it with Load Concat-ID, and connect both outputs of that.")
     people = CachedExamples(shards)[0].photos.shape[2]
     method = ConcatIDMethod(dataclasses.replace(concat_id, references=people),
-                            None if start_from is None else start_from.own, _metadata(session.file_of(model)))
+                            None if start_from is None else start_from.own, _metadata(file))
+    with torch.inference_mode(False):  # a training of all weights changes its model, and this one is the user's
+        model = session.loaded_again(model)
     folder = session.train(model, method, shards, settings, on_step, **others)
     return *load_concat_id(method.file), folder
 

@@ -1,20 +1,25 @@
 """Download of a face model, only where the user has switched download_missing on in a node."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
+import filelock
 import folder_paths
 
+from ..checks import shown
 from ..contracts import UserError
 from .models import FOLDERS, ModelFile, find_model
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
+ASKED_SECONDS = 0.5  # how long a download that waits for another goes without asking for the user's interrupt
 
 
 def download_if_missing(model_file: ModelFile) -> None:
@@ -31,12 +36,29 @@ def download_if_missing(model_file: ModelFile) -> None:
     partial = folder / f"{model_file.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _continue(partial, model_file)
+        with _alone_in(folder):
+            if find_model(model_file.name) is not None:  # by now
+                return
+            _continue(partial, model_file)
+            _check(partial, model_file)
+            partial.replace(folder / model_file.name)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
-        raise UserError(f"{model_file.name} could not be downloaded ({error}): try again, it continues where it "
+        raise UserError(f"{model_file.name} could not be downloaded ({shown(error)}): try again, it continues where it "
                         f"stopped, or get by hand {model_file}.") from error
-    _check(partial, model_file)
-    partial.rename(folder / model_file.name)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Within the context nobody else downloads into the folder, as several ComfyUIs with one folder of models might."""
+    lock = filelock.FileLock(folder / ".lock")
+    while not lock.is_locked:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=ASKED_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _continue(partial: Path, model_file: ModelFile) -> None:

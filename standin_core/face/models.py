@@ -1,6 +1,7 @@
 """Face networks as ComfyUI's citizens: found in its model folders and moved by its memory manager."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ FACEXLIB_RELEASES = "https://github.com/xinntao/facexlib/releases/download"
 # a commit, so that the files behind the addresses stay the same
 OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/47534e27c9851bb1128ccc0102f1145e27f23f98/models"
 
+INSIGHTFACE_MODULE = "insightface.model_zoo"
 INSIGHTFACE_PACKS = ("antelopev2.zip or buffalo_l.zip, from "
                      "https://github.com/deepinsight/insightface/releases/tag/v0.7, unpacked into "
                      "models/insightface/models")
@@ -119,6 +121,10 @@ def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:
             return f"{package} is not installed (optional: pip install insightface onnxruntime)"
     if find_insightface(patterns) is None:
         return f"no model pack with {what} ({' or '.join(patterns)}) is in models/insightface/models"
+    try:
+        importlib.import_module(INSIGHTFACE_MODULE)
+    except ImportError as error:  # of a package that it needs
+        return f"insightface cannot be imported: {shown(error)} (pip install what it lacks)"
     return None
 
 
@@ -130,17 +136,18 @@ def insightface_network(path: Path, try_out: Callable):
 
     Raises UserError for a file that is broken, holds another network, or is one that onnxruntime cannot run.
     """
-    from insightface.model_zoo import get_model
-
+    zoo = importlib.import_module(INSIGHTFACE_MODULE)
     try:
-        network = get_model(str(path), providers=["CPUExecutionProvider"])
+        network = zoo.get_model(str(path), providers=["CPUExecutionProvider"])
         if network is None:
             raise ValueError("insightface knows no such network")
         try_out(network)
+    except MemoryError:
+        raise
     except Exception as error:  # onnxruntime's have no class in common, and damage leads insightface to any
         raise UserError(f"{shown(path.name)} is broken, another model, or one that the installed onnxruntime cannot "
-                        f"run ({shown(error)}): delete {shown(path)}, and get its model pack again ({INSIGHTFACE_PACKS}"
-                        "), or update insightface and onnxruntime if it is new.") from error
+                        f"run ({shown(error)}): move {shown(path)} away, and get its model pack again "
+                        f"({INSIGHTFACE_PACKS}), or update insightface and onnxruntime if it is new.") from error
     return network
 
 

@@ -141,6 +141,7 @@ def reading(base, places: tuple[CrossAttention, ...], faces: list[tuple[torch.Te
     finally:
         for module in modules:
             module.__class__ = type(module).__base__
+        attn2.clear()  # an exception holds the options, and ComfyUI needs the memory when it is out of it
 
 
 @functools.cache

@@ -51,8 +51,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     strength = strength_at(run.identity.controls, base.model_sampling.percent_to_sigma, t)
     if strength == 0:
         return executor(*arguments, options, **kwargs)
-    faces = run.faces(x, base.get_dtype_inference(), options, strength)
-    with reading(base, run.identity.places, faces, options) as face_options:
+    with reading(base, run.identity.places, run.faces(x, base.get_dtype_inference(), options, strength),
+                 options) as face_options:
         output = executor(*arguments, face_options, **kwargs)
     run.note_identity_call()
     return output

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import safetensors.torch
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -27,6 +28,17 @@ SHAPES: dict[str, tuple] = {
     "points": (None, 5, 2), "hidden_states": (torch.float32, None, None),
     "vae": (torch.float32, 16, 1, 2, 2),
     **dict.fromkeys((Use.STAND_IN, Use.CONCAT_ID), (torch.float32, 16, 1, None, None))}
+
+
+class _Found(pydantic.BaseModel, strict=True, extra="forbid"):
+    """What is said of a face; see CroppedFace."""
+
+    measured: bool
+    cut_out: bool
+
+
+FACES = pydantic.TypeAdapter(dict[Use, list[_Found]])
+VERDICTS = pydantic.TypeAdapter(dict[Use, str])
 
 
 def save_person(person: Person, file: Path, replace: bool = False) -> None:
@@ -94,11 +106,11 @@ def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _person(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Person:
-    faces, verdicts = json.loads(metadata["faces"]), json.loads(metadata["verdicts"])
+    faces, verdicts = FACES.validate_json(metadata["faces"]), VERDICTS.validate_json(metadata["verdicts"])
     photos = _picture(tensors["photos"])
     crops = {use: FaceCrop(
         _picture(tensors[f"crops.{use}.image"]), _picture(tensors[f"crops.{use}.rgba"]),
-        tuple(CroppedFace(points.numpy(), **face)
+        tuple(CroppedFace(points.numpy(), **face.model_dump())
               for points, face in zip(tensors[f"crops.{use}.points"], faces[use], strict=True)),
         photos, verdicts[use]) for use in Use}
     latents = {use: tensors[f"latents.{use}"] for use in Use if f"latents.{use}" in tensors}

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..checks import check_finite, check_number, checked_pictures
+from ..checks import check_number, checked_masks, checked_pictures
 from ..contracts import UserError
 from ..latents import FRAMES_PER_LATENT, frames_of
 
@@ -104,7 +104,7 @@ def show_map(images: torch.Tensor, maps: list[AttentionMap], opacity: float, per
     images = checked_pictures(images, "images")
     check_number(trim_latent, "trim_latent", 0, whole=True)
     by_block = of_person(maps, person)
-    check_finite(by_block, "attention_map")
+    by_block = checked_masks(by_block.flatten(0, 1), "attention_map").view(by_block.shape)  # shares of a softmax
     mass = on_frames(of_blocks(by_block, first_block, last_block)[trim_latent:], *images.shape[:3])
     mask = mass / mass.max().clamp(min=1e-12)
     return heat(images.cpu(), mask, opacity), mask, as_text(by_block)

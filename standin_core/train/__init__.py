@@ -7,7 +7,7 @@ of what the method makes by now; ``session`` puts a run on a model that ComfyUI 
 ``settings`` from one file, ``plan`` tells what they mean and how much ``memory`` they need, ``command`` does everything
 in one call.
 """
-from .data.dataset import make_dataset
+from .data.dataset import TrainingData, make_dataset
 from .data.encoders import Encoders
 from .data.manifest import summary
 from .data.pairs import REFERENCES_FROM, PairSettings
@@ -17,4 +17,5 @@ from .pictures import run_pictures
 from .settings import EXPERTS, MethodSettings, SampleSettings, TrainSettings
 
 __all__ = ["EXPERTS", "REFERENCES_FROM", "DataSettings", "Encoders", "MethodSettings", "PairSettings",
-           "PhotoSettings", "SampleSettings", "TrainSettings", "make_dataset", "run_pictures", "sources_of", "summary"]
+           "PhotoSettings", "SampleSettings", "TrainSettings", "TrainingData", "make_dataset", "run_pictures",
+           "sources_of", "summary"]

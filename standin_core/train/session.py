@@ -119,11 +119,20 @@ def trainable(model):
     and through tensors that were made there no gradient passes. The weights stay where they are loaded to.
     """
     inference = any(parameter.is_inference() for parameter in model.model.parameters())
-    dynamic = hasattr(model, "is_dynamic") and model.is_dynamic()
-    if not inference and not dynamic:
-        return model
+    return loaded_again(model) if inference or _is_dynamic(model) else model
+
+
+def _is_dynamic(model) -> bool:
+    return hasattr(model, "is_dynamic") and model.is_dynamic()
+
+
+def loaded_again(model):
+    """Another ModelPatcher of the same file, with weights of its own, which stay where they are loaded to.
+
+    Raises UserError where the model does not know how.
+    """
     try:
-        return model.clone(disable_dynamic=True) if dynamic else model.clone(force_deepcopy=True)
+        return model.clone(disable_dynamic=True) if _is_dynamic(model) else model.clone(force_deepcopy=True)
     except (TypeError, RuntimeError) as error:  # before 0.30, or a loader that does not say how to load again
         raise UserError(f"this model cannot be loaded again for training ({error}): take Load Diffusion Model of "
                         "ComfyUI 0.30 or newer, or train with scripts/train.py.") from error

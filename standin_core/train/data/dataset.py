@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -17,6 +18,16 @@ from .recipe import AS_CROPPED, PLAIN, TO_CLIP, DataSettings, PhotoSettings, kep
 from .sources import Source
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The data that one node makes and another trains on.
+
+    shards: the folder that ``make_dataset`` returned.
+    """
+
+    shards: Path
 
 
 def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, encoders: Encoders, say: Say,

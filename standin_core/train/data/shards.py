@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ...checks import shown
 from ...contracts import UserError
 from ...files import replacing
 from .dropped import Drop
@@ -82,22 +83,27 @@ class CachedExamples:
 
     fit: of ``write_shards``; "" in the shards of an earlier version.
 
-    Raises UserError where there are none, and for a shard that is damaged.
+    Raises UserError where there are none, for a shard that is damaged, and where shards disagree on ``fit``.
     """
 
     def __init__(self, folder: Path):
         self._files: dict[str, Path] = {}
-        self.fit = ""
+        fits = set()
         for file in sorted(folder.glob("shard_*.safetensors")):
             comfy.model_management.throw_exception_if_processing_interrupted()
             try:
                 with safetensors.safe_open(file, "pt") as shard:
                     keys = shard.offset_keys()
-                    self.fit = (shard.metadata() or {}).get("fit", self.fit)
+                    fits.add((shard.metadata() or {}).get("fit", ""))
             except safetensors.SafetensorError as error:
                 raise UserError(f"{file} is damaged ({error}): prepare the data again, which makes what is missing."
                                 ) from error
             self._files |= {key.removeprefix(VIDEO): file for key in keys if key.startswith(VIDEO)}
+        said = sorted(fits - {""})
+        if len(said) > 1:
+            raise UserError(f"the shards in {folder} are of different data, with photos {shown(' and '.join(said))}: "
+                            "delete that folder and prepare the data again.")
+        self.fit = next(iter(said), "")
         self.names = list(self._files)
         if not self.names:
             raise UserError(f"there is nothing to train on in {folder}: see what was dropped while it was made.")

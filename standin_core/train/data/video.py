@@ -35,6 +35,8 @@ def decoded(path: Path, fps: float, size: tuple[int, int] | None = None) -> Iter
             if not container.streams.video:
                 raise Unusable(Cause.NOT_VIDEO, "only sound or pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise Unusable(Cause.UNREADABLE, "it does not say how it is encoded")
             _check_size(stream.width, stream.height, stream.sample_aspect_ratio)
             stream.thread_type = "AUTO"
             graph, before = None, None
