@@ -74,8 +74,9 @@ def save(weights: dict[str, torch.Tensor], path: Path, record: dict | None = Non
     """Weights in bf16, Wan's with its metadata, and a line on what was seen while training in the log beside them."""
     path.parent.mkdir(exist_ok=True, parents=True)
     weights = {key: value.detach().to(STORED).contiguous() for key, value in weights.items()}
+    metadata = WAN.metadata() if path.name == WAN_FILE.name else None
     with replacing(path) as unfinished:
-        safetensors.torch.save_file(weights, unfinished, metadata=WAN.metadata() if path.name == WAN_FILE.name else None)
+        safetensors.torch.save_file(weights, unfinished, metadata)
     if record:
         with path.with_suffix(".log").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
