@@ -82,8 +82,10 @@ class Records:
 
 
 def _record(file: Path) -> dict | None:
-    """What is read of a record, or None where it is none, because it is not there, damaged or of another program."""
+    """What is in the file, or None where it is no record, because it is not there, damaged or of another program."""
     try:
-        return RECORDS.validate_json(file.read_bytes()).model_dump()
+        text = file.read_bytes()
+        RECORDS.validate_json(text)
+        return json.loads(text)
     except (OSError, ValueError):
         return None

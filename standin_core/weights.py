@@ -22,6 +22,7 @@ from .contracts import UserError
 MOST_BYTES = 8 << 30  # of a file that is read whole; an adapter of rank 1024 for Wan 14B has 5.0 GB in fp32
 LONGEST_KEY = 256  # characters
 MOST_IN_HEADER = 2 << 20  # bytes of what a file says of its tensors; a Wan 14B's have 0.2 MB
+MOST_OPERATIONS = 1 << 19  # of a pickle, each of a byte at least; two million take 5 s
 CHUNK_BYTES = 1 << 24
 MOST_SHARING = 4  # tensors of a file may share their data, as weights and a copy of them do
 
@@ -149,13 +150,14 @@ def check_metadata(metadata) -> None:
 
 
 class _Counted(io.BufferedReader):
-    """A pickle is read operation by operation, at least a byte each, and no longer than MOST_IN_HEADER."""
+    """A pickle is read operation by operation, and no further than MOST_OPERATIONS."""
 
     operations = 0
 
     def read(self, size=-1, /):
         self.operations += 1
-        _check_header(self.operations)
+        if self.operations > MOST_OPERATIONS:
+            raise _Fault(f"has more than {MOST_OPERATIONS:,} operations in its pickle")
         return super().read(size)
 
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-import pack
 from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
+from standin_core.stand_in.presets import PRESETS
 from support import moving_photo
 from support.browser import CHROMIUM, SEARCH
 from support.environment import HOME, PACK
@@ -438,7 +438,6 @@ READ = """() => Object.fromEntries(window.app.graph.nodes.flatMap(node => {
 
 def test_a_preset_and_what_it_sets_go_together(comfy):
     """What the node shows is what runs, whichever of the two a user turns."""
-    presets = pack.module("standin_core.stand_in.presets").PRESETS
     comfy.open()
     comfy.load({"1": {"class_type": "ApplyIdentityBranch", "inputs": {"guidance": "own scale"}}}, "presets")
 
@@ -448,7 +447,7 @@ def test_a_preset_and_what_it_sets_go_together(comfy):
         return node["inputs"]["preset"], node["inputs"]["guidance"]
 
     for name in ("paper", "closer likeness"):
-        guidance = presets[name]["guidance"]
+        guidance = PRESETS[name]["guidance"]
         assert shown_after("preset", name) == (name, guidance)
         assert shown_after("preset", "custom") == ("custom", guidance)
         assert shown_after("guidance", guidance) == (name, guidance)

@@ -196,5 +196,5 @@ def test_nothing_in_a_file_is_run(tmp_path):
 
 def test_a_saved_web_page(tmp_path):
     (tmp_path / "animator.safetensors").write_text("<!DOCTYPE html>")
-    with pytest.raises(UserError, match=r"animator\.safetensors cannot be read as weights"):
+    with pytest.raises(UserError, match=r"animator\.safetensors is damaged or no safetensors"):
         load_adapter(tmp_path / "animator.safetensors")

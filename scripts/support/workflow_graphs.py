@@ -727,7 +727,7 @@ another *face index*, and that person's photo.
     subgraphs=(Subgraph(
         "Small face of a person", "Enlarges a small face of a video, and gives the model the identity of a photo.",
         tuple(node.key for node in REFINED),
-        (("adapter", "adapter", "adapter"), *turned(),
+        (("adapter", "adapter", "adapter"), ("identity", "strength", "strength"),
          ("prepared", "which_face", "which face"), ("prepared", "face_index", "face index"),
          ("prepared", "largest_face", "largest face"), ("face", "download_missing", "download face models"),
          ("prepared", "download_missing", "download detector")), shows="face"),),
