@@ -69,7 +69,12 @@ ROW = """<section>
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Video:
-    """file: as ComfyUI saved it; frames: [F, H, W, 3] uint8; reading: of these frames."""
+    """A video of the demo.
+
+    file: as ComfyUI saved it.
+    frames: [F, H, W, 3] uint8.
+    reading: what the reader says of these frames.
+    """
 
     setting: Setting
     file: Path
@@ -79,8 +84,12 @@ class Video:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A person of the demo. photo: a file; videos: one for each setting; reading_real: of a real video of the person
-    through the VAE; record: of the run of the first video.
+    """A person of the demo.
+
+    photo: a file.
+    videos: one for each setting.
+    reading_real: what the reader says of a real video of the person that went through the VAE.
+    record: the run record of the first video.
     """
 
     photo: Path
@@ -99,7 +108,11 @@ class Shown:
 
 
 def write_report(folder: Path, shown: list[Shown], photograph: Path, crop: Path, verdict: str) -> Path:
-    """photograph, crop: pictures, before and after Face Preprocess; verdict: its words; -> the page."""
+    """Write the page; returns its file.
+
+    photograph, crop: pictures, before and after Face Preprocess.
+    verdict: what Face Preprocess says of the photograph.
+    """
     page = folder / "report.html"
     page.write_text(PAGE.format(
         people=len(shown), measured=people_measured(), paper=PAPER, closer=CLOSER, plain=PLAIN,

@@ -181,8 +181,10 @@ def validity(readings: list[Readings], real: list[Readings]) -> float:
 
 def kept(cases: list[Case], readings: list[Readings], real: list[Readings],
          without: list[Readings] | None = None) -> Kept:
-    """real: of the cases' real videos through the VAE, which is 1. without: of other videos of the same cases; then how
-    much more is kept than there, case by case.
+    """How much of the person is kept, or how much more than in other videos of the same cases, case by case.
+
+    real: the readings of the cases' real videos through the VAE, which count as 1.
+    without: the readings of the other videos; None for the whole.
     """
     ceilings, found = np.diag(_agreements(cases, real)), _agreements(cases, readings)
     less = None if without is None else _agreements(cases, without)
@@ -243,8 +245,9 @@ def through_vae(vae: torch.nn.Module, frames: np.ndarray) -> np.ndarray:
 
 
 def calibrate(reader: Reader | None = None) -> dict[str, dict]:
-    """How the reader does on real videos of people nobody was trained on, as rendered and through the VAE: their score,
-    and how often it is right on each trait. still: the same, where every video is its first frame.
+    """What the reader says of real videos of people who were never trained on, and how often it is right on each trait.
+
+    The videos are as rendered, through the VAE, and through the VAE with the first frame alone.
     """
     reader, vae, some, found = reader or load_reader(), new_vae().eval(), cases(CALIBRATED_ON, seed=1), {}
     for name, shown in {"rendered": real, "through the VAE": lambda case: through_vae(vae, real(case)),

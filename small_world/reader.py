@@ -64,7 +64,7 @@ class Readings:
         return float((self.traits == person.labels)[:, person.visible].mean())
 
     def action(self) -> str:
-        """Of ACTIONS, the one whose course the poses follow best."""
+        """The one of ACTIONS whose course the poses follow best."""
         t = np.linspace(0, 1, len(self.poses))
         moved = self.poses - self.poses.mean(axis=0)
 
@@ -78,11 +78,11 @@ class Readings:
         return min(ACTIONS, key=distance)
 
     def background(self) -> str:
-        """Of BACKGROUNDS, the one that a corner is nearest to; hair may be in the other."""
+        """The one of BACKGROUNDS that a corner is nearest to; hair may be in the other."""
         return min(BACKGROUNDS, key=lambda name: np.abs(self.corners - BACKGROUNDS[name]).sum(axis=1).min())
 
     def part(self, name: str) -> np.ndarray:
-        """[F], of POSE, in units of POSE_SCALE."""
+        """The course of a part of POSE, [F], in units of POSE_SCALE."""
         return self.poses[:, POSE.index(name)]
 
     @property
@@ -99,7 +99,10 @@ def load_reader() -> Reader:
 
 @torch.inference_mode()
 def read(reader: Reader, frames: np.ndarray) -> Readings:
-    """frames: [F, H, W, 3] uint8; made as high as the reader's, and as wide by repeating what is at the sides."""
+    """Ask the reader about each frame.
+
+    frames: [F, H, W, 3] uint8; they are resized to the reader's height, and their sides repeated to its width.
+    """
     logits, poses = reader(framed(torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1))
     likely = [each.softmax(dim=1).max(dim=1) for each in logits]
     strip, side = frames[:, :frames.shape[1] // CORNER], frames.shape[2] // CORNER

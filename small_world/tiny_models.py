@@ -109,7 +109,10 @@ def adapter_weights(dim: int = DIM, blocks: int = BLOCKS, rank: int = RANK, seed
 
 
 def concat_id_weights(wan: TinyWan, adaln: bool = True) -> dict[str, torch.Tensor]:
-    """A Concat-ID model under the authors' names; adaln: with a modulation of its own for the reference."""
+    """A Concat-ID model under the authors' names.
+
+    adaln: whether the reference has a modulation of its own.
+    """
     weights = wan.weights()
     generator = torch.Generator().manual_seed(6)
     if adaln:

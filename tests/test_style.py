@@ -50,7 +50,7 @@ def test_mypy():
 
 
 def python_files():
-    return [path for folder in ("standin_core", "nodes", "scripts", "casting", "benchmarks", "tests")
+    return [path for folder in ("standin_core", "nodes", "small_world", "scripts", "casting", "benchmarks", "tests")
             for path in sorted((PACK / folder).rglob("*.py"))]
 
 
