@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from machine import machine
-from small_world.conditions import Condition, conditions, subject_tokens
+from small_world.conditions import Condition, concat_id_of, conditions, subject_tokens, with_concat_id
 from small_world.measure import (
     CFG,
     SHIFT,
@@ -50,6 +50,7 @@ from small_world.photos import chin, points, subject
 from small_world.reader import Reader, Readings, halves, read
 from small_world.render import face_points
 from small_world.settings import PAPER, PLAIN
+from standin_core.concat_id.training import ADALN
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
 from standin_core.face_swap.paste import paste
 from standin_core.files import replacing
@@ -119,8 +120,11 @@ def pasted(case: Case, other: Case, source: np.ndarray) -> tuple[torch.Tensor, t
     return tuple(torch.from_numpy(np.stack(each)).float() / 255 for each in (frames, masks))
 
 
-def side_by_side(world: World, kept_readings: KeptReadings, count: int) -> dict[str, dict]:
-    """Two people in one frame: how much of each is kept in their half, and how much of the other one there."""
+def side_by_side(world: World, kept_readings: KeptReadings, count: int, folder: Path) -> dict[str, dict]:
+    """Two people in one frame: how much of each is kept in their half, and how much of the other one there.
+
+    folder: of the Concat-ID trainings, of which that with two references takes part if it is there.
+    """
     adapter, both = load_adapter(ADAPTER_FILE), pairs(count)
     left = torch.zeros(1, SIDE, SIDE)
     left[..., :SIDE // 2] = 1
@@ -136,6 +140,9 @@ def side_by_side(world: World, kept_readings: KeptReadings, count: int) -> dict[
             "without the branch": lambda pair: world.generate(clip_of(*pair), pair[0].seed),
             "with regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, True)),
             "without regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, False))}
+    if trained := concat_id_of(folder, ADALN, people=2):
+        ways["Concat-ID, two references"] = lambda pair: world.generate(
+            clip_of(*pair), pair[0].seed, with_concat_id(world, *trained, *pair))
     readings = {name: kept_readings.readings(f"two people, {name}",
                                              functools.partial(in_halves, world.reader, video, both))
                 for name, video in ways.items()}
@@ -178,7 +185,7 @@ def main(people: int, name: str, cache: Path) -> None:
             compared[what] = readings
         sys.stdout.write(f"{time.monotonic() - begun:.0f} s {what}: {found[what]['kept']}\n")
         sys.stdout.flush()
-    found["two people"] = side_by_side(world, kept_readings, people // 2)
+    found["two people"] = side_by_side(world, kept_readings, people // 2, cache)
     found["face swap"] = swapped(world, some)
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """What users can turn, one thing at a time: every condition generates the same cases."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from standin_core.concat_id.apply import apply_concat_id
+from standin_core.concat_id.model import ConcatID, load_concat_id
+from standin_core.concat_id.training import VARIANTS
 from standin_core.controls import kept_tokens, parse_schedule
 from standin_core.stand_in.adapter import Adapter, load_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.parameters import as_adapter, new_adapter
 
 from .ablations import ABLATIONS, trained_adapter
-from .measure import Case, World
-from .models import ADAPTER_FILE, SEEDS, SIDE, SNAPSHOTS, WAN, adapter_file, snapshot_file
+from .measure import Case, World, empty_latent
+from .models import ADAPTER_FILE, SEEDS, SIDE, SNAPSHOTS, WAN, adapter_file, concat_id_file, snapshot_file
 from .photos import subject
 from .settings import CLOSER, PAPER, PLAIN
 
@@ -88,6 +92,8 @@ def conditions(world: World, trained: Path) -> dict[str, Condition]:
         **{f"cfg {at:g}": Condition(identity(), "cfg", at, {"cfg": at}) for at in CFGS},
         **{f"steps {at}": Condition(identity(), "steps", at, {"steps": at}) for at in STEPS},
         **_of_trainings(trained, identity),
+        **{f"Concat-ID, {variant}": Condition(functools.partial(with_concat_id, world, *found))
+           for variant in VARIANTS if (found := concat_id_of(trained, variant))},
     }
 
 
@@ -104,6 +110,18 @@ def _of_trainings(folder: Path, identity: Callable) -> dict[str, Condition]:
         if file.exists():
             found[f"{steps} steps of training"] = Condition(identity(load_adapter(file)), "training", steps)
     return found
+
+
+def concat_id_of(folder: Path, variant: str, people: int = 1) -> tuple | None:
+    """The ModelPatcher and the ConcatID of a training, or None where there is none."""
+    file = concat_id_file(folder, variant, people)
+    return load_concat_id(file, {"dtype": torch.float32}) if file.exists() else None
+
+
+def with_concat_id(world: World, model, concat_id: ConcatID, *cases: Case):
+    """The model that reads the photos of the cases, from the left."""
+    photos = torch.from_numpy(np.stack([case.photo for case in cases])).float() / 255
+    return apply_concat_id(model, concat_id, empty_latent(), world.vae, photos)
 
 
 def subject_tokens(case: Case) -> torch.Tensor:

@@ -114,9 +114,8 @@ class World:
         settings: of the sampler, where they are not SAMPLED.
         """
         positive, negative = ([[self.contexts[words], {}]] for words in (clip.caption, ""))
-        empty = {"samples": torch.zeros(1, 16, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
         settings = SamplerSettings(seed, **SAMPLED | settings)
-        latent, _ = sample(model or self.model, None, positive, negative, empty, settings)
+        latent, _ = sample(model or self.model, None, positive, negative, empty_latent(), settings)
         shown = self.vae.decode(latent["samples"])[0]
         return (255 * shown.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
 
@@ -126,6 +125,11 @@ class World:
 
     def with_identity(self, case: Case, adapter: Adapter, **controls):
         return apply_identity_branch(self.model, adapter, self.reference(case.photo), **controls)
+
+
+def empty_latent() -> dict[str, torch.Tensor]:
+    """The ComfyUI LATENT of a video of the small world, all zeros."""
+    return {"samples": torch.zeros(1, 16, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
 
 
 @dataclass(frozen=True, slots=True)

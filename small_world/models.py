@@ -35,6 +35,11 @@ def snapshot_file(folder: Path, steps: int) -> Path:
     return folder / ADAPTER_FILE.with_stem(f"{ADAPTER_FILE.stem}_after_{steps}").name
 
 
+def concat_id_file(folder: Path, variant: str, people: int = 1) -> Path:
+    """The Concat-ID model of a variant, trained on clips of so many people."""
+    return folder / f"small_world_concat_id_{'_'.join(variant.lower().split())}_{people}.safetensors"
+
+
 def new_vae() -> torch.nn.Module:
     """The tiny VAE from its file or from random weights."""
     vae = tiny_vae()

@@ -12,12 +12,14 @@ import torch
 import pack
 import tiny
 from small_world.ablations import ABLATIONS, trained_adapter
+from small_world.conditions import concat_id_of, with_concat_id
 from small_world.data import CLIPS
-from small_world.measure import World, calibrate, cases, kept, real, score, still
+from small_world.measure import World, calibrate, cases, clip_of, kept, pairs, real, score, still
 from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS, adapter_file
 from small_world.people import split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
+from standin_core.concat_id.training import ADALN
 from standin_core.joint import JointStream
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.adapter import load_adapter
@@ -217,13 +219,7 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
     program, *arguments = TRAININGS[what]
     cache = [] if program in ("train_vae.py", "train_reader.py") else ["--cache", str(work / "cache")]
     state = [] if program == "train_adapter.py" else ["--state", str(work / f"{what}.state")]
-    monkeypatch.setattr(sys, "argv", [program, *arguments, *cache, *state, "--out", str(work / what)])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("small_world.measure.CALIBRATED_ON", len(ACTIONS))
-    for people in CLIPS:
-        monkeypatch.setitem(CLIPS, people, 8)
-    with torch.inference_mode(False), torch.random.fork_rng():
-        runpy.run_path(str(PACK / "small_world" / program), run_name="__main__")
+    _run(program, [*arguments, *cache, *state, "--out", str(work / what)], monkeypatch)
     (file,) = (work / what).glob("*.safetensors")
     alike = ADAPTER_FILE if program == "train_adapter.py" else WEIGHTS / file.name
     shipped, made = (safetensors.torch.load_file(path) for path in (alike, file))
@@ -236,6 +232,29 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
         changed = {key for key, tensor in made.items() if not torch.equal(tensor, shipped[key])}
         assert changed
         assert what != "decoder" or not any(key.startswith(ENCODER) for key in changed)
+
+
+def test_a_training_of_concat_id_runs(tmp_path_factory, world, monkeypatch):
+    """With two people in a clip; the model that comes out reads the photos of both."""
+    cache = tmp_path_factory.getbasetemp() / "trainings" / "cache"
+    _run("train_concat_id.py", ["--steps", "1", "--people", "2", "--cache", str(cache)], monkeypatch)
+    model, concat_id = concat_id_of(cache, ADALN, people=2)
+    pair = pairs(1)[0]
+    one, other = (world.generate(clip_of(*pair), 0, with_concat_id(world, model, concat_id, *shown), steps=1)
+                  for shown in (pair, pair[::-1]))
+    assert not np.array_equal(one, other)
+
+
+def _run(program, arguments, monkeypatch):
+    """On eight clips of each kind, and as many people as there are actions."""
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("small_world.measure.CALIBRATED_ON", len(ACTIONS))
+    for people in CLIPS:
+        monkeypatch.setitem(CLIPS, people, 8)
+    # to compile would take longer than such a training
+    with torch.inference_mode(False), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        runpy.run_path(str(PACK / "small_world" / program), run_name="__main__")
 
 
 def test_strength_zero_is_the_base_model(world, adapter, some):
