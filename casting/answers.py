@@ -56,7 +56,7 @@ class Failed(_Record):
 
 class _Rendered(_Record):
     files: list[str]
-    seconds: float
+    seconds: float = pydantic.Field(ge=0, allow_inf_nan=False)
     worker: str
 
 
@@ -101,7 +101,7 @@ def reported(outputs: dict) -> dict:
     """
     try:
         (text,) = outputs[RECORD]["text"]
-        Report.model_validate_json(text)
+        Report.model_validate_json(text, strict=True)
         return json.loads(text)
     except (KeyError, TypeError, ValueError) as error:
         raise PromptFailed("the figures of Identity Report have another shape: have the same version of the pack on "

@@ -48,7 +48,7 @@ class Records:
         """
         records = (_record(file) for file in self.folder.glob("*.json"))
         return [record["seconds"] for record in records
-                if record is not None and record["workflow"] == workflow and "seconds" in record]
+                if record is not None and record["workflow"] == workflow and "error" not in record]
 
     def is_done(self, job: Job) -> bool:
         """Whether the job was rendered; what failed is tried again by the next call."""
@@ -85,7 +85,7 @@ def _record(file: Path) -> dict | None:
     """What is in the file, or None where it is no record, because it is not there, damaged or of another program."""
     try:
         text = file.read_bytes()
-        RECORDS.validate_json(text)
+        RECORDS.validate_json(text, strict=True)
         return json.loads(text)
     except (OSError, ValueError):
         return None

@@ -453,7 +453,7 @@ def test_records_that_lie(says):
     with tempfile.TemporaryDirectory() as folder:
         records, job = Records(Path(folder)), Job("a", "w", "anna", "p", 0, {}, {})
         (records.folder / "a.json").write_text(json.dumps(says))
-        cost([job], records)
+        cost([job, dataclasses.replace(job, id="b")], records)
         batch = Batch([job], records, lambda line: None)
         while taken := batch.take():
             batch.failed(taken, PromptFailed("out of memory"))
