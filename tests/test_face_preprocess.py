@@ -404,7 +404,7 @@ def test_without_a_face_an_error():
     (torch.zeros(1, 0, 8, 3), "none of them 0"),
     (torch.full((1, 8, 8, 3), float("nan")), "not finite"),
     (torch.full((1, 8, 8, 3), float("inf")), "not finite"),
-    (torch.zeros(8, 8, 3), "needed is .number, height, width, channels."),
+    (torch.zeros(8, 8, 3), "but must have .number, height, width, channels."),
     (torch.zeros(1, 8, 8, 2), "with 1, 3 or 4 channels")])
 def test_images_that_are_none(image, words):
     with pytest.raises(UserError, match=words):
@@ -413,7 +413,7 @@ def test_images_that_are_none(image, words):
 
 @pytest.mark.parametrize("background", ["", "whiter", "#12"])
 def test_a_background_that_is_no_colour(background):
-    with pytest.raises(UserError, match="needed is the name of a colour"):
+    with pytest.raises(UserError, match="but must be the name of a colour"):
         faces.crop(faces.astronaut(), background=background)
 
 

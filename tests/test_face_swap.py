@@ -413,7 +413,7 @@ def test_comfyui_takes_the_mask_as_it_is(vae, small):
 
 
 @pytest.mark.parametrize("shape, mask, words", [
-    ((8, 32, 32), torch.ones(8, 32, 32), "8 frames came, needed are 4k"),
+    ((8, 32, 32), torch.ones(8, 32, 32), "8 frames came, but there must be 4k"),
     ((9, 40, 32), torch.ones(9, 40, 32), "the video is 32x40, multiples of 16 are needed"),
     ((9, 32, 32), torch.ones(8, 32, 32), r"mask is \[8, 32, 32\] .* and the picture \[9, 32, 32\]"),
     ((9, 32, 32), torch.ones(9, 16, 32), r"mask is \[9, 16, 32\]"),
@@ -438,7 +438,7 @@ def test_another_vae():
     class Other:
         first_stage_model = torch.nn.Identity()
 
-    with pytest.raises(UserError, match=r"the VAE is Identity, needed is Wan 2\.1's"):
+    with pytest.raises(UserError, match=r"the VAE is Identity, but must be Wan 2\.1's"):
         encode_swap(Other(), torch.zeros(1, 32, 32, 3), torch.ones(1, 32, 32), "locked", "hard")
 
 

@@ -298,5 +298,5 @@ def test_in_a_server(server, photo):
     adapters = server.get("/object_info")["LoadStandIn"]["input"]["required"]["adapter"]
     assert ADAPTER in json.dumps(adapters) and "kept" not in json.dumps(adapters)
     saving["save"]["inputs"] |= {"name": "../kept"}
-    with pytest.raises(PromptFailed, match="needed is one for a file"):
+    with pytest.raises(PromptFailed, match="but must be one for a file"):
         server.run(saving)

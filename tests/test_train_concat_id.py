@@ -362,8 +362,8 @@ def test_what_cannot_be_trained(settings, data, words):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"variant": "second"}, "variant is second, needed is one of first stage, AdaLN"),
-    ({"weights": "some"}, "weights is some, needed is one of all, low rank"), ({"rank": 0}, "rank is 0"),
+    ({"variant": "second"}, "variant is second, but must be one of first stage, AdaLN"),
+    ({"weights": "some"}, "weights is some, but must be one of all, low rank"), ({"rank": 0}, "rank is 0"),
     ({"references": 0}, "references is 0"), ({"expert": "low noise"}, "Wan 2.1, which has no experts")])
 def test_settings_that_make_no_sense(changes, words):
     with pytest.raises(UserError, match=words):

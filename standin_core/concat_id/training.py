@@ -89,10 +89,10 @@ class ConcatIDSettings(MethodSettings):
         MethodSettings.__post_init__(self)
         for name, known in (("variant", VARIANTS), ("weights", WEIGHTS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+                raise UserError(f"{name} is {getattr(self, name)}, but must be one of {', '.join(known)}.")
         for name in ("rank", "references"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is at least 1.")
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         if self.expert != "single":
             raise UserError(f"expert is {self.expert}, and Concat-ID is trained on Wan 2.1, which has no experts: set "
                             "expert to single.")

@@ -302,6 +302,6 @@ def _rgb(colour: str) -> tuple[int, int, int]:
         if max(red, green, blue) > 255:
             raise ValueError
     except (ValueError, OverflowError) as error:
-        raise UserError(f"background is {shown(colour)!r}, needed is the name of a colour (white, grey, ...) or "
+        raise UserError(f"background is {shown(colour)!r}, but must be the name of a colour (white, grey, ...) or "
                         "#rrggbb.") from error
     return red, green, blue

@@ -264,5 +264,5 @@ def _check(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, track
                         "went into Refine Faces Prepare.")
     if len(images) < len(track.refined) or images.shape[1] != images.shape[2] or mask.shape[:3] != images.shape[:3]:
         raise UserError(f"the refined face is {list(images.shape[:3])} (frames, height, width) with masks of "
-                        f"{list(mask.shape)}, needed are {len(track.refined)} square frames and their masks: connect "
-                        "VAE Decode, and the mask of the same Refine Faces Prepare.")
+                        f"{list(mask.shape)}, but must be {len(track.refined)} square frames with their masks: "
+                        "connect VAE Decode, and the mask of the same Refine Faces Prepare.")

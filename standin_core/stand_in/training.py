@@ -50,7 +50,7 @@ class AdapterSettings(MethodSettings):
     def __post_init__(self):
         MethodSettings.__post_init__(self)
         if self.rank < 1:
-            raise UserError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
+            raise UserError(f"rank is {self.rank}, but must be at least 1; the authors take 128.")
 
 
 class StandInMethod:
