@@ -12,24 +12,13 @@ from typing import Any, get_args
 
 import torch
 
-from .contracts import UserError
+from .errors import UserError
+from .words import shown
 
-LONGEST = 256  # characters of a foreign text in a sentence
 MOST_CHOICES = 30  # listed in a sentence
 # of pixel values beyond 0 and 1: filters and upscalers overshoot by less, bytes from 0 to 255 by more
 OVERSHOOT = 1.0
 MOST_IN_LATENT = torch.finfo(torch.float16).max  # a model may compute in fp16, which holds no more
-
-
-def shown(text: object) -> str:
-    """A foreign text as a part of a sentence: printable, and cut off after LONGEST characters."""
-    words = str(text)
-    return printable(words if len(words) <= LONGEST else f"{words[:LONGEST]}...")
-
-
-def printable(text: str) -> str:
-    """The text in one line that UTF-8 can hold; a file name may hold anything, bytes that are not UTF-8 too."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def check_number(value, name: str, least: float = -math.inf, most: float = math.inf, *, whole: bool = False,

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_number, checked_masks, shown
-from .contracts import UserError
+from .checks import check_number, checked_masks
+from .errors import UserError
 from .latents import frames_of, largest_in_each
+from .words import shown
 
 MOST_STRENGTH = 1000.0  # and of a factor on it: the weight of an identity must stay a finite number
 

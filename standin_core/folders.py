@@ -7,8 +7,8 @@ from pathlib import Path
 
 import folder_paths
 
-from .checks import shown
-from .contracts import UserError
+from .errors import UserError
+from .words import shown
 
 LONGEST_NAME = 200  # bytes; file systems take 255, of which endings such as .safetensors.part need some
 # what Windows keeps for devices, with any ending, and the characters that it has in no name

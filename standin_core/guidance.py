@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 
 from .checks import check_choice, check_number
-from .contracts import UserError
+from .errors import UserError
 
 # which pass reads the identity
 GUIDANCES = ("both passes", "positive pass", "own scale")

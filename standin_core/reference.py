@@ -5,7 +5,7 @@ import comfy.ldm.wan.vae
 import torch
 
 from .checks import check_finite, checked_latent, checked_pictures
-from .contracts import UserError
+from .errors import UserError
 from .latents import PIXELS_PER_TOKEN
 
 

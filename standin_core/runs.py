@@ -15,7 +15,7 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from .contracts import UserError
+from .errors import UserError
 from .guidance import Passes
 from .report import ReportedIdentity, ReportSink, RunReport, as_text
 

@@ -40,7 +40,7 @@ from .attention import (
     fusion_refusal,
     norm_rope,
 )
-from .contracts import UserError
+from .errors import UserError
 from .latents import CHANNELS
 
 # calls a function and keeps its arguments alone for the backward pass

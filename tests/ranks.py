@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 import tiny
 from small_world.tiny_models import TinyWan
 from standin_core.attention import over_ranks
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import split_over_ranks
 from standin_core.stand_in.variant import Variant

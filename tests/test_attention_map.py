@@ -9,7 +9,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 import tiny
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.attention_map import (

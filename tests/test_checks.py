@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from examples import examples
 from standin_core.checks import (
-    LONGEST,
     MOST_IN_LATENT,
     check_choice,
     check_number,
@@ -17,10 +16,10 @@ from standin_core.checks import (
     checked_masks,
     checked_pictures,
     checked_size,
-    shown,
 )
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.folders import LONGEST_NAME, plain_name
+from standin_core.words import LONGEST, shown
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.uint8, torch.int64,
           torch.bool, torch.complex64)
@@ -136,7 +135,7 @@ def test_what_has_no_values_is_no_latent():
 
 @pytest.mark.parametrize("mask", [(3, 4, 5), (2, 4, 4), (1, 5, 4)])
 def test_a_mask_of_other_pictures(mask):
-    with pytest.raises(UserError, match=r"^it is \[.*\] \(number, height, width\), but must .* the picture, \[2, 4, 5\]"):
+    with pytest.raises(UserError, match=r"^it is \[.*\] \(number, height, width\), .* of the picture, \[2, 4, 5\]"):
         checked_masks(torch.rand(mask), "it", (2, 4, 5))
 
 

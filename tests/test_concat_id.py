@@ -21,7 +21,7 @@ from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.forward import ReferenceModulation, references_appended
 from standin_core.concat_id.run import ConcatIDRun
 from standin_core.concat_id.wrappers import KEY
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import as_json, as_text
 from standin_core.wan import WITH_GRADIENTS, Wan, differentiable
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms

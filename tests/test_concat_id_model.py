@@ -23,7 +23,7 @@ from pickles import Opens
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.model import IN_A_BLOCK, OUTSIDE_BLOCKS, REFERENCES, load_concat_id, parse_concat_id
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.weights import MOST_BYTES
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 

@@ -10,8 +10,8 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_easycache import EasyCacheNode
 
 import tiny
-from standin_core.contracts import UserError
 from standin_core.controls import MOST_STRENGTH, kept_tokens, parse_schedule, query_bias, region_weights, strength_at
+from standin_core.errors import UserError
 from standin_core.stand_in.applied import Identity
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.stand_in.budget import cache_spec

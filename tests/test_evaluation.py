@@ -12,7 +12,7 @@ import skimage.data
 import torch
 
 import faces
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, load_embedder, plot
 from standin_core.evaluation.chart import Series, line_chart
 from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize

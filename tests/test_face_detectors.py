@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import faces
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation.embedders import face_embedder
 from standin_core.face.detectors import Face, choose, distinct, load_detector
 from standin_core.face.given import given_detector

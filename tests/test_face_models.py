@@ -16,7 +16,7 @@ import torchvision
 import faces
 import pack
 from pickles import Opens
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face.detectors import load_detector
 from standin_core.face.download import download_if_missing
 from standin_core.face.given import FETCHED

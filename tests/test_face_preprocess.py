@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import faces
 from examples import examples
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import PRESETS, FaceSettings, crop_faces
 from standin_core.face.detectors import Face
 from standin_core.face.geometry import square_around

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import faces
 from examples import examples
 from small_world import tiny_models
-from standin_core.contracts import CroppedFace, FaceCrop, UserError
+from standin_core.contracts import CroppedFace, FaceCrop
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face.detectors import Face
 from standin_core.face_swap import SwapSettings, composite_swap, encode_swap, prepare_swap

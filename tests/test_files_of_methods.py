@@ -25,7 +25,7 @@ from examples import examples
 from golden_cases import GOLDEN
 from small_world.tiny_models import concat_id_weights
 from standin_core.concat_id.model import REFERENCES, load_concat_id
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.id_animator.adapter import load_adapter
 from standin_core.person import PersonSettings, load_person, make_person, save_person
 from standin_core.person.file import content_sha256

@@ -24,7 +24,7 @@ from golden_cases import load_case
 from motion import with_motion
 from sd15 import ONE_CALL, WHOLE_LOOP, check, largest_difference
 from small_world.tiny_models import random_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import aligned
 from standin_core.face.geometry import Enlarged, alignment
 from standin_core.id_animator.adapter import load_adapter, parse_adapter
@@ -156,7 +156,7 @@ def test_through_the_nodes(case, model, monkeypatch):
 def test_a_number_by_a_link(case, strength):
     """ComfyUI does not hold it against the widget."""
     adapter = pack.module("standin_core.id_animator.adapter").load_adapter(case.folder / "animator.safetensors")
-    with pytest.raises(pack.module("standin_core.contracts").UserError,
+    with pytest.raises(pack.module("standin_core.errors").UserError,
                        match=rf"lora_strength is {strength:g}, but must be a finite number from 0 to 2"):
         pack.node_classes()["ApplyIDAnimator"].execute(
             model=None, id_animator=adapter, clip_vision=None, reference_image=None, lora_strength=strength)

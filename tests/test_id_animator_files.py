@@ -8,7 +8,7 @@ import torch
 
 from golden_cases import GOLDEN
 from pickles import Opens
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.id_animator.adapter import load_adapter, parse_adapter
 
 FILE = GOLDEN / "id_animator_small" / "animator.safetensors"

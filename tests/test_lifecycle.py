@@ -16,7 +16,7 @@ import tiny
 from random_cases import note, run_cases
 from small_world.tiny_models import TinyWan
 from standin_core.attention import ATTENTION_PATHS
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import LISTENER
 from standin_core.stand_in.adapter import LowRank
 from standin_core.stand_in.applied import Applied, Identity

@@ -17,7 +17,7 @@ import tiny
 from golden_cases import load_case
 from small_world.tiny_models import ADAPTER, on_tiny_models, random_weights, tiny_vae, vae_weights
 from standin_core.concat_id.apply import apply_concat_id
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.folders import filenames
 from standin_core.id_animator.adapter import load_adapter

@@ -7,7 +7,7 @@ import sd15
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.clip_vision import hidden_states
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.reference import encode_reference, reference_from
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference
 

@@ -12,7 +12,7 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 import tiny
 from small_world.tiny_models import TinyWan
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import as_json, as_text
 from standin_core.sampler import (
     FLOW_MATCHING,

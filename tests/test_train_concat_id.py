@@ -15,7 +15,7 @@ import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.concat_id.model import OWN_BIAS, OWN_WEIGHT, REFERENCES, load_concat_id
 from standin_core.concat_id.training import ALL, FIRST_STAGE, LOW_RANK, ConcatIDMethod, ConcatIDSettings
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.methods import TRAINED
 from standin_core.train import SampleSettings, TrainSettings
 from standin_core.train.checkpoints import TrainingRun

@@ -17,7 +17,7 @@ import torch
 
 from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
 from small_world.tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines

@@ -22,7 +22,7 @@ import pack
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.concat_id.training import LAYERS, ConcatIDSettings
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines
 from standin_core.methods import TRAINED

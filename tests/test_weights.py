@@ -8,7 +8,7 @@ import torch
 
 from pickles import Opens
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.adapter import PREFIXES, check_fit, load_adapter, parse_adapter
 
 DIM, BLOCKS, RANK = 32, 3, 5

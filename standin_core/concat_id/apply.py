@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..checks import checked_pictures, checked_size
-from ..contracts import UserError
+from ..errors import UserError
 from ..latents import PIXELS_PER_LATENT
 from ..person import Person, Use
 from ..reference import fitted, reference_from

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..rope import grid_positions
 from ..wan import Modulation, Wan, exchanged, in_own_thread, modulation
 

@@ -21,8 +21,7 @@ from comfy.model_management import (
     throw_exception_if_processing_interrupted,
 )
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..files import sha256_of
 from ..folders import Fingerprint, fingerprint_of
 from ..latents import CHANNELS
@@ -38,6 +37,7 @@ from ..weights import (
     refusing_damage,
     unpickled,
 )
+from ..words import shown
 from .forward import ReferenceModulation
 from .quantized import dequantized, is_part, with_layouts
 

@@ -21,8 +21,7 @@ import safetensors.torch
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..files import replacing
 from ..folders import plain_name
 from ..latents import in_pixels
@@ -34,6 +33,7 @@ from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan, differentiable
 from ..weights import SAFETENSORS
+from ..words import shown
 from .apply import apply_concat_id
 from .forward import ReferenceModulation, references_appended
 from .model import (
@@ -105,6 +105,7 @@ class ConcatIDMethod:
     metadata: what the file of the model says of itself; ComfyUI reads from it what the weights do not tell.
     """
 
+    title: ClassVar[str] = "Concat-ID"
     makes: ClassVar[str] = "a model for Load Concat-ID"
     table: ClassVar[str] = "concat_id"
     Settings: ClassVar[type[MethodSettings]] = ConcatIDSettings

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from .models import (
     RETINAFACE,
     YUNET,

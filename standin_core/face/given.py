@@ -6,8 +6,9 @@ import math
 import numpy as np
 import torch
 
-from ..checks import check_number, checked_masks, shown
-from ..contracts import UserError
+from ..checks import check_number, checked_masks
+from ..errors import UserError
+from ..words import shown
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
 from .models import RETINAFACE, YUNET

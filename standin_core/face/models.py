@@ -14,10 +14,10 @@ import folder_paths
 import numpy as np
 import torch
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import Fingerprint, fingerprint_of
 from ..weights import read_weights
+from ..words import shown
 
 # models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the preprocessor of
 # Stand-In's authors put the same files

@@ -11,8 +11,10 @@ import numpy as np
 import PIL.ImageColor
 import torch
 
-from ..checks import check_choice, checked_masks, checked_pictures, shown
-from ..contracts import CroppedFace, FaceCrop, UserError
+from ..checks import check_choice, checked_masks, checked_pictures
+from ..contracts import CroppedFace, FaceCrop
+from ..errors import UserError
+from ..words import shown
 from .colour import balanced
 from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing

@@ -5,7 +5,7 @@ import comfy.utils
 import torch
 
 from ..checks import check_choice, checked_masks, checked_pictures
-from ..contracts import UserError
+from ..errors import UserError
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, largest_in_each
 from ..reference import check_wan_vae
 

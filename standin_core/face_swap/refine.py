@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..checks import checked_masks, checked_pictures
-from ..contracts import UserError
+from ..errors import UserError
 from ..face import Face, ready_detector, to_uint8
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN, frames_of, latent_frames_of
 from .composite import fade_to_margins, feathered, match_colors

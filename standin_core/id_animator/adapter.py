@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
+from ..words import shown
 from .resampler import HEAD_DIM
 
 ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files

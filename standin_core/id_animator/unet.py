@@ -12,7 +12,7 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..contracts import UserError
+from ..errors import UserError
 from .adapter import Adapter
 
 PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}  # the adapter's name, ComfyUI's

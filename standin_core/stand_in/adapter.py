@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
+from ..words import shown
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files

@@ -8,8 +8,8 @@ import torch
 
 from ..attention import ATTENTION_PATHS, Need, Reason
 from ..checks import check_choice, check_number
-from ..contracts import UserError
 from ..controls import Controls
+from ..errors import UserError
 from ..guidance import OWN_SCALE, check_guidance
 from .adapter import Adapter
 from .kv_cache import CACHE_MODES

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..checks import check_number, checked_masks, checked_pictures
-from ..contracts import UserError
+from ..errors import UserError
 from ..latents import FRAMES_PER_LATENT, frames_of
 
 COLOURS = cv2.COLORMAP_INFERNO

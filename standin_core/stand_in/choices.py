@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..attention import AttentionChoice, Need, Reason, choose_attention
-from ..contracts import UserError
+from ..errors import UserError
 from ..report import ReportSink
 from ..wan import Wan, attention_in_use
 from .applied import Applied

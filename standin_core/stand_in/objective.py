@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from ..attention import ATTACHED, restricted_attention
-from ..contracts import UserError
+from ..errors import UserError
 from ..joint import JointStream
 from ..wan import RECOMPUTED, Reading, Wan, differentiable
 from .adapter import Adapter

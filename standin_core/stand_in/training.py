@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import comfy.sd
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import find_file, new_file
 from ..train import session
 from ..train.data.recipe import AS_CROPPED, TO_CLIP
@@ -60,6 +60,7 @@ class StandInMethod:
     variant: where the identity tokens stand, and what they read.
     """
 
+    title: ClassVar[str] = "Stand-In"
     makes: ClassVar[str] = "an adapter for Load Stand-In"
     table: ClassVar[str] = "adapter"
     Settings: ClassVar[type[MethodSettings]] = AdapterSettings

@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import find_file
 from . import session
 from .config import FileSettings, TrainConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import pydantic
 import pydantic_core
 
-from ..contracts import UserError
+from ..errors import UserError
 from .data.pairs import PairSettings
 from .data.recipe import DataSettings, PhotoSettings
 from .method import Method

@@ -8,7 +8,7 @@ import comfy.model_sampling
 import torch
 
 from ..checks import check_choice
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import plain_name
 from ..sampler import unshifted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from ...contracts import UserError
+from ...errors import UserError
 from ...evaluation import CompareSettings, load_embedder
 from .encoders import Encoders, data_hash, encode_clips
 from .manifest import manifest_clips, summary

@@ -16,7 +16,7 @@ import comfy.utils
 import numpy as np
 import safetensors.numpy
 
-from ...contracts import UserError
+from ...errors import UserError
 from ...evaluation.embedders import Embedder
 from ...evaluation.measures import cosine
 from ...files import replacing

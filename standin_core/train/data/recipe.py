@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...contracts import UserError
+from ...errors import UserError
 from ...face import FaceSettings
 from ...files import replacing
 from ...latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...checks import printable
-from ...contracts import UserError
+from ...errors import UserError
+from ...words import printable
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # those of ComfyUI's dataset nodes
 
