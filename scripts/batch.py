@@ -26,7 +26,7 @@ from casting.people import read_people, read_prompts
 from casting.records import Records
 from casting.server import ServerSettings
 from casting.workflow import read_workflow
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.environment import add_extra_model_folders, import_comfyui
 
 log = logging.getLogger("stand_in.batch")

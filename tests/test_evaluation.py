@@ -293,7 +293,7 @@ def test_auto_prefers_faces(models_dir):
 
 def test_a_recognition_network_needs_key_points(models_dir):
     faces.put(models_dir, SFACE)
-    with pytest.raises(UserError, match=r"sface cannot run: it needs a detector with key points, of which none can "
+    with pytest.raises(UserError, match=r"sface cannot run: it needs a detector with key points, and none can "
                                            r"run here; the smallest is face_detection_yunet_2023mar\.onnx \(0\.2 MB"):
         load_embedder(CompareSettings("sface"), ClipVision())
 

@@ -292,7 +292,7 @@ def test_alpha_and_the_parser_both_remove(models_dir):
 
 
 @pytest.mark.parametrize("mask, words", [
-    (torch.zeros(64, 64), r"subject_mask is \[1, 64, 64\] .* and the picture \[1, 512, 512\]"),
+    (torch.zeros(64, 64), r"subject_mask is \[1, 64, 64\] .* of the picture, \[1, 512, 512\]"),
     (torch.full((512, 512), float("nan")), "subject_mask holds values that are not finite")])
 def test_masks_that_cannot_be_used(mask, words):
     with pytest.raises(UserError, match=words):

@@ -416,7 +416,7 @@ def test_comfyui_takes_the_mask_as_it_is(vae, small):
 @pytest.mark.parametrize("shape, mask, words", [
     ((8, 32, 32), torch.ones(8, 32, 32), "8 frames came, but there must be 4k"),
     ((9, 40, 32), torch.ones(9, 40, 32), "the video is 32x40, multiples of 16 are needed"),
-    ((9, 32, 32), torch.ones(8, 32, 32), r"mask is \[8, 32, 32\] .* and the picture \[9, 32, 32\]"),
+    ((9, 32, 32), torch.ones(8, 32, 32), r"mask is \[8, 32, 32\] .* of the picture, \[9, 32, 32\]"),
     ((9, 32, 32), torch.ones(9, 16, 32), r"mask is \[9, 16, 32\]"),
     ((9, 32, 32), torch.zeros(9, 32, 32), "the mask covers no latent pixel")])
 def test_what_cannot_be_encoded(vae, shape, mask, words):
