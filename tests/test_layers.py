@@ -10,8 +10,8 @@ CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
 SHARED = ["errors", "words", "contracts", "checks", "files", "weights", "folders", "latents", "face", "reference",
-          "clip_vision", "person", "controls", "report", "guidance", "attention", "rope", "wan", "joint", "runs",
-          "sampler", "likeness", "evaluation", "train"]
+          "clip_vision", "person", "controls", "report", "guidance", "attention", "rope", "host_attention",
+          "exchange", "wan", "joint", "runs", "sampler", "likeness", "evaluation", "train"]
 # side by side: none imports another
 METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
@@ -28,7 +28,8 @@ WITHOUT_COMFYUI = ["errors", "words", "contracts", "checks", "files", "weights",
                    "report", "rope", "likeness", "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
                    "stand_in.applied", "stand_in.run_report", "id_animator.adapter", "id_animator.resampler",
                    "id_animator.run_report"]
-TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet"]  # one file for each kind of model
+# a file for each kind of model, and one for what computes a model's attention
+TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet", "standin_core.host_attention"]
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 
 

@@ -5,8 +5,9 @@ import torch
 
 from ..attention import AttentionChoice, Need, Reason, choose_attention
 from ..errors import UserError
+from ..host_attention import attention_in_use
 from ..report import ReportSink
-from ..wan import Wan, attention_in_use
+from ..wan import Wan
 from .applied import Applied
 from .kv_cache import IdentityCacheSpec
 
