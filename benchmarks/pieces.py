@@ -12,7 +12,8 @@ from standin_core.attention.extend import extend_by_kernel, kernel_refusal
 from standin_core.attention.states import merge_states
 from standin_core.attention.trial import shared
 from standin_core.stand_in.kv_cache import ResidentLayers
-from standin_core.wan import Reading, Wan, attention_in_use, rotate
+from standin_core.host_attention import attention_in_use
+from standin_core.wan import Reading, Wan, rotate
 
 BLOCK, WITH_IDENTITY = "block", "block that reads an identity"
 

@@ -5,7 +5,7 @@ import collections
 import time
 from collections.abc import Callable
 
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.comfyui_server import PromptFailed
 
 from .jobs import Job

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.comfyui_server import PromptFailed
 
 from .batch import Batch

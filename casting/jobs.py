@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pydantic
 
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.files import read_lines, sha256_of, write_lines
 
 from .people import Person

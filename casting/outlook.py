@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import collections
 
-from standin_core.contracts import counted
+from standin_core.words import counted
 
 from .batch import in_words
 from .jobs import Job

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEPT = ".safetensors"  # a person that Save Person wrote

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.files import replacing
 
 from .answers import RECORDS

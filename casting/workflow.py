@@ -5,7 +5,7 @@ import copy
 import json
 from pathlib import Path
 
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 
 REPORT = "casting_report"  # ids of the nodes that are added
 RECORD = "casting_record"

@@ -8,7 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..standin_core.checks import check_choice, check_made, check_number, check_switch, check_text
 from ..standin_core.concat_id.model import ConcatID
-from ..standin_core.contracts import FaceCrop, UserError
+from ..standin_core.contracts import FaceCrop
+from ..standin_core.errors import UserError
 from ..standin_core.face import DETECTORS
 from ..standin_core.face_swap import FaceTrack
 from ..standin_core.folders import filenames
@@ -107,7 +108,7 @@ def _checked(widget, value):
 def only(values: list, name: str):
     """The one value of an input of a node that takes lists."""
     if len(values) != 1:
-        raise UserError(f"{name} came {len(values)} times, needed is one value: connect a single one, not a list.")
+        raise UserError(f"{name} came {len(values)} times, but must come once: connect a single value, not a list.")
     return values[0]
 
 

@@ -19,6 +19,7 @@ from ..standin_core.concat_id.training import (
 )
 from ..standin_core.face import PRESETS, FaceSettings
 from ..standin_core.folders import output_folder
+from ..standin_core.methods import TRAINED
 from ..standin_core.stand_in.training import TRAINING, AdapterSettings, StandInMethod, train_adapter
 from ..standin_core.train import (
     EXPERTS,
@@ -50,10 +51,10 @@ from .shared import (
     previews,
 )
 
-METHODS = {"Stand-In": StandInMethod, "Concat-ID": ConcatIDMethod}
+METHODS = {method.title: method for method in TRAINED.values()}
 OF_CONCAT_ID = ConcatIDMethod.defaults["train"]
 # of inputs that came later, where a saved prompt lacks them
-LATER = {"method": "Stand-In", "people": 1, "noise_draws": 4}
+LATER = {"method": StandInMethod.title, "people": 1, "noise_draws": 4}
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
 

@@ -26,7 +26,7 @@ from casting.people import read_people, read_prompts
 from casting.records import Records
 from casting.server import ServerSettings
 from casting.workflow import read_workflow
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.environment import add_extra_model_folders, import_comfyui
 
 log = logging.getLogger("stand_in.batch")
@@ -59,8 +59,8 @@ def main() -> int:
 
 def run(options: argparse.Namespace, for_comfyui: list[str]) -> int:
     if options.seeds < 1 or not 0 < options.minutes < float("inf"):
-        raise UserError(f"--seeds is {options.seeds} and --minutes {options.minutes:g}, needed are at least one seed "
-                        "and a time above 0.")
+        raise UserError(f"--seeds is {options.seeds} and --minutes {options.minutes:g}, but there must be at least "
+                        "one seed and a time above 0.")
     run_jobs = runner(options.ray)
     comfyui = import_from_above(for_comfyui)
     graph = read_workflow(options.workflow)

@@ -36,7 +36,7 @@ def main() -> int:
     add_extra_model_folders()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
 
-    from standin_core.contracts import UserError
+    from standin_core.errors import UserError
     from standin_core.folders import find_file, register_folder
     from standin_core.methods import TRAINED
     from standin_core.stand_in.adapter import ADAPTERS

@@ -1,4 +1,4 @@
-"""The records of faces, which several stages hand on, and the error that every stage speaks in.
+"""The records of faces that several stages hand on.
 
 Shape letters: B batch, N tokens (N_ref identity, N_vid video), H heads, D head dim, C model dim (H * D), r adapter
 rank, T/h/w latent frames/height/width. Latents are in *VAE space* (a ComfyUI LATENT) or in *model space* (after
@@ -7,25 +7,9 @@ rank, T/h/w latent frames/height/width. Latents are in *VAE space* (a ComfyUI LA
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # who meets the error alone need not wait for them
-    import numpy as np
-    import torch
-
-
-class UserError(ValueError):
-    """One sentence for the user: what came, what is needed, what to do. Raised before work is lost."""
-
-    __module__ = "builtins"  # ComfyUI shows the module before the sentence, and the module of a pack is a path
-
-
-def counted(count: int, what: str) -> str:
-    """A number with its word, as in "1 step" and "2 steps".
-
-    what: in the singular, of a word whose plural ends in s.
-    """
-    return f"{count} {what}{'' if count == 1 else 's'}"
+import numpy as np
+import torch
 
 
 @dataclass(frozen=True, slots=True)

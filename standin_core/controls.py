@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_number, checked_masks, shown
-from .contracts import UserError
+from .checks import check_number, checked_masks
+from .errors import UserError
 from .latents import frames_of, largest_in_each
+from .words import shown
 
 MOST_STRENGTH = 1000.0  # and of a factor on it: the weight of an identity must stay a finite number
 
@@ -73,7 +74,7 @@ class Controls(Span):
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor <= MOST_STRENGTH for _, factor in self.schedule)):
-            raise UserError(f"the strength schedule is {shown(list(self.schedule))}, needed are rising percents "
+            raise UserError(f"the strength schedule is {shown(list(self.schedule))}, but must be rising percents "
                             f"from 0 to 1 with factors from 0 to {MOST_STRENGTH:g}, like 0:0, 0.2:1.")
 
 
@@ -85,7 +86,7 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
         try:
             points.append((float(percent), float(factor)))
         except ValueError as error:
-            raise UserError(f"the strength schedule has {shown(part)!r}, needed is percent:factor, like 0:0, 0.2:1."
+            raise UserError(f"the strength schedule has {shown(part)!r}, but must be percent:factor, like 0:0, 0.2:1."
                             ) from error
     return tuple(points)
 
@@ -168,7 +169,7 @@ def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Te
     if len(region) == frames_of(frames):
         region = largest_in_each(region)
     if len(region) not in (1, frames):
-        raise UserError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
-                        f"{frames}, or one for each of its {frames_of(frames)} frames.")
+        raise UserError(f"the region has {len(region)} masks, but for a video of {frames} latent frames it must have "
+                        f"1, {frames}, or one for each of the {frames_of(frames)} frames.")
     pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

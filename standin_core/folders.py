@@ -7,8 +7,8 @@ from pathlib import Path
 
 import folder_paths
 
-from .checks import shown
-from .contracts import UserError
+from .errors import UserError
+from .words import shown
 
 LONGEST_NAME = 200  # bytes; file systems take 255, of which endings such as .safetensors.part need some
 # what Windows keeps for devices, with any ending, and the characters that it has in no name
@@ -85,6 +85,6 @@ def plain_name(name: str) -> str:
         f"is longer than {LONGEST_NAME} bytes": len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME}
     fault = next((words for words, is_so in faults.items() if is_so), None)
     if fault is not None:
-        raise UserError(f"the name is {shown(name)!r}, needed is one for a file, without folders, and this one "
+        raise UserError(f"the name is {shown(name)!r}, but must be one for a file, without folders, and this one "
                         f"{fault}: take letters, digits, - and _.")
     return name

@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 
 from .checks import check_choice, check_number
-from .contracts import UserError
+from .errors import UserError
 
 # which pass reads the identity
 GUIDANCES = ("both passes", "positive pass", "own scale")
@@ -28,9 +28,8 @@ def latents_sampled(options: dict) -> int:
     Raises UserError where the call does not come from ComfyUI's sampler.
     """
     if "sigmas" not in options or "uuids" not in options:
-        raise UserError("the model is called past ComfyUI's sampler, without a word on which prompt each picture "
-                        "belongs to, so the positive prompt cannot be told from the others: sample with ComfyUI's own "
-                        "nodes.")
+        raise UserError("the model was called by something else than ComfyUI's sampler, so the positive prompt "
+                        "cannot be told from the others: sample with ComfyUI's own nodes.")
     return len(options["sigmas"])
 
 
@@ -62,8 +61,8 @@ class Passes:
                             "or set guidance to both passes.")
         if self.guidance == OWN_SCALE and sum(isinstance(each, OwnScale) for each in guider.model_options.get(
                 "sampler_pre_cfg_function", ())) > 1:
-            raise UserError("two methods on this model have guidance set to own scale, and one identity can have a "
-                            "scale beside the prompt's: set the other to both passes.")
+            raise UserError("two methods on this model have guidance set to own scale, but only one may: set the "
+                            "other to both passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
             raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
                             "guidance.")

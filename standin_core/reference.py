@@ -5,7 +5,7 @@ import comfy.ldm.wan.vae
 import torch
 
 from .checks import check_finite, checked_latent, checked_pictures
-from .contracts import UserError
+from .errors import UserError
 from .latents import PIXELS_PER_TOKEN
 
 
@@ -78,7 +78,7 @@ def fitted(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def check_wan_vae(vae) -> None:
     """Raises UserError unless the VAE is Wan 2.1's."""
     if not isinstance(vae.first_stage_model, comfy.ldm.wan.vae.WanVAE):
-        raise UserError(f"the VAE is {type(vae.first_stage_model).__name__}, needed is Wan 2.1's, which the 14B "
+        raise UserError(f"the VAE is {type(vae.first_stage_model).__name__}, but must be Wan 2.1's, which the 14B "
                         "models of Wan 2.1 and 2.2 use: load wan_2.1_vae.safetensors with Load VAE.")
 
 
@@ -87,6 +87,7 @@ def _pictures(latent: dict) -> torch.Tensor:
     if samples.ndim == 4:
         samples = samples.unsqueeze(2)
     if samples.ndim != 5 or samples.shape[2] != 1:
-        raise UserError(f"the reference latent has shape {list(latent['samples'].shape)}, needed are single "
-                        "pictures, [R, 16, 1, h, w]: encode them one by one with VAE Encode, and batch the latents.")
+        raise UserError(f"the reference latent has shape {list(latent['samples'].shape)}, but must be one "
+                        "of single pictures, [R, 16, 1, h, w]: encode them one by one with VAE Encode, and batch the "
+                        "latents.")
     return samples

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .contracts import counted
+from .words import counted
 
 LISTENER = "identity_report_sink"  # the key in ComfyUI's transformer_options
 

@@ -17,7 +17,7 @@ import latent_preview
 import torch
 
 from .checks import check_choice, check_finite, check_number, checked_latent, extent
-from .contracts import UserError
+from .errors import UserError
 from .report import ReportSink
 from .wan import Wan
 

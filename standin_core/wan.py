@@ -11,8 +11,6 @@ import functools
 import hashlib
 import inspect
 import math
-import re
-import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -24,32 +22,25 @@ import comfy.ops
 import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
-from torch.nn.attention import SDPBackend
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from .attention import (
-    FLASH_ATTN,
-    SAGE,
-    SMOOTHED_SAGE,
-    AttentionInUse,
-    Host,
     Reason,
     Why,
     can_fuse,
     fusion_refusal,
     norm_rope,
 )
-from .contracts import UserError
+from .errors import UserError
+from .exchange import exchanged, in_own_thread
+from .host_attention import OVERRIDE
 from .latents import CHANNELS
 
 # calls a function and keeps its arguments alone for the backward pass
 RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
-OVERRIDE = "optimized_attention_override"
 MODULE = "identity_module"
-SMOOTHING_OFF = r"""\bsmooth_k["']?\s*[=:]\s*False\b"""  # an argument of SageAttention, or what ** hands it
 # of the source of WanSelfAttention.forward, the same in ComfyUI 0.16.3 and 0.30.0, which ``_fused_forward`` follows
 FORWARD_SHA256 = "e57709825263ea246f18b461a9a6e79185fb9b3696e7fbbd6d4908779182efd4"
 
@@ -143,7 +134,7 @@ class Wan:
     def __init__(self, base, attend: Callable = optimized_attention):
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
-            raise UserError(f"the model is {type(self.model).__name__}, needed is a Wan 2.1 or 2.2 video model as "
+            raise UserError(f"the model is {type(self.model).__name__}, but must be a Wan 2.1 or 2.2 video model as "
                             "ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
         self.base = base
         self.attend = attend
@@ -277,50 +268,6 @@ class Wan:
 
 
 @contextlib.contextmanager
-def exchanged(module, made: Callable[[type], type], **state) -> Iterator[None]:
-    """Within the context, a module is of another class and has these attributes, for the thread that entered it.
-
-    The class is exchanged, not the module's ``forward``: torch.compile guards on a module's type and on its tensors,
-    whereas ComfyUI drops the guards on transformer_options. A ``forward`` that another node put into the module is set
-    aside as the attribute ``foreign_forward``, which is None where there is none.
-
-    In other threads the module computes what it did: a plain run of the same model may be going on there. With
-    gradients it is exchanged for all threads, because autograd computes checkpointed blocks again in its own threads.
-
-    made: gives a class of the module's own class, with no tensors and a ``forward`` of ``in_own_thread``.
-    """
-    original, foreign = type(module), module.__dict__.get("forward")
-    names = (*state, "foreign_forward", "thread")
-    try:
-        module.__dict__.update(state, foreign_forward=foreign,
-                               thread=None if torch.is_grad_enabled() else threading.get_ident())
-        module.__class__ = made(original)
-        module.__dict__.pop("forward", None)  # last, and back first: other threads always find it
-        yield
-    finally:
-        if foreign is not None:
-            module.__dict__["forward"] = foreign
-        module.__class__ = original
-        for name in names:
-            module.__dict__.pop(name, None)
-
-
-def in_own_thread(base: type, forward: Callable) -> Callable:
-    """The ``forward`` of a class for ``exchanged``: the given one where the module is exchanged, elsewhere what it was.
-
-    base: the module's own class.
-    """
-    def of_module(self, *args, **kwargs):
-        # what torch.compile has compiled is called in one thread: its wrapper exchanges the modules of a model too
-        if torch.compiler.is_compiling() or self.__dict__.get("thread", 0) in (None, threading.get_ident()):
-            return forward(self, *args, **kwargs)
-        foreign = self.__dict__.get("foreign_forward") or self.__dict__.get("forward")
-        return base.forward(self, *args, **kwargs) if foreign is None else foreign(*args, **kwargs)
-
-    return of_module
-
-
-@contextlib.contextmanager
 def differentiable() -> Iterator[None]:
     """Within the context, ComfyUI's RoPE has a gradient: it has one only while ComfyUI knows that it trains."""
     before = comfy.model_management.in_training
@@ -329,72 +276,6 @@ def differentiable() -> Iterator[None]:
         yield
     finally:
         comfy.model_management.in_training = before
-
-
-def attention_in_use(options: dict) -> AttentionInUse:
-    """What computes the model's attention.
-
-    options: the model's ``transformer_options``.
-    """
-    override = options.get(OVERRIDE)
-    if override is None:
-        return _by_function(comfy.ldm.wan.model.optimized_attention)
-    module, name = (getattr(override, each, None) or "" for each in ("__module__", "__qualname__"))
-    module = module.rpartition(".")[2]  # ComfyUI loads its own nodes under the name of the file
-    if module == "nodes_sparse_attention":
-        return AttentionInUse(Host.SPARSE)
-    if module == "model_patcher" and name.startswith("ModelPatcher.set_model_optimized_attention."):
-        function = inspect.getclosurevars(override).nonlocals.get("optimized_attention")
-        return AttentionInUse(Host.OVERRIDE) if function is None else _by_function(function)
-    return AttentionInUse(Host.OVERRIDE)
-
-
-def _by_function(function: Callable) -> AttentionInUse:
-    """By the name of one of ComfyUI's attention functions, of which some are newer than 0.30.0."""
-    name = getattr(function, "__name__", "")
-    if function is not getattr(comfy.ldm.modules.attention, name, None):
-        return AttentionInUse(Host.OTHER)  # another pack's, by whatever name
-    if name == "attention_sage":
-        try:
-            source = SMOOTHED_SAGE if _smooths_keys(function) else SAGE
-        except (OSError, TypeError):  # there is no source to tell which
-            return AttentionInUse(Host.OTHER)
-        return AttentionInUse(Host.SAGE, source, compute=function)
-    known = {"attention_pytorch": AttentionInUse(Host.PYTORCH, backend=pytorch_backend, compute=function),
-             "attention_flash": AttentionInUse(Host.FLASH, FLASH_ATTN, compute=function),
-             "attention_comfy_kitchen_int8": AttentionInUse(Host.KITCHEN)}
-    return known.get(name, AttentionInUse(Host.OTHER))
-
-
-@functools.cache
-def _smooths_keys(attention_sage: Callable) -> bool:
-    """Whether ComfyUI leaves SageAttention's smoothing of the keys on, as 0.16.3 does and 0.30.0 does not.
-
-    Raises OSError or TypeError where the function has no source.
-    """
-    return re.search(SMOOTHING_OFF, inspect.getsource(inspect.unwrap(attention_sage))) is None
-
-
-class _Asking(TorchFunctionMode):
-    """Within it, PyTorch's attention is not computed, and PyTorch says instead what would have computed it."""
-
-    backend = SDPBackend.ERROR
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.nn.functional.scaled_dot_product_attention:
-            self.backend = SDPBackend(torch._fused_sdp_choice(*args, **(kwargs or {})))
-            return args[0]
-        return function(*args, **(kwargs or {}))
-
-
-def pytorch_backend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> SDPBackend:
-    """Which of PyTorch's backends ComfyUI's attention_pytorch would have compute q, k, v, [B, H, N, D] each.
-
-    ComfyUI calls PyTorch in a context that orders the backends, in another order in almost every version.
-    """
-    with _Asking() as asking:
-        attention_pytorch(q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True)
-    return asking.backend
 
 
 def _source(layers, block: int):

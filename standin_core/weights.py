@@ -16,8 +16,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from .checks import extent, oddity, shown
-from .contracts import UserError
+from .checks import extent, oddity
+from .errors import UserError
+from .words import shown
 
 MOST_BYTES = 8 << 30  # of a file that is read whole; an adapter of rank 1024 for Wan 14B has 5.0 GB in fp32
 LONGEST_KEY = 256  # characters

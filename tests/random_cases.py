@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from standin_core.files import replacing
+
 NIGHTLY = os.environ.get("STAND_IN_NIGHTLY") == "1"
 # kept where further processes of the same run find it
 SEED = os.environ.setdefault("STAND_IN_SEED", str(random.SystemRandom().randrange(10**9)))
@@ -93,9 +95,8 @@ def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
     global _written
     now = {what: {**record, "date": time.strftime("%Y-%m-%d")} for what, record in _records.items()}
-    part = RECORD.with_suffix(".part")
-    part.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(RECORD)
+    with replacing(RECORD) as part:
+        part.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     _written = time.monotonic()
 
 

@@ -12,12 +12,12 @@ from comfy.ldm.modules.attention import attention_pytorch
 import tiny
 from small_world.tiny_models import TinyWan
 from standin_core.attention import over_ranks
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
+from standin_core.host_attention import OVERRIDE
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import split_over_ranks
 from standin_core.stand_in.variant import Variant
 from standin_core.stand_in.wrappers import installed
-from standin_core.wan import OVERRIDE
 
 WAN = TinyWan(text_dim=tiny.WAN.text_dim, heads=4)
 EVEN, ODD = (1, 16, 3, 8, 12), (1, 16, 3, 6, 10)  # 72 tokens, and 45, which neither 2 nor 4 divides

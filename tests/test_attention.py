@@ -25,7 +25,7 @@ from standin_core.attention import (
 from standin_core.attention.choice import AttentionChoice
 from standin_core.attention.naive import naive_restricted_attention, naive_state
 from standin_core.attention.states import FUSED, TILED, StateSource, merge_states, state_trial
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from tiny import random
 from tolerances import RELATIVE_RMS, assert_close
 

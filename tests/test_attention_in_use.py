@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from standin_core.attention import FLASH_ATTN, SAGE, SMOOTHED_SAGE, Host, choose_attention
 from standin_core.attention.naive import naive_state
 from standin_core.attention.states import StateSource
-from standin_core.wan import OVERRIDE, attention_in_use, pytorch_backend
+from standin_core.host_attention import OVERRIDE, attention_in_use, pytorch_backend
 
 
 def own_source():

@@ -9,7 +9,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 import tiny
 from standin_core.attention import PYTORCH, choose_attention, restricted_attention
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.attention_map import (
@@ -146,7 +146,7 @@ def test_a_map_that_is_not_there(maps, person, words):
 
 
 def test_blocks_that_are_not_there():
-    with pytest.raises(UserError, match="blocks 2 to -1 are none of the model's, 0 to 1"):
+    with pytest.raises(UserError, match="blocks 0 to 1, and first_block 2 to last_block -1 selects none of them"):
         of_blocks(torch.zeros(2, 3, 2, 2), 2, -1)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from casting.ranking import ranked
 from small_world.tiny_models import CLIP_VISION, on_tiny_models
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation import CompareSettings, as_json, as_text, compare, rank, ranking_sheet, split_videos
 from standin_core.likeness import MOST_COPIED
 from support.comfyui_server import PromptFailed, node_id

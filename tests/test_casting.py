@@ -33,7 +33,7 @@ from casting.workflow import (
     unmeasured,
 )
 from examples import examples
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 

@@ -13,7 +13,7 @@ import pytest
 import casts
 import pack
 from casting.local import run_here
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.environment import PACK
 
 ray = pytest.importorskip("ray")

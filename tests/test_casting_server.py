@@ -22,7 +22,7 @@ import pack
 from casting.jobs import models_named
 from casting.local import run_here
 from casting.server import RenderLost, Worker
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import SFACE, YUNET
 from standin_core.files import read_lines
 from standin_core.person import PersonSettings, make_person, save_person

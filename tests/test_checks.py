@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from examples import examples
 from standin_core.checks import (
-    LONGEST,
     MOST_IN_LATENT,
     check_choice,
     check_number,
@@ -17,10 +16,10 @@ from standin_core.checks import (
     checked_masks,
     checked_pictures,
     checked_size,
-    shown,
 )
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.folders import LONGEST_NAME, plain_name
+from standin_core.words import LONGEST, shown
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.uint8, torch.int64,
           torch.bool, torch.complex64)
@@ -53,7 +52,7 @@ def or_refused(check, *arguments):
     try:
         return check(*arguments)
     except UserError as error:
-        assert "needed" in str(error) and len(str(error)) < 4 * LONGEST and str(error).isprintable()
+        assert "must" in str(error) and len(str(error)) < 4 * LONGEST and str(error).isprintable()
 
 
 def assert_in_unit_range(values):
@@ -117,7 +116,7 @@ def test_values_that_are_not_finite(value):
                         (checked_latent, {"samples": values})):
         with pytest.raises(UserError, match=r"^it holds values that are not finite"):
             check(came, "it")
-    with pytest.raises(UserError, match=r"^it is .*, needed is a finite number"):
+    with pytest.raises(UserError, match=r"^it is .*, but must be a finite number"):
         check_number(value, "it")
 
 
@@ -125,7 +124,7 @@ def test_values_that_are_not_finite(value):
     (checked_pictures, (0, 4, 5, 3)), (checked_pictures, (1, 0, 5, 3)), (checked_pictures, (1, 4, 5, 2)),
     (checked_pictures, (4, 5, 3)), (checked_masks, (0, 4, 5)), (checked_masks, (1, 2, 4, 5)), (checked_masks, (5,))])
 def test_shapes_that_are_refused(check, shape):
-    with pytest.raises(UserError, match=r"^it has shape \[.*\], needed is \[number, height, width"):
+    with pytest.raises(UserError, match=r"^it has shape \[.*\], but must have \[number, height, width"):
         check(torch.rand(shape), "it")
 
 
@@ -136,7 +135,7 @@ def test_what_has_no_values_is_no_latent():
 
 @pytest.mark.parametrize("mask", [(3, 4, 5), (2, 4, 4), (1, 5, 4)])
 def test_a_mask_of_other_pictures(mask):
-    with pytest.raises(UserError, match=r"^it is \[.*\] \(number, height, width\) and the picture \[2, 4, 5\]"):
+    with pytest.raises(UserError, match=r"^it is \[.*\] \(number, height, width\), .* of the picture, \[2, 4, 5\]"):
         checked_masks(torch.rand(mask), "it", (2, 4, 5))
 
 
@@ -148,13 +147,13 @@ def test_values_beyond_the_unit_range(value, taken):
         if taken is not None:
             assert float(check(came, "it").flatten()[0]) == taken
             continue
-        with pytest.raises(UserError, match="needed are values from 0 to 1"):
+        with pytest.raises(UserError, match="but they must lie between 0 and 1"):
             check(came, "it")
 
 
 @pytest.mark.parametrize("value", [7e4, -7e4])
 def test_latents_that_fp16_does_not_hold(value):
-    with pytest.raises(UserError, match="needed are values of at most 65504 on either side of 0"):
+    with pytest.raises(UserError, match="but they must lie between -65504 and 65504"):
         checked_latent({"samples": torch.full((1, 16, 1, 2, 2), value)}, "it")
 
 
@@ -162,7 +161,7 @@ def test_latents_that_fp16_does_not_hold(value):
                                          ("without data", lambda values: values.to("meta"))])
 def test_tensors_that_are_no_plain_numbers(odd, change):
     for check, shape in ((checked_pictures, (1, 4, 5, 3)), (checked_masks, (1, 4, 5))):
-        with pytest.raises(UserError, match=f"it is a tensor that is {odd}, needed is"):
+        with pytest.raises(UserError, match=f"it is a tensor that is {odd}, but must be"):
             check(change(torch.rand(shape)), "it")
 
 
@@ -201,7 +200,7 @@ def test_a_long_foreign_text_is_cut_off():
     "", ".", "..", "a/b", "a\\b", "/a", "a\0b", "a\nb", "\ud800", " ", "a ", " a", "a.", "x" * 300,
     "é" * (LONGEST_NAME // 2 + 1), "CON", "nul.txt", "Com1", "lpt9.a.b", "a:b", "a*", "a?", '"a"', "<a>", "a|b"])
 def test_names_that_not_every_platform_takes(name):
-    with pytest.raises(UserError, match="needed is one for a file, without folders"):
+    with pytest.raises(UserError, match="but must be one for a file, without folders"):
         plain_name(name)
 
 

@@ -25,7 +25,7 @@ import standin_core.wan
 import tiny
 from small_world.tiny_models import TinyWan, adapter_weights, lora_weights
 from standin_core.attention.states import TILED
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms

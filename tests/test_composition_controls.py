@@ -9,7 +9,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 import tiny
 from small_world.tiny_models import lora_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.kv_cache import CACHE_MODES
 from standin_core.stand_in.run import StandInRun

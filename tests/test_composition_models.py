@@ -8,7 +8,7 @@ from comfy_extras.nodes_wan import WanFunControlToVideo, WanVaceToVideo
 
 import tiny
 from small_world.tiny_models import TinyWan, random_weights, vae_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.stream import identity_layers
 from standin_core.wan import Wan
 from tolerances import WHOLE_RUN, assert_close, relative_rms

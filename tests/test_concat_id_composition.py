@@ -16,7 +16,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 import tiny
 from small_world.tiny_models import lora_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import ReportSink
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 

@@ -6,7 +6,7 @@ import torch
 
 import faces
 from golden_cases import GOLDEN
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import KEPT_LABELS, PRESETS, FaceSettings, crop_faces
 from standin_core.face.geometry import alignment
 from standin_core.reference import fitted

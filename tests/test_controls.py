@@ -10,8 +10,8 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_easycache import EasyCacheNode
 
 import tiny
-from standin_core.contracts import UserError
 from standin_core.controls import MOST_STRENGTH, kept_tokens, parse_schedule, query_bias, region_weights, strength_at
+from standin_core.errors import UserError
 from standin_core.stand_in.applied import Identity
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference, remove_identity_branch
 from standin_core.stand_in.budget import cache_spec
@@ -131,20 +131,20 @@ def test_the_most_of_strength_and_schedule_is_a_number(model):
     """Beyond it the product could be infinite, and the video NaN."""
     found, _ = run(model, strength=MOST_STRENGTH, schedule=((0.0, MOST_STRENGTH),))
     assert bool(torch.isfinite(found).all())
-    with pytest.raises(UserError, match="strength is 1001, needed is a finite number from 0 to 1000"):
+    with pytest.raises(UserError, match="strength is 1001, but must be a finite number from 0 to 1000"):
         identity(strength=1001.0)
 
 
 @pytest.mark.parametrize("text", ["0.5", "a:1", "0:1:2", "0:"])
 def test_a_schedule_that_cannot_be_read(text):
-    with pytest.raises(UserError, match="needed is percent:factor"):
+    with pytest.raises(UserError, match="but must be percent:factor"):
         parse_schedule(text)
 
 
 @pytest.mark.parametrize("schedule", [((0.5, 1), (0.2, 1)), ((0.5, 1), (0.5, 2)), ((0.0, -1),), ((0, 0), (20, 1)),
                                       ((0.0, float("nan")),), ((0.0, float("inf")),), ((0.0, 1e308),)])
 def test_a_schedule_that_makes_no_sense(schedule):
-    with pytest.raises(UserError, match="needed are rising percents"):
+    with pytest.raises(UserError, match="but must be rising percents"):
         identity(schedule=schedule)
 
 
@@ -314,7 +314,7 @@ def test_two_people(model, paper):
                                           ("guidance", ("positive pass", "both passes"))])
 def test_what_a_run_has_once_must_agree(model, name, values):
     first, second = values
-    with pytest.raises(UserError, match=f"{name} differs between the identities"):
+    with pytest.raises(UserError, match=f"{name} differs between the Apply Identity Branch nodes"):
         tiny.with_identity(tiny.with_identity(model, **{name: first}), **{name: second})
 
 
@@ -338,7 +338,7 @@ def test_numbers_of_masks(count):
 
 
 def test_another_number_of_masks():
-    with pytest.raises(UserError, match="has 5 masks and the video 3 latent frames, needed are 1, 3, or one for"):
+    with pytest.raises(UserError, match="5 masks, but for a video of 3 latent frames it must have 1, 3, or one for"):
         region_weights(torch.ones(5, 32, 48), GRID)
 
 

@@ -12,7 +12,7 @@ import skimage.data
 import torch
 
 import faces
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation import CompareSettings, compare, contact_sheet, embedders, load_embedder, plot
 from standin_core.evaluation.chart import Series, line_chart
 from standin_core.evaluation.measures import copied_pixels, copy_paste, cosine, summarize
@@ -293,7 +293,7 @@ def test_auto_prefers_faces(models_dir):
 
 def test_a_recognition_network_needs_key_points(models_dir):
     faces.put(models_dir, SFACE)
-    with pytest.raises(UserError, match=r"sface cannot run: it needs a detector with key points, of which none can "
+    with pytest.raises(UserError, match=r"sface cannot run: it needs a detector with key points, and none can "
                                            r"run here; the smallest is face_detection_yunet_2023mar\.onnx \(0\.2 MB"):
         load_embedder(CompareSettings("sface"), ClipVision())
 

@@ -2,7 +2,7 @@
 import pytest
 
 import tiny
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.adapter import parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.experts import refuse_swapped_adapters

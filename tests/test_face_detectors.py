@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import faces
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation.embedders import face_embedder
 from standin_core.face.detectors import Face, choose, distinct, load_detector
 from standin_core.face.given import given_detector
@@ -386,7 +386,7 @@ def test_a_mask_gives_its_bounds():
     assert given(mask=mask)[0].box == (30, 20, 50, 61)
     assert given(mask=torch.zeros(1, 100, 200)) == []
     assert given(mask=mask.bfloat16())[0].box == (30, 20, 50, 61)
-    with pytest.raises(UserError, match=r"face_mask is \[1, 50, 50\] .* and the picture \[3, 100, 200\]"):
+    with pytest.raises(UserError, match=r"face_mask is \[1, 50, 50\] .* of the picture, \[3, 100, 200\]"):
         given(mask=torch.ones(1, 50, 50))
 
 

@@ -16,7 +16,7 @@ import torchvision
 import faces
 import pack
 from pickles import Opens
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face.detectors import load_detector
 from standin_core.face.download import download_if_missing
 from standin_core.face.given import FETCHED
@@ -61,8 +61,8 @@ def test_what_is_missing_is_said_in_full():
             (YUNET, "0.2 MB", "https://github.com/opencv/opencv_zoo/tree/47534e27c9851bb1128ccc0102f1145e27f23f98/"
                               "models/face_detection_yunet")):
         refusal = file_refusal(model_file)
-        assert refusal == (f"there is no {model_file.name} ({size}, SHA-256 {model_file.sha256}, from {page}, into "
-                           "models/facexlib)")
+        assert str(refusal) == (f"there is no {model_file.name} ({size}, SHA-256 {model_file.sha256}, from {page}, "
+                                "into models/facexlib)")
     with pytest.raises(UserError, match=r"bisenet cannot run.*parsing_bisenet\.pth \(53\.3 MB"):
         faces.crop(faces.astronaut(), parser="bisenet")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import faces
 from examples import examples
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import PRESETS, FaceSettings, crop_faces
 from standin_core.face.detectors import Face
 from standin_core.face.geometry import square_around
@@ -292,7 +292,7 @@ def test_alpha_and_the_parser_both_remove(models_dir):
 
 
 @pytest.mark.parametrize("mask, words", [
-    (torch.zeros(64, 64), r"subject_mask is \[1, 64, 64\] .* and the picture \[1, 512, 512\]"),
+    (torch.zeros(64, 64), r"subject_mask is \[1, 64, 64\] .* of the picture, \[1, 512, 512\]"),
     (torch.full((512, 512), float("nan")), "subject_mask holds values that are not finite")])
 def test_masks_that_cannot_be_used(mask, words):
     with pytest.raises(UserError, match=words):
@@ -404,7 +404,7 @@ def test_without_a_face_an_error():
     (torch.zeros(1, 0, 8, 3), "none of them 0"),
     (torch.full((1, 8, 8, 3), float("nan")), "not finite"),
     (torch.full((1, 8, 8, 3), float("inf")), "not finite"),
-    (torch.zeros(8, 8, 3), "needed is .number, height, width, channels."),
+    (torch.zeros(8, 8, 3), "but must have .number, height, width, channels."),
     (torch.zeros(1, 8, 8, 2), "with 1, 3 or 4 channels")])
 def test_images_that_are_none(image, words):
     with pytest.raises(UserError, match=words):
@@ -413,7 +413,7 @@ def test_images_that_are_none(image, words):
 
 @pytest.mark.parametrize("background", ["", "whiter", "#12"])
 def test_a_background_that_is_no_colour(background):
-    with pytest.raises(UserError, match="needed is the name of a colour"):
+    with pytest.raises(UserError, match="but must be the name of a colour"):
         faces.crop(faces.astronaut(), background=background)
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import faces
 from examples import examples
 from small_world import tiny_models
-from standin_core.contracts import CroppedFace, FaceCrop, UserError
+from standin_core.contracts import CroppedFace, FaceCrop
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face.detectors import Face
 from standin_core.face_swap import SwapSettings, composite_swap, encode_swap, prepare_swap
@@ -413,9 +414,9 @@ def test_comfyui_takes_the_mask_as_it_is(vae, small):
 
 
 @pytest.mark.parametrize("shape, mask, words", [
-    ((8, 32, 32), torch.ones(8, 32, 32), "8 frames came, needed are 4k"),
+    ((8, 32, 32), torch.ones(8, 32, 32), "8 frames came, but there must be 4k"),
     ((9, 40, 32), torch.ones(9, 40, 32), "the video is 32x40, multiples of 16 are needed"),
-    ((9, 32, 32), torch.ones(8, 32, 32), r"mask is \[8, 32, 32\] .* and the picture \[9, 32, 32\]"),
+    ((9, 32, 32), torch.ones(8, 32, 32), r"mask is \[8, 32, 32\] .* of the picture, \[9, 32, 32\]"),
     ((9, 32, 32), torch.ones(9, 16, 32), r"mask is \[9, 16, 32\]"),
     ((9, 32, 32), torch.zeros(9, 32, 32), "the mask covers no latent pixel")])
 def test_what_cannot_be_encoded(vae, shape, mask, words):
@@ -438,7 +439,7 @@ def test_another_vae():
     class Other:
         first_stage_model = torch.nn.Identity()
 
-    with pytest.raises(UserError, match=r"the VAE is Identity, needed is Wan 2\.1's"):
+    with pytest.raises(UserError, match=r"the VAE is Identity, but must be Wan 2\.1's"):
         encode_swap(Other(), torch.zeros(1, 32, 32, 3), torch.ones(1, 32, 32), "locked", "hard")
 
 

@@ -25,7 +25,7 @@ from examples import examples
 from golden_cases import GOLDEN
 from small_world.tiny_models import concat_id_weights
 from standin_core.concat_id.model import REFERENCES, load_concat_id
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.id_animator.adapter import load_adapter
 from standin_core.person import PersonSettings, load_person, make_person, save_person
 from standin_core.person.file import content_sha256
@@ -173,7 +173,7 @@ def test_metadata_do_not_decide_what_is_built(tmp_path, key, value):
 def test_whole_numbers_where_the_pack_computes(tmp_path, key):
     safetensors.torch.save_file({name: tensor.int() if name == key else tensor
                                  for name, tensor in weights().items()}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=rf"a\.safetensors: {key} is torch.int32, needed are floating point numbers"):
+    with pytest.raises(UserError, match=rf"a\.safetensors: {key} is torch.int32, but must be floating point numbers"):
         load_concat_id(tmp_path / "a.safetensors")
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from examples import examples
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.weights import LONGEST_KEY, MOST_BYTES, MOST_SHARING, read_weights
 

@@ -8,7 +8,7 @@ import torch
 
 from golden_cases import GOLDEN
 from pickles import Opens
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.id_animator.adapter import load_adapter, parse_adapter
 
 FILE = GOLDEN / "id_animator_small" / "animator.safetensors"
@@ -111,7 +111,7 @@ REFUSED = {
         r"lacks 7 of the 167 tensors .*image_proj_model"),
     "no attention": (
         lambda w: {key: value for key, value in w.items() if key.startswith(RESAMPLER)},
-        "has weights for the attentions none, needed are 1, 3, 5"),
+        "has weights for the attentions none, but must have them for 1, 3, 5"),
     "a place missing": (
         lambda w: without_place(w, 9), "has weights for the attentions 1, 3, 5, 7, 11, .* without a gap"),
     "surplus": (
@@ -122,16 +122,16 @@ REFUSED = {
         lambda w: w | {f"{RESAMPLER}layers.9999999999.0.to_q.weight": w[QUERY]},
         r"has 1 entries that no ID-Animator adapter has .*layers\.9999999999"),
     "twice": (lambda w: w | {f"module.{UP}": w[UP]}, f"has {UP} twice, under two names"),
-    "misshapen": (lambda w: w | {UP: w[UP][:, :3]}, rf"{UP} is \[\d+, 3\], needed is \[\d+, 4\]"),
-    "turned": (lambda w: w | {UP: w[UP].T.contiguous()}, rf"{UP} is \[4, \d+\], needed is \[\d+, 4\]"),
-    "a vector": (lambda w: w | {UP: w[UP][0]}, rf"{UP} is \[4\], needed is \[\d+, 4\]"),
+    "misshapen": (lambda w: w | {UP: w[UP][:, :3]}, rf"{UP} is \[\d+, 3\], but must be \[\d+, 4\]"),
+    "turned": (lambda w: w | {UP: w[UP].T.contiguous()}, rf"{UP} is \[4, \d+\], but must be \[\d+, 4\]"),
+    "a vector": (lambda w: w | {UP: w[UP][0]}, rf"{UP} is \[4\], but must be \[\d+, 4\]"),
     "no face tokens": (
         lambda w: w | {f"{RESAMPLER}latents": w[f"{RESAMPLER}latents"][:, :0]},
-        r"latents is \[1, 0, \d+\], needed is \[1, 1 or more, \d+\]"),
+        r"latents is \[1, 0, \d+\], but must be \[1, 1 or more, \d+\]"),
     "of rank 0": (
         lambda w: {key: value[:0] if ".down." in key else value[:, :0] if ".up." in key else value
                    for key, value in w.items()},
-        r"lora\.(down|up)\.weight is \[.*0.*\], needed is \[.*1 or more.*\]"),
+        r"lora\.(down|up)\.weight is \[.*0.*\], but must be \[.*1 or more.*\]"),
     "not finite": (
         lambda w: w | {UP: w[UP] * torch.nan}, rf"has values that are not finite \(NaN or infinite, in {UP}\)"),
     "without data": (
@@ -147,10 +147,10 @@ REFUSED = {
         "has 1 entries that no ID-Animator adapter has"),
     "heads of another size": (
         lambda w: {key: _narrower(key, value) for key, value in w.items()},
-        "the resampler's queries are 96 wide, needed is a multiple of 64"),
+        "the resampler's queries are 96 wide, but the width must be a multiple of 64"),
     "quantised": (
-        lambda w: w | {UP: w[UP].to(torch.float8_e4m3fn)}, f"{UP} is torch.float8_e4m3fn, needed is fp32, fp16 or"),
-    "something beside tensors": (lambda w: w | {QUERY: 3}, f"{QUERY} is of type int, needed is a tensor"),
+        lambda w: w | {UP: w[UP].to(torch.float8_e4m3fn)}, f"{UP} is torch.float8_e4m3fn, but must be fp32, fp16 or"),
+    "something beside tensors": (lambda w: w | {QUERY: 3}, f"{QUERY} is of type int, but must be a tensor"),
     "an IP-Adapter": (
         lambda w: {"image_proj": {"latents": w[UP]}, "ip_adapter": {"1.to_k_ip.weight": w[UP]}},
         "is an IP-Adapter, not an ID-Animator adapter: .*ComfyUI_IPAdapter_plus"),

@@ -7,7 +7,7 @@ from comfy.model_detection import model_config_from_unet_config
 from comfy.model_patcher import ModelPatcher
 
 from golden_cases import GOLDEN
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.id_animator.adapter import parse_adapter
 from standin_core.id_animator.apply import apply_face_tokens
 

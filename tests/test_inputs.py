@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import pack
 import tiny
 from examples import examples
-from standin_core.contracts import UserError
 from standin_core.controls import MOST_STRENGTH, Controls, parse_schedule, strength_at
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import COLOR_REGIONS, composite_swap
 from standin_core.person import PersonSettings, make_person
@@ -81,8 +81,8 @@ def test_no_bound_is_only_in_the_widget(all_widgets, data):
     """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
     node, takes_lists, widget = data.draw(st.sampled_from(all_widgets))
     value = data.draw(beyond(widget))
-    of_the_pack = pack.module("standin_core.contracts").UserError  # which ComfyUI loads under another name
-    with pytest.raises(of_the_pack, match=f"^{widget.id} is .*needed is") as error:
+    of_the_pack = pack.module("standin_core.errors").UserError  # which ComfyUI loads under another name
+    with pytest.raises(of_the_pack, match=f"^{widget.id} is .*but must be") as error:
         node.execute(**{widget.id: [value] if takes_lists else value})
     assert len(str(error.value)) < LONGEST_SENTENCE
 
@@ -90,12 +90,12 @@ def test_no_bound_is_only_in_the_widget(all_widgets, data):
 @pytest.mark.parametrize("value", [5, None, ["a.safetensors"], b"a.safetensors"], ids=str)
 def test_a_file_is_named_by_a_text(value):
     """Anything may come through a link."""
-    of_the_pack, found = pack.module("standin_core.contracts").UserError, 0
+    of_the_pack, found = pack.module("standin_core.errors").UserError, 0
     for node in pack.node_classes().values():
         for widget in node.GET_SCHEMA().inputs:
             if isinstance(widget, io.Combo.Input) and type(widget) is not io.Combo.Input:
                 came = f"^{widget.id} is of type {type(value).__name__}"
-                with pytest.raises(of_the_pack, match=f"{came}, needed is a text"):
+                with pytest.raises(of_the_pack, match=f"{came}, but must be a text"):
                     node.execute(**{widget.id: value})
                 found += 1
     assert found >= 4
@@ -119,10 +119,10 @@ def test_what_another_pack_puts_into_a_socket_of_ours():
             for value in FOREIGN if socket.get_io_type() in makers else ():
                 if socket.optional and value is None:
                     continue
-                with pytest.raises(pack.module("standin_core.contracts").UserError) as error:
+                with pytest.raises(pack.module("standin_core.errors").UserError) as error:
                     node.execute(**{socket.id: value})
                 came = f"{socket.id} is of type {type(value).__name__}"
-                assert str(error.value).startswith(f"{came}, needed is the output ")
+                assert str(error.value).startswith(f"{came}, but must be the output ")
                 for output, name in makers[socket.get_io_type()]:
                     assert name in str(error.value) and output in str(error.value)
                 refused.add(socket.get_io_type())
@@ -135,9 +135,9 @@ def test_best_of_n_takes_one_of_what_is_single(all_widgets):
     given = {"images": [picture], "reference_image": [picture], "clip_vision": [None]}
     given |= {each.id: [each.options[0] if isinstance(each, io.Combo.Input) else each.default]
               for found, _, each in all_widgets if found is node and each.id != "seeds"}
-    of_the_pack = pack.module("standin_core.contracts").UserError
+    of_the_pack = pack.module("standin_core.errors").UserError
     for name in given.keys() - {"images"}:
-        with pytest.raises(of_the_pack, match=f"^{name} came 2 times, needed is one value"):
+        with pytest.raises(of_the_pack, match=f"^{name} came 2 times, but must come once"):
             node.execute(**{**given, name: 2 * given[name]})
 
 

@@ -9,9 +9,9 @@ PACK = Path(__file__).resolve().parent.parent
 CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
-SHARED = ["contracts", "checks", "files", "weights", "folders", "latents", "face", "reference", "clip_vision", "person",
-          "controls", "report", "guidance", "attention", "rope", "wan", "joint", "runs", "sampler", "likeness",
-          "evaluation", "train"]
+SHARED = ["errors", "words", "contracts", "checks", "files", "weights", "folders", "latents", "face", "reference",
+          "clip_vision", "person", "controls", "report", "guidance", "attention", "rope", "host_attention",
+          "exchange", "wan", "joint", "runs", "sampler", "likeness", "evaluation", "train"]
 # side by side: none imports another
 METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
@@ -24,11 +24,12 @@ WITHIN = {"stand_in": ["presets", "positions", "variant", "adapter", "managed", 
                         "training"],
           "id_animator": ["resampler", "adapter", "photo", "unet", "applied", "run_report", "run", "wrappers",
                           "apply"]}
-WITHOUT_COMFYUI = ["contracts", "checks", "files", "weights", "latents", "attention", "controls", "report", "rope",
-                   "likeness", "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
+WITHOUT_COMFYUI = ["errors", "words", "contracts", "checks", "files", "weights", "latents", "attention", "controls",
+                   "report", "rope", "likeness", "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
                    "stand_in.applied", "stand_in.run_report", "id_animator.adapter", "id_animator.resampler",
                    "id_animator.run_report"]
-TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet"]  # one file for each kind of model
+# a file for each kind of model, and one for what computes a model's attention
+TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet", "standin_core.host_attention"]
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 
 
@@ -115,7 +116,7 @@ def test_casting_drives_servers_and_is_none(path):
         alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not [name for name in names if name.partition(".")[0] in (*COMFYUI, "small_world", "tests")]
     assert {name for name in names if name.startswith("standin_core")} <= {
-        "standin_core.contracts", "standin_core.files", "standin_core.likeness"}
+        "standin_core.errors", "standin_core.words", "standin_core.files", "standin_core.likeness"}
 
 
 @pytest.mark.parametrize("name", CORE_FILES)

@@ -17,7 +17,7 @@ import tiny
 from golden_cases import load_case
 from small_world.tiny_models import ADAPTER, on_tiny_models, random_weights, tiny_vae, vae_weights
 from standin_core.concat_id.apply import apply_concat_id
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.folders import filenames
 from standin_core.id_animator.adapter import load_adapter
@@ -298,5 +298,5 @@ def test_in_a_server(server, photo):
     adapters = server.get("/object_info")["LoadStandIn"]["input"]["required"]["adapter"]
     assert ADAPTER in json.dumps(adapters) and "kept" not in json.dumps(adapters)
     saving["save"]["inputs"] |= {"name": "../kept"}
-    with pytest.raises(PromptFailed, match="needed is one for a file"):
+    with pytest.raises(PromptFailed, match="but must be one for a file"):
         server.run(saving)

@@ -7,7 +7,7 @@ import sd15
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.clip_vision import hidden_states
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.reference import encode_reference, reference_from
 from standin_core.stand_in.apply import apply_identity_branch, apply_reference
 
@@ -65,7 +65,7 @@ REFUSED = {
     "nothing": ((None, None, None), "no reference came"),
     "both": ((None, IMAGE, {"samples": torch.rand(1, 16, 1, 4, 4)}), "a reference image and a reference latent came"),
     "no VAE": ((None, IMAGE, None), "came without a VAE"),
-    "another VAE": ((OtherVAE, IMAGE, None), "the VAE is Identity, needed is Wan 2.1's"),
+    "another VAE": ((OtherVAE, IMAGE, None), "the VAE is Identity, but must be Wan 2.1's"),
     "an empty batch": (("vae", IMAGE[:0], None), r"reference_image has shape \[0, 32, 32, 3\]"),
     "too small": (("vae", IMAGE[:, :8], None), "the reference image is 32x8, at least 16x16"),
     "a video": ((None, None, {"samples": torch.rand(1, 16, 3, 4, 4)}), r"has shape \[1, 16, 3, 4, 4\]"),

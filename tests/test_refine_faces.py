@@ -10,7 +10,7 @@ import torch
 import faces
 import pack
 from small_world.tiny_models import on_tiny_models
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face_swap import RefineSettings, enlarge_small_face, enlarged, put_back
 from standin_core.face_swap.refine import FaceTrack
 from support import moving_photo

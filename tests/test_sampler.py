@@ -12,7 +12,7 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 import tiny
 from small_world.tiny_models import TinyWan
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import as_json, as_text
 from standin_core.sampler import (
     FLOW_MATCHING,
@@ -187,9 +187,9 @@ def test_progress_and_previews(model, low, monkeypatch):
 
 
 REFUSED = {
-    "no steps": ({"steps": 0}, "steps is 0, needed is a whole number of at least 1"),
-    "no denoise": ({"denoise": 0.0}, "denoise is 0, needed is a finite number from 0.01 to 1"),
-    "no shift": ({"shift": 0.0}, "shift is 0, needed is a finite number of at least 0.01"),
+    "no steps": ({"steps": 0}, "steps is 0, but must be a whole number of at least 1"),
+    "no denoise": ({"denoise": 0.0}, "denoise is 0, but must be a finite number from 0.01 to 1"),
+    "no shift": ({"shift": 0.0}, "shift is 0, but must be a finite number of at least 0.01"),
     "no frames": ({"latent": {"samples": torch.zeros(1, 16, 0, 8, 12)}}, r"latent_image has shape \[1, 16, 0, 8, 12\]"),
     "the latent of an image model": (
         {"latent": {"samples": torch.ones(1, 4, 8, 12)}}, r"has shape \[1, 4, 1, 8, 12\], this model needs \[B, 16"),
@@ -219,11 +219,11 @@ class OtherModel:
 
 
 def test_a_model_that_is_not_wan(model):
-    with pytest.raises(UserError, match="the model is Linear, needed is a Wan"):
+    with pytest.raises(UserError, match="the model is Linear, but must be a Wan"):
         run(OtherModel)
-    with pytest.raises(UserError, match="the model is Linear, needed is a Wan"):
+    with pytest.raises(UserError, match="the model is Linear, but must be a Wan"):
         run(model, OtherModel)
-    with pytest.raises(UserError, match="the model is Linear, needed is a Wan"):
+    with pytest.raises(UserError, match="the model is Linear, but must be a Wan"):
         tiny.with_identity(OtherModel)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from casting.jobs import plan
 from casting.people import Person
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from support.comfyui_server import node_id
 from support.environment import PACK
 

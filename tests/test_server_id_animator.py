@@ -128,7 +128,7 @@ ERRORS = {
     "a Wan": (
         lambda prompt: {**change(prompt, "ApplyIDAnimator", model=["wan", 0]), "wan": {
             "class_type": "UNETLoader", "inputs": {"unet_name": DIFFUSION_MODEL, "weight_dtype": "default"}}},
-        "ApplyIDAnimator: .*the model is WanModel, needed is an SD1.5 model"),
+        "ApplyIDAnimator: .*the model is WanModel, but must be an SD1.5 model"),
 }
 
 

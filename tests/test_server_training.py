@@ -110,7 +110,7 @@ def test_more_steps_go_on(server, people):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"name": "../elsewhere"}, "needed is one for a file, without folders"),
+    ({"name": "../elsewhere"}, "but must be one for a file, without folders"),
     ({"learning_rate": 0.0}, "learning_rate is 0.0"),
     ({"name": "of_people", "rank": 4, "steps": 50}, "is there already, and not of this training")])
 def test_what_cannot_be(server, people, changes, words):

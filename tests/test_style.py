@@ -59,7 +59,8 @@ def arguments(node):
     inside = node.body if isinstance(node, ast.ClassDef) else [node]
     functions = [each.args for each in inside if isinstance(each, FUNCTIONS)
                  and (each is node or each.name == "__init__")]
-    return {*(argument.arg for each in functions for argument in (*each.posonlyargs, *each.args, *each.kwonlyargs)),
+    return {*(argument.arg for each in functions for argument in (
+                *each.posonlyargs, *each.args, *each.kwonlyargs, *filter(None, (each.vararg, each.kwarg)))),
             *(each.target.id for each in inside if isinstance(each, ast.AnnAssign))}
 
 

@@ -16,7 +16,7 @@ import torch
 import tiny
 from random_cases import run_cases
 from small_world.tiny_models import TinyWan
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 
 pytestmark = pytest.mark.nightly
 

@@ -12,7 +12,7 @@ from comfy.ldm.wan.model import sinusoidal_embedding_1d
 import tiny
 from pickles import Opens
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.adapter import load_adapter, parse_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.objective import reading_photo

@@ -15,7 +15,7 @@ import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.concat_id.model import OWN_BIAS, OWN_WEIGHT, REFERENCES, load_concat_id
 from standin_core.concat_id.training import ALL, FIRST_STAGE, LOW_RANK, ConcatIDMethod, ConcatIDSettings
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.methods import TRAINED
 from standin_core.train import SampleSettings, TrainSettings
 from standin_core.train.checkpoints import TrainingRun
@@ -362,8 +362,8 @@ def test_what_cannot_be_trained(settings, data, words):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"variant": "second"}, "variant is second, needed is one of first stage, AdaLN"),
-    ({"weights": "some"}, "weights is some, needed is one of all, low rank"), ({"rank": 0}, "rank is 0"),
+    ({"variant": "second"}, "variant is second, but must be one of first stage, AdaLN"),
+    ({"weights": "some"}, "weights is some, but must be one of all, low rank"), ({"rank": 0}, "rank is 0"),
     ({"references": 0}, "references is 0"), ({"expert": "low noise"}, "Wan 2.1, which has no experts")])
 def test_settings_that_make_no_sense(changes, words):
     with pytest.raises(UserError, match=words):

@@ -68,7 +68,7 @@ def trained(model, shards, start_from=None, steps=1, on_step=lambda step, loss: 
 
 
 def refusal(*args, **kwargs):
-    with pytest.raises(part("contracts").UserError) as refused:
+    with pytest.raises(part("errors").UserError) as refused:
         trained(*args, **kwargs)
     return str(refused.value)
 
@@ -137,7 +137,7 @@ def test_models_that_it_refuses(files, shards):
     model, record = with_record()
     assert "concat_id is not connected" in refusal(model, shards)
     assert "concat_id is not connected" in refusal(model.clone(), shards)
-    assert "the model has other weights than adaln.safetensors" in refusal(
+    assert "the model does not have the weights of adaln.safetensors" in refusal(
         tiny.load(TinyWan(text_dim=32, seed=5).weights()), shards, record)
     assert "variant is first stage" in refusal(model, shards, record, kind={"variant": "first stage"})
     assert "takes more than noise and text" in refusal(loaded(VACE), shards)
@@ -211,7 +211,7 @@ def test_a_model_with_an_identity_is_refused(files, shards, identity):
     words = "the model has an identity on it already"
     assert words in refusal(model, shards)
     training = part("stand_in.training")
-    with pytest.raises(part("contracts").UserError, match=words):
+    with pytest.raises(part("errors").UserError, match=words):
         training.train_adapter(model, shards, training.AdapterSettings(NAME), part("train.settings").TrainSettings(),
                                lambda step, loss: None)
 
@@ -222,6 +222,6 @@ def test_data_of_the_other_method_are_refused(files, tmp_path, examples):
                                    for fit in (AS_CROPPED, TO_CLIP))
     assert "encoded as they were cropped, at 80x48" in refusal(loaded(), for_stand_in)
     training = part("stand_in.training")
-    with pytest.raises(part("contracts").UserError, match="fitted to the clip, as Concat-ID needs them"):
+    with pytest.raises(part("errors").UserError, match="fitted to the clip, as Concat-ID needs them"):
         training.train_adapter(loaded(), for_concat_id, training.AdapterSettings(NAME),
                                part("train.settings").TrainSettings(), lambda step, loss: None)

@@ -17,7 +17,7 @@ import torch
 
 from small_world import tiny_encoders  # lets ComfyUI load the tiny encoders  # noqa: F401
 from small_world.tiny_models import clip_vision_weights, text_encoder_weights, vae_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.evaluation import CompareSettings, load_embedder
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines
@@ -287,8 +287,9 @@ def test_videos_of_comfyui(videos):
     assert [(source.name, source.caption) for source in found] == [("face.mp4", "a"), ("late.mp4", "b")]
     made = InputImpl.VideoFromComponents(Types.VideoComponents(images=torch.zeros(2, 8, 8, 3), frame_rate=Fraction(8)))
     other = InputImpl.VideoFromFile(str(videos / "more" / "face.mp4"))
-    for given, captions, words in (([made], ["a"], "that is no file"), ([face], ["a", "b"], "1 videos and 2 captions"),
-                                   ([face.as_trimmed(0.5, 1.0)], ["a"], "that is trimmed"),
+    for given, captions, words in (([made], ["a"], "a video is not a file"),
+                                   ([face], ["a", "b"], "1 videos and 2 captions"),
+                                   ([face.as_trimmed(0.5, 1.0)], ["a"], "a video is trimmed"),
                                    ([face, other], ["a", "b"], r"two videos are called face\.mp4")):
         with pytest.raises(UserError, match=words):
             sources_of(given, captions)
@@ -533,7 +534,7 @@ def test_two_people_from_left_to_right(encoders, tmp_path):
     for person, picture in enumerate(strip.split(64, dim=1)):
         expected = encoders.photos(torch.nn.functional.pad(picture, (0, 0, 32, 32))[None])[0]
         torch.testing.assert_close(example.photos[0, :, person:person + 1], expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(UserError, match="people is 2, and photos of other videos are found by one face"):
+    with pytest.raises(UserError, match="people is 2, but pairs of other videos are matched by a single face"):
         make_dataset(sources, tmp_path / "data", settings, encoders, said.append, PairSettings())
     with pytest.raises(UserError, match="people is 2, and only Concat-ID takes several, each photo fitted to the clip"):
         make_dataset(sources, tmp_path / "data", settings, encoders, said.append)
@@ -550,7 +551,7 @@ def test_photos_from_the_clip_itself(videos, tmp_path):
         for file in clip.references:
             assert clip.start <= int(file.rpartition("_")[2].removesuffix(".png")) < clip.start + settings.frames
     dropped = {line["video"]: line["dropped"] for line in read_lines(tmp_path / "manifest.jsonl")}
-    assert dropped["short.mp4"][0][1:] in [["too short", f"{count} frames at 25 fps, needed are 17 for a clip"]
+    assert dropped["short.mp4"][0][1:] in [["too short", f"{count} frames at 25 fps, but a clip needs 17"]
                                            for count in (12, 13)]
 
 

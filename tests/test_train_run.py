@@ -22,7 +22,7 @@ import pack
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.concat_id.training import LAYERS, ConcatIDSettings
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.face import FaceSettings
 from standin_core.files import read_lines
 from standin_core.methods import TRAINED
@@ -353,25 +353,25 @@ def table(**changes):
 @pytest.mark.parametrize("changes, words", [
     ({"trian": {}}, "the file has 'trian', which nothing reads; it may have method, files, adapter, data"),
     ({"train": {"step": 1}}, r"\[train\] has 'step'"), ({"train": {"steps": "many"}}, r"\[train\] steps is 'many'"),
-    ({"train": {"steps": 1.5}}, r"\[train\] steps is 1.5, needed is a valid integer"),
-    ({"train": {"steps": "3"}}, r"\[train\] steps is '3', needed is a valid integer"),
-    ({"train": {"cosine": 1}}, r"\[train\] cosine is 1, needed is a valid boolean"),
-    ({"train": {"learning_rate": True}}, r"\[train\] learning_rate is True, needed is a valid number"),
-    ({"train": {"seed": datetime.date(2026, 1, 1)}}, r"\[train\] seed is '2026-01-01', needed is a valid integer"),
-    ({"train": {"learning_rate": -math.inf}}, "learning_rate is -inf, needed is more than 0"),
-    ({"train": 5}, r"^\[train\] is 5, needed is a table\.$"), ({"files": {}}, r"\[files\] lacks 'videos'"),
+    ({"train": {"steps": 1.5}}, r"\[train\] steps is 1.5, but must be a valid integer"),
+    ({"train": {"steps": "3"}}, r"\[train\] steps is '3', but must be a valid integer"),
+    ({"train": {"cosine": 1}}, r"\[train\] cosine is 1, but must be a valid boolean"),
+    ({"train": {"learning_rate": True}}, r"\[train\] learning_rate is True, but must be a valid number"),
+    ({"train": {"seed": datetime.date(2026, 1, 1)}}, r"\[train\] seed is '2026-01-01', but must be a valid integer"),
+    ({"train": {"learning_rate": -math.inf}}, "learning_rate is -inf, but must be more than 0"),
+    ({"train": 5}, r"^\[train\] is 5, but must be a table\.$"), ({"files": {}}, r"\[files\] lacks 'videos'"),
     ({"files": {}}, r"\[files\] lacks 'vae'"),
     ({"data": {"face": {"crop": 1}}}, r"\[data.face\] has 'crop', which nothing reads; it may have preset, detector"),
-    ({"data": {"face": {"detector": "dlib"}}}, "detector is dlib, needed is one of auto, "),
-    ({"adapter": {"name": "../mine"}}, "needed is one for a file"), ({"adapter": {"name": ""}}, "the name is ''"),
+    ({"data": {"face": {"detector": "dlib"}}}, "detector is dlib, but must be one of auto, "),
+    ({"adapter": {"name": "../mine"}}, "but must be one for a file"), ({"adapter": {"name": ""}}, "the name is ''"),
     ({"adapter": {"name": "mine", "rank": 0}}, "rank is 0"),
-    ({"method": "standin"}, r"^method is 'standin', needed is one of stand_in \(an adapter for Load Stand-In\)"),
-    ({"method": ["stand_in"]}, r"^method is \['stand_in'\], needed is one of"),
-    ({"photos": {"fit": "tight"}}, "fit is tight, needed is one of as cropped, to the clip"),
+    ({"method": "standin"}, r"^method is 'standin', but must be one of stand_in \(an adapter for Load Stand-In\)"),
+    ({"method": ["stand_in"]}, r"^method is \['stand_in'\], but must be one of"),
+    ({"photos": {"fit": "tight"}}, "fit is tight, but must be one of as cropped, to the clip"),
     ({"photos": {"noise_draws": -1}}, "noise_draws is -1"),
-    ({"data": {"photos_from": "nowhere"}}, "photos_from is nowhere, needed is one of outside the clip, the clip"),
+    ({"data": {"photos_from": "nowhere"}}, "photos_from is nowhere, but must be one of outside the clip, the clip"),
     ({"train": {"reference_dropout": 1.0}}, "reference_dropout is 1.0"),
-    ({"train": {"cosine": True, "linear": True}}, "cosine and linear are both true"),
+    ({"train": {"cosine": True, "linear": True}}, "cosine and linear cannot both be true"),
     ({"adapter": {"name": "mine", "expert": "both"}}, "expert is both"),
     ({"adapter": {"name": "mine", "expert": "low noise"}, "train": {"noise_to": 0.9}}, "which sets the noise levels"),
     ({"pairs": {"lowest": 0.9, "highest": 0.5}}, "similarity of pairs is 0.9 to 0.5")])
@@ -405,8 +405,8 @@ def test_a_method_brings_its_own_part_of_the_configuration():
                            ({}, "the file lacks 'head'"),
                            ({"head": {"name": "mine", "rank": 4}}, r"\[head\] has 'rank', which nothing reads; it may "
                                                                    "have name, expert, width"),
-                           ({"head": {"name": "mine", "width": "4"}}, r"\[head\] width is '4', needed is a valid int"),
-                           ({"head": {"name": "mine"}, "train": 5}, r"\[train\] is 5, needed is a table")):
+                           ({"head": {"name": "mine", "width": "4"}}, r"\[head\] width is '4', but must be a valid"),
+                           ({"head": {"name": "mine"}, "train": 5}, r"\[train\] is 5, but must be a table")):
         with pytest.raises(UserError, match=words):
             parse_config({**given, **changes}, methods)
 

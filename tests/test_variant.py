@@ -10,7 +10,7 @@ from comfy.ldm.modules.attention import optimized_attention
 import tiny
 from small_world.tiny_models import adapter_weights
 from standin_core.attention import split_heads
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.report import ReportSink
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.stand_in.apply import apply_identity_branch

@@ -8,7 +8,7 @@ import torch
 
 from pickles import Opens
 from small_world.tiny_models import adapter_weights
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.stand_in.adapter import PREFIXES, check_fit, load_adapter, parse_adapter
 
 DIM, BLOCKS, RANK = 32, 3, 5
@@ -85,12 +85,12 @@ REFUSED = {
     "the same tensor twice": (lambda w: w | {"dit." + KEY: w[KEY]}, f"has {KEY} twice, under two names"),
     "two layouts in one file": (lambda w: w | peft(w), "twice, under two names"),
     "something beside tensors": (lambda w: w | {"epoch": 3}, "has 1 entries that no Stand-In adapter has .*epoch"),
-    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} is \[32, 3\], needed is a matrix .*\[32, 5\]"),
+    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} is \[32, 3\], but must be a matrix .*\[32, 5\]"),
     "turned": (lambda w: w | {KEY: w[KEY].T.contiguous()}, rf"{KEY} is \[5, 32\]"),
-    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, rf"{KEY} is \[5\], needed is a matrix"),
-    "no matrices at all": (lambda w: {k: v[0] for k, v in w.items()}, "needed is a matrix"),
+    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, rf"{KEY} is \[5\], but must be a matrix"),
+    "no matrices at all": (lambda w: {k: v[0] for k, v in w.items()}, "but must be a matrix"),
     "quantised": (
-        lambda w: w | {KEY: w[KEY].to(torch.float8_e4m3fn)}, f"{KEY} is torch.float8_e4m3fn, needed is fp32, fp16 or"),
+        lambda w: w | {KEY: w[KEY].to(torch.float8_e4m3fn)}, f"{KEY} is torch.float8_e4m3fn, but must be fp32, fp16"),
     "empty": (lambda w: {}, "is not a Stand-In adapter: it holds no tensors"),
     "a single tensor": (lambda w: w[KEY], "holds a Tensor that is not named tensors"),
     "a list": (lambda w: [w[KEY]], "holds a list that is not named tensors"),

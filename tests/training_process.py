@@ -34,7 +34,7 @@ environment.import_comfyui("--cpu", "--use-pytorch-cross-attention", "--base-dir
 torch.set_num_threads(1)  # threads do not survive a fork
 
 from small_world import tiny_encoders, tiny_models  # noqa: F401  the first lets ComfyUI load the tiny encoders
-from standin_core.contracts import UserError
+from standin_core.errors import UserError
 from standin_core.folders import register_folder
 from standin_core.methods import TRAINED
 from standin_core.stand_in.adapter import ADAPTERS

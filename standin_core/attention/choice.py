@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.attention import SDPBackend
 
-from ..contracts import UserError
+from ..errors import UserError
 from .extend import extend_by_kernel, extend_by_state, kernel_refusal
 from .measured import extra_ms, part_of
 from .reasons import Host, Need, PassedOver, Reason, Why

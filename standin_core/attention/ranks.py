@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed
 
-from ..contracts import UserError
+from ..errors import UserError
 
 
 def over_ranks(attend: Callable, group, tokens: int) -> Callable:

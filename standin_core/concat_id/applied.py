@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import UserError
 from ..controls import Span
+from ..errors import UserError
 from ..guidance import check_guidance
 from .model import ConcatID
 

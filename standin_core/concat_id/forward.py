@@ -25,9 +25,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
+from ..exchange import exchanged, in_own_thread
 from ..rope import grid_positions
-from ..wan import Modulation, Wan, exchanged, in_own_thread, modulation
+from ..wan import Modulation, Wan, modulation
 
 # shift, scale and gate of the attention, then of the feed-forward, whose own shift and scale the authors never use
 SLOTS = [0, 1, 2, 0, 1, 5]

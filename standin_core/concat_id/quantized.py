@@ -12,8 +12,8 @@ import comfy.utils
 import torch
 from comfy.quant_ops import QUANT_ALGOS
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
+from ..words import shown
 
 LAYOUT = "comfy_quant"
 PARAMETERS = frozenset({LAYOUT}.union(*(each["parameters"] for each in QUANT_ALGOS.values())))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..guidance import Passes
 from ..latents import in_pixels
 from ..runs import Run

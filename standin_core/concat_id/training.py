@@ -21,8 +21,7 @@ import safetensors.torch
 import torch
 from comfy.quant_ops import QuantizedTensor
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..files import replacing
 from ..folders import plain_name
 from ..latents import in_pixels
@@ -34,6 +33,7 @@ from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan, differentiable
 from ..weights import SAFETENSORS
+from ..words import shown
 from .apply import apply_concat_id
 from .forward import ReferenceModulation, references_appended
 from .model import (
@@ -89,10 +89,10 @@ class ConcatIDSettings(MethodSettings):
         MethodSettings.__post_init__(self)
         for name, known in (("variant", VARIANTS), ("weights", WEIGHTS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is one of {', '.join(known)}.")
+                raise UserError(f"{name} is {getattr(self, name)}, but must be one of {', '.join(known)}.")
         for name in ("rank", "references"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, needed is at least 1.")
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         if self.expert != "single":
             raise UserError(f"expert is {self.expert}, and Concat-ID is trained on Wan 2.1, which has no experts: set "
                             "expert to single.")
@@ -105,6 +105,7 @@ class ConcatIDMethod:
     metadata: what the file of the model says of itself; ComfyUI reads from it what the weights do not tell.
     """
 
+    title: ClassVar[str] = "Concat-ID"
     makes: ClassVar[str] = "a model for Load Concat-ID"
     table: ClassVar[str] = "concat_id"
     Settings: ClassVar[type[MethodSettings]] = ConcatIDSettings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..guidance import OWN_SCALE, OwnScale
 from ..runs import announced, install_wrappers, opened
 from ..wan import Wan

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from ..checks import check_choice, check_number, checked_pictures
-from ..contracts import UserError, counted
+from ..errors import UserError
 from ..face import to_uint8
+from ..words import counted
 from .embedders import (
     FACE_EMBEDDERS,
     Embedder,

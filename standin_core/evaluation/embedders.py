@@ -16,6 +16,7 @@ from ..face import (
     Detector,
     Face,
     ManagedNetwork,
+    Refusal,
     aligned,
     choose,
     detector_refusal,
@@ -109,16 +110,16 @@ def face_embedder(name: str, min_score: float) -> Embedder:
     return Embedder(words, see)
 
 
-def face_embedder_refusal(name: str) -> str | None:
+def face_embedder_refusal(name: str) -> Refusal | None:
     """Why an embedder of FACE_EMBEDDERS cannot run here, or None if it can."""
     _, refuse = FACE_EMBEDDERS[name]
     return refuse()
 
 
 def face_embedder_refusals() -> dict[str, str]:
-    """The refusal of every embedder of FACE_EMBEDDERS that cannot run here."""
+    """Why each embedder of FACE_EMBEDDERS that cannot run here cannot, in words."""
     refusals = {name: face_embedder_refusal(name) for name in FACE_EMBEDDERS}
-    return {name: refusal for name, refusal in refusals.items() if refusal is not None}
+    return {name: str(refusal) for name, refusal in refusals.items() if refusal is not None}
 
 
 def download_face_embedder(name: str) -> None:
@@ -148,7 +149,7 @@ def _insightface(min_score: float) -> tuple[str, Detector, Recognizer]:
     return f"insightface {file.stem}", detector, lambda face: network.get_feat(face)[0]
 
 
-def _insightface_refusal() -> str | None:
+def _insightface_refusal() -> Refusal | None:
     return detector_refusal("insightface") or insightface_refusal("a recognition network", RECOGNITION_FILES)
 
 
@@ -184,9 +185,10 @@ def _keypoint_detector(min_score: float) -> Detector:
     return load_detector(name, min_score)
 
 
-def _keypoint_refusal() -> str | None:
+def _keypoint_refusal() -> Refusal | None:
     if keypoint_detector() is None:
-        return f"it needs a detector with key points, of which none can run here; the smallest is {YUNET}"
+        return Refusal(f"it needs a detector with key points, and none can run here; the smallest is {YUNET.name}",
+                       YUNET.source)
     return None
 
 

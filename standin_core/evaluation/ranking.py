@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..likeness import Verdict, judge
 from .compare import CompareSettings, Comparison, compare_each
 

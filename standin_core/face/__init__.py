@@ -33,9 +33,41 @@ from .parsing import KEPT_LABELS, NORMALIZATIONS
 from .pixels import to_uint8
 from .preprocess import FROM_PRESET, NO_FACE, PARSERS, FaceSettings, crop_faces
 from .presets import PRESETS
+from .refusal import Refusal
 
-__all__ = ["ARCFACE", "BORDER_RULES", "DETECTORS", "FROM_PRESET", "KEPT_LABELS", "NORMALIZATIONS", "NO_FACE", "PARSERS",
-           "PRESETS", "SFACE", "WHICH", "YUNET", "Detector", "Face", "FaceSettings", "ManagedNetwork", "aligned",
-           "choose", "crop_faces", "detector_refusal", "download_if_missing", "file_refusal", "find_insightface",
-           "insightface_network", "insightface_refusal", "installed_models", "keypoint_detector", "load_detector",
-           "opencv_network", "ready_detector", "resolve_detector", "square_around", "to_uint8"]
+__all__ = [
+    "ARCFACE",
+    "BORDER_RULES",
+    "DETECTORS",
+    "FROM_PRESET",
+    "KEPT_LABELS",
+    "NORMALIZATIONS",
+    "NO_FACE",
+    "PARSERS",
+    "PRESETS",
+    "SFACE",
+    "WHICH",
+    "YUNET",
+    "Detector",
+    "Face",
+    "FaceSettings",
+    "ManagedNetwork",
+    "Refusal",
+    "aligned",
+    "choose",
+    "crop_faces",
+    "detector_refusal",
+    "download_if_missing",
+    "file_refusal",
+    "find_insightface",
+    "insightface_network",
+    "insightface_refusal",
+    "installed_models",
+    "keypoint_detector",
+    "load_detector",
+    "opencv_network",
+    "ready_detector",
+    "resolve_detector",
+    "square_around",
+    "to_uint8",
+]

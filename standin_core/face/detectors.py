@@ -9,18 +9,19 @@ import cv2
 import numpy as np
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from .models import (
+    REQUIRED,
     RETINAFACE,
     YUNET,
     ManagedNetwork,
     file_refusal,
     find_insightface,
-    in_short,
     insightface_network,
     insightface_refusal,
     opencv_network,
 )
+from .refusal import Refusal
 
 # A detector sees a copy of the photo whose longer side has this many pixels at most. A face of a tenth of it is well
 # within what the detectors find; a larger copy costs time.
@@ -125,11 +126,11 @@ def resolve_detector(name: str) -> tuple[str, tuple[str, ...]]:
         refusal = detector_refusal(candidate)
         if refusal is None:
             return candidate, tuple(notes)
-        notes.append(f"{candidate} not used: {in_short(refusal)}")
+        notes.append(f"{candidate} not used: {refusal.fact}")
     raise AssertionError("none can always run")
 
 
-def detector_refusal(name: str) -> str | None:
+def detector_refusal(name: str) -> Refusal | None:
     """Why a detector of BY_NAME cannot run here, or None if it can."""
     _, refuse = BY_NAME[name]
     return refuse()
@@ -193,7 +194,7 @@ def _insightface(min_score: float) -> Detector:
     return Detector("insightface", _on_small_copy(scan, INSIGHTFACE_PX), has_keypoints=bool(model.use_kps))
 
 
-def _insightface_refusal() -> str | None:
+def _insightface_refusal() -> Refusal | None:
     return insightface_refusal("a detector", INSIGHTFACE_FILES)
 
 
@@ -262,9 +263,9 @@ def distinct(faces: list[Face]) -> list[Face]:
     return kept
 
 
-def _cascade_refusal() -> str | None:
+def _cascade_refusal() -> Refusal | None:
     if importlib.util.find_spec("skimage") is None:
-        return "scikit-image is not installed (the pack's requirements.txt has it)"
+        return Refusal("scikit-image is not installed", REQUIRED)
     return None
 
 

@@ -13,8 +13,8 @@ import comfy.utils
 import filelock
 import folder_paths
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
+from ..words import shown
 from .models import FOLDERS, ModelFile, find_model
 
 CHUNK_BYTES = 1 << 20

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from ..contracts import UserError
+from ..errors import UserError
 
 Box = tuple[int, int, int, int]
 

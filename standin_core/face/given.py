@@ -6,8 +6,9 @@ import math
 import numpy as np
 import torch
 
-from ..checks import check_number, checked_masks, shown
-from ..contracts import UserError
+from ..checks import check_number, checked_masks
+from ..errors import UserError
+from ..words import shown
 from .detectors import Detector, Face, load_detector
 from .download import download_if_missing
 from .models import RETINAFACE, YUNET
@@ -52,7 +53,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
+        raise UserError(f"{' and '.join(given)} are connected, but only one of them can be: disconnect the others.")
     if boxes is not None:
         return _from_boxes(boxes)
     if mask is not None:
@@ -88,8 +89,8 @@ def _from_boxes(boxes) -> Detector:
 
 def _check_boxes(boxes) -> None:
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
-        raise UserError("face_box holds something else than boxes, needed are boxes with x, y, width and height in "
-                        "pixels, one list of them for each picture: connect a node that outputs BOUNDING_BOX.")
+        raise UserError("face_box must hold boxes with x, y, width and height in pixels, one list of them for each "
+                        "picture, but holds something else: connect a node that outputs BOUNDING_BOX.")
     for box in boxes:
         for side, least in (("x", -LARGEST), ("y", -LARGEST), ("width", 0), ("height", 0)):
             check_number(box.get(side), f"{side} of face_box", least, LARGEST)
@@ -141,7 +142,7 @@ def _checked_landmarks(found: dict) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _no_landmarks(came: str) -> UserError:
-    return UserError(f"face_landmarks {came}, needed is the output of Detect Face Landmarks (MediaPipe): connect that.")
+    return UserError(f"face_landmarks {came}: connect the output of Detect Face Landmarks (MediaPipe).")
 
 
 def _of_photo(for_each, index: int, name: str):

@@ -14,10 +14,11 @@ import folder_paths
 import numpy as np
 import torch
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import Fingerprint, fingerprint_of
 from ..weights import read_weights
+from ..words import shown
+from .refusal import Refusal
 
 # models/facexlib is ours and PuLID's; the others are where ReActor, facerestore, GFPGAN and the preprocessor of
 # Stand-In's authors put the same files
@@ -26,6 +27,7 @@ FACEXLIB_RELEASES = "https://github.com/xinntao/facexlib/releases/download"
 # a commit, so that the files behind the addresses stay the same
 OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/47534e27c9851bb1128ccc0102f1145e27f23f98/models"
 
+REQUIRED = "the pack's requirements.txt has it"
 INSIGHTFACE_MODULE = "insightface.model_zoo"
 INSIGHTFACE_PACKS = ("antelopev2.zip or buffalo_l.zip, from "
                      "https://github.com/deepinsight/insightface/releases/tag/v0.7, unpacked into "
@@ -47,9 +49,14 @@ class ModelFile:
     size: int
     sha256: str
 
-    def __str__(self):
+    @property
+    def source(self) -> str:
+        """Its size, its hash, where it is published and where it belongs."""
         page = self.url.rpartition("/")[0].replace("/download/", "/tag/").replace("/raw/", "/tree/")
-        return f"{self.name} ({self.size / 1e6:.1f} MB, SHA-256 {self.sha256}, from {page}, into models/{FOLDERS[0]})"
+        return f"{self.size / 1e6:.1f} MB, SHA-256 {self.sha256}, from {page}, into models/{FOLDERS[0]}"
+
+    def __str__(self):
+        return f"{self.name} ({self.source})"
 
 
 RETINAFACE = ModelFile("detection_Resnet50_Final.pth", "facexlib",
@@ -80,18 +87,13 @@ def find_model(file_name: str) -> Path | None:
     return None
 
 
-def file_refusal(model_file: ModelFile) -> str | None:
+def file_refusal(model_file: ModelFile) -> Refusal | None:
     """Why the network of this file cannot run here, or None if it can."""
     if importlib.util.find_spec(model_file.package) is None:
-        return f"{model_file.package} is not installed (the pack's requirements.txt has it)"
+        return Refusal(f"{model_file.package} is not installed", REQUIRED)
     if find_model(model_file.name) is None:
-        return f"there is no {model_file}"
+        return Refusal(f"there is no {model_file.name}", model_file.source)
     return None
-
-
-def in_short(refusal: str) -> str:
-    """A refusal without what is in brackets, as a verdict that is otherwise good has it."""
-    return refusal.partition(" (")[0]
 
 
 def installed_models() -> tuple[Fingerprint, ...]:
@@ -110,7 +112,7 @@ def _insightface_packs() -> Path:
     return Path(folder_paths.models_dir) / "insightface" / "models"
 
 
-def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:
+def insightface_refusal(what: str, patterns: tuple[str, ...]) -> Refusal | None:
     """Why insightface's network for a task cannot run here, or None if it can.
 
     what: the task's name in a sentence, such as "a detector".
@@ -118,13 +120,13 @@ def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:
     """
     for package in ("insightface", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (optional: pip install insightface onnxruntime)"
+            return Refusal(f"{package} is not installed", "optional: pip install insightface onnxruntime")
     if find_insightface(patterns) is None:
-        return f"no model pack with {what} ({' or '.join(patterns)}) is in models/insightface/models"
+        return Refusal(f"no model pack with {what} is in models/insightface/models", " or ".join(patterns))
     try:
         importlib.import_module(INSIGHTFACE_MODULE)
     except ImportError as error:  # of a package that it needs
-        return f"insightface cannot be imported: {shown(error)} (pip install what it lacks)"
+        return Refusal(f"insightface cannot be imported: {shown(error)}", "pip install what it lacks")
     return None
 
 

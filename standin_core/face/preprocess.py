@@ -11,14 +11,16 @@ import numpy as np
 import PIL.ImageColor
 import torch
 
-from ..checks import check_choice, checked_masks, checked_pictures, shown
-from ..contracts import CroppedFace, FaceCrop, UserError
+from ..checks import check_choice, checked_masks, checked_pictures
+from ..contracts import CroppedFace, FaceCrop
+from ..errors import UserError
+from ..words import shown
 from .colour import balanced
 from .detectors import DETECTORS, WHICH, Detector, Face, choose
 from .download import download_if_missing
 from .geometry import BORDER_RULES, AnyPlace, Enlarged, Place, alignment, levelling, square_around, whole_photo
 from .given import ready_detector
-from .models import BISENET, file_refusal, in_short
+from .models import BISENET, file_refusal
 from .parsing import ALL_BUT_BACKGROUND, EVERYTHING, KEPT_LABELS, NORMALIZATIONS, load_parser
 from .pixels import to_uint8
 from .presets import PRESETS, Preset
@@ -250,7 +252,7 @@ def _cut_out_by_parser(settings: FaceSettings, rules: Preset) -> _CutOut:
         raise UserError(f"bisenet cannot run, and to keep {rules.keep} needs it: {refusal}; get that file (or "
                         "switch download_missing on), connect subject_mask, or set parser to none.")
     if refusal is not None:
-        return _CutOut(_everything, "background kept", (f"bisenet not used: {in_short(refusal)}",))
+        return _CutOut(_everything, "background kept", (f"bisenet not used: {refusal.fact}",))
     parse, kept = load_parser(rules.normalization), KEPT_LABELS[rules.keep]
 
     def mask(crop, place, index):
@@ -302,6 +304,6 @@ def _rgb(colour: str) -> tuple[int, int, int]:
         if max(red, green, blue) > 255:
             raise ValueError
     except (ValueError, OverflowError) as error:
-        raise UserError(f"background is {shown(colour)!r}, needed is the name of a colour (white, grey, ...) or "
+        raise UserError(f"background is {shown(colour)!r}, but must be the name of a colour (white, grey, ...) or "
                         "#rrggbb.") from error
     return red, green, blue

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..checks import checked_masks, checked_pictures
-from ..contracts import UserError
+from ..errors import UserError
 
 COLOR_REGIONS = ("surroundings", "face")
 FEWEST_PIXELS = 64  # fewer pixels give no statistics

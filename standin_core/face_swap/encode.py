@@ -5,7 +5,7 @@ import comfy.utils
 import torch
 
 from ..checks import check_choice, checked_masks, checked_pictures
-from ..contracts import UserError
+from ..errors import UserError
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, largest_in_each
 from ..reference import check_wan_vae
 
@@ -31,8 +31,8 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
     images = checked_pictures(images, "images")
     count = len(images)
     if count % FRAMES_PER_LATENT != 1:
-        raise UserError(f"{count} frames came, needed are 4k+1 (1, 5, 9, ... 81): put Face Swap Prepare before this "
-                        "node, it trims them.")
+        raise UserError(f"{count} frames came, but there must be 4k + 1 (1, 5, 9, ... 81): put Face Swap Prepare "
+                        "before this node, which trims them.")
     height, width = images.shape[1:3]
     if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
         raise UserError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..checks import checked_pictures
-from ..contracts import CroppedFace, FaceCrop, SwapFrames, UserError
+from ..contracts import CroppedFace, FaceCrop, SwapFrames
+from ..errors import UserError
 from ..face import Detector, ready_detector, to_uint8
 from ..latents import PIXELS_PER_TOKEN, frames_of, latent_frames_of
 from .follow import Follower, OneEuro

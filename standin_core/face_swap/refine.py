@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..checks import checked_masks, checked_pictures
-from ..contracts import UserError
+from ..errors import UserError
 from ..face import Face, ready_detector, to_uint8
 from ..latents import FRAMES_PER_LATENT, PIXELS_PER_TOKEN, frames_of, latent_frames_of
 from .composite import fade_to_margins, feathered, match_colors
@@ -264,5 +264,5 @@ def _check(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, track
                         "went into Refine Faces Prepare.")
     if len(images) < len(track.refined) or images.shape[1] != images.shape[2] or mask.shape[:3] != images.shape[:3]:
         raise UserError(f"the refined face is {list(images.shape[:3])} (frames, height, width) with masks of "
-                        f"{list(mask.shape)}, needed are {len(track.refined)} square frames and their masks: connect "
-                        "VAE Decode, and the mask of the same Refine Faces Prepare.")
+                        f"{list(mask.shape)}, but must be {len(track.refined)} square frames with their masks: "
+                        "connect VAE Decode, and the mask of the same Refine Faces Prepare.")

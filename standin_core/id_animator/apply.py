@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 
 from ..checks import checked_pictures
-from ..contracts import UserError
 from ..controls import Controls
+from ..errors import UserError
 from ..person import Person, Use
 from ..runs import is_installed
 from .adapter import Adapter

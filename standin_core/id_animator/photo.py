@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from ..clip_vision import hidden_states
-from ..contracts import UserError
+from ..errors import UserError
 from .adapter import Adapter
 from .resampler import face_tokens
 

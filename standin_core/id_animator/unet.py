@@ -12,7 +12,7 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..contracts import UserError
+from ..errors import UserError
 from .adapter import Adapter
 
 PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}  # the adapter's name, ComfyUI's
@@ -41,7 +41,7 @@ def cross_attentions(base) -> tuple[CrossAttention, ...]:
     """
     unet = base.diffusion_model
     if not isinstance(unet, UNetModel):
-        raise UserError(f"the model is {type(unet).__name__}, needed is an SD1.5 model: connect one from Load "
+        raise UserError(f"the model is {type(unet).__name__}, but must be an SD1.5 model: connect one from Load "
                         "Checkpoint.")
     blocks = [*((("input", number), f"input_blocks.{number}", block) for number, block in enumerate(unet.input_blocks)),
               *((("output", number), f"output_blocks.{number}", block)

@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 
-from ..checks import shown
-from ..contracts import CroppedFace, FaceCrop, UserError
+from ..contracts import CroppedFace, FaceCrop
+from ..errors import UserError
 from ..face import to_uint8
 from ..files import replacing
 from ..weights import read_weights, refusing_damage
+from ..words import shown
 from .record import Person, Use
 
 PEOPLE = "stand_in/people"  # under ComfyUI's models

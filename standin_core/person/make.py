@@ -9,7 +9,7 @@ import torch
 from .. import __version__
 from ..checks import checked_pictures, checked_size
 from ..clip_vision import hidden_states
-from ..contracts import UserError
+from ..errors import UserError
 from ..face import FaceSettings, crop_faces, resolve_detector
 from ..latents import PIXELS_PER_LATENT
 from ..reference import answer_of, encode_reference, fitted

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ..checks import shown
-from ..contracts import UserError
+from ..errors import UserError
 from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
+from ..words import shown
 from .variant import PAPER, Variant
 
 ADAPTERS = "stand_in"  # ComfyUI's name of the folder of these files
@@ -101,8 +101,8 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         "LoraLoaderModelOnly, and choose a Stand-In file here.")
     if not found:
         came = f"the first of its {len(foreign)} entries is {foreign[0]}" if foreign else "it holds no tensors"
-        raise UserError(f"{name} is not a Stand-In adapter: {came}, needed are tensors named "
-                        "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight; choose a Stand-In file.")
+        raise UserError(f"{name} is not a Stand-In adapter: {came}. Its tensors are named "
+                        "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight: choose a Stand-In file.")
     if foreign:
         raise UserError(f"{name} has {len(foreign)} entries that no Stand-In adapter has (the first is "
                         f"{foreign[0]}): take the file as the authors or Kijai publish it.")
@@ -115,16 +115,16 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         "download it again.")
     for key, weight in sorted(found.items()):
         if weight.dtype not in DTYPES:
-            raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, needed is fp32, fp16 or bf16: take "
+            raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, but must be fp32, fp16 or bf16: take "
                             "the file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     if 0 in (rank, dim):
-        raise UserError(f"{name}: {official_key(0, 'q', 'down')} is {list(found[0, 'q', 'down'].shape)}, needed is a "
+        raise UserError(f"{name}: {official_key(0, 'q', 'down')} is {list(found[0, 'q', 'down'].shape)}, but must be a "
                         "matrix of at least one row and column: download it again.")
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
-            raise UserError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, needed is a "
+            raise UserError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, but must be a "
                             f"matrix like the first block's, {list(shape)}: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})

@@ -6,8 +6,8 @@ import dataclasses
 import torch
 
 from ..checks import checked_masks
-from ..contracts import UserError
 from ..controls import kept_tokens
+from ..errors import UserError
 from ..person import Person, Use
 from ..reference import reference_from
 from ..wan import Wan
@@ -36,9 +36,11 @@ def apply_reference(model, adapter: Adapter, vae, image: torch.Tensor | None, la
 def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tensor, **settings):
     """A clone of the ModelPatcher whose runs read this identity, beside those that the model reads already.
 
-    reference_latent: [R, 16, 1, h, w], VAE space. settings: of Identity and of RunSettings. Raises UserError for a
-    model that is not Wan, or that the adapter or the reference does not fit, and for settings that cannot work
-    together, before any work.
+    reference_latent: [R, 16, 1, h, w], VAE space.
+    settings: the fields of Identity and of RunSettings.
+
+    Raises UserError for a model that is not Wan, or that the adapter or the reference does not fit, and for settings
+    that cannot work together, before any work.
     """
     _check_fit(model, adapter)
     needed, came = model.model.latent_format.latent_channels, reference_latent.shape[1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 import torch
 
 from ..attention import AttentionChoice, Need, Reason, choose_attention
-from ..contracts import UserError
+from ..errors import UserError
+from ..host_attention import attention_in_use
 from ..report import ReportSink
-from ..wan import Wan, attention_in_use
+from ..wan import Wan
 from .applied import Applied
 from .kv_cache import IdentityCacheSpec
 

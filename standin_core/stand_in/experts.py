@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from ..contracts import UserError
+from ..errors import UserError
 from .wrappers import installed
 
 NOISE = re.compile(r"(?<![a-z])(high|low)(?![a-z])")  # in the file name of an adapter

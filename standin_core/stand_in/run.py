@@ -9,8 +9,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..attention import AttentionChoice, PassedOver, Reason
-from ..contracts import UserError
 from ..controls import region_weights
+from ..errors import UserError
 from ..guidance import Passes
 from ..joint import JointStream
 from ..report import ReportSink

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import comfy.sd
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import find_file, new_file
 from ..train import session
 from ..train.data.recipe import AS_CROPPED, TO_CLIP
@@ -50,7 +50,7 @@ class AdapterSettings(MethodSettings):
     def __post_init__(self):
         MethodSettings.__post_init__(self)
         if self.rank < 1:
-            raise UserError(f"rank is {self.rank}, needed is at least 1; the authors take 128.")
+            raise UserError(f"rank is {self.rank}, but must be at least 1; the authors take 128.")
 
 
 class StandInMethod:
@@ -60,6 +60,7 @@ class StandInMethod:
     variant: where the identity tokens stand, and what they read.
     """
 
+    title: ClassVar[str] = "Stand-In"
     makes: ClassVar[str] = "an adapter for Load Stand-In"
     table: ClassVar[str] = "adapter"
     Settings: ClassVar[type[MethodSettings]] = AdapterSettings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..contracts import UserError
+from ..errors import UserError
 from .positions import POSITIONS
 
 RESTRICTED, ORDINARY = SELF_ATTENTIONS = ("restricted", "ordinary")

@@ -13,8 +13,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..attention import over_ranks, restricted_attention
-from ..contracts import UserError
 from ..controls import query_bias, strength_at
+from ..errors import UserError
 from ..guidance import OWN_SCALE, OwnScale
 from ..runs import announced, install_wrappers, opened
 from ..wan import Reading, Wan

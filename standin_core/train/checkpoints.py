@@ -15,7 +15,7 @@ import safetensors
 import torch
 from comfy.model_management import InterruptProcessingException, throw_exception_if_processing_interrupted
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..files import append_line, drop_damaged_lines, drop_unfinished, read_lines, replacing, write_lines
 from ..weights import unpickled
 from .loop import Trainer

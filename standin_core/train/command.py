@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..folders import find_file
 from . import session
 from .config import FileSettings, TrainConfig
@@ -69,5 +69,5 @@ def _captioner(name: str) -> Captioner | None:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"captioner is {name}, which cannot be imported ({error}): needed is module:function, a "
+        raise UserError(f"captioner is {name}, which cannot be imported ({error}): give module:function, a "
                         "function of frames [n, H, W, 3] uint8 that returns a caption.") from error

@@ -14,7 +14,7 @@ import comfy.model_management
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..contracts import UserError
+from ..errors import UserError
 from .data.shards import Examples
 from .flow_matching import flow_matching_loss
 from .method import Batch, Learner

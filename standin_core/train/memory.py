@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..latents import PIXELS_PER_TOKEN, latent_frames_of
 from ..wan import Wan
 from .method import Method, ModelSize

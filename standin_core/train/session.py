@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-from ..contracts import UserError
+from ..errors import UserError
 from ..runs import has_identity
 from ..sampler import SamplerSettings
 from ..wan import WITH_GRADIENTS, Wan

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from ...contracts import UserError
+from ...errors import UserError
 from ...evaluation import CompareSettings, load_embedder
 from .encoders import Encoders, data_hash, encode_clips
 from .manifest import manifest_clips, summary
@@ -46,8 +46,8 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     nothing is left to train on, and where the disk is full.
     """
     if pairs is not None and settings.people > 1:
-        raise UserError(f"people is {settings.people}, and photos of other videos are found by one face: take [pairs] "
-                        "out, or set people to 1.")
+        raise UserError(f"people is {settings.people}, but pairs of other videos are matched by a single face: "
+                        "remove [pairs], or set people to 1.")
     if settings.people > 1 and photos.fit == AS_CROPPED:
         raise UserError(f"people is {settings.people}, and only Concat-ID takes several, each photo fitted to the "
                         f'clip: set people to 1, or prepare data with method Concat-ID, or fit = "{TO_CLIP}" in '

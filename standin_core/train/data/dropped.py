@@ -4,7 +4,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ...contracts import UserError
+from ...errors import UserError
 
 
 class Cause(enum.Enum):

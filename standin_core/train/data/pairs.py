@@ -16,7 +16,7 @@ import comfy.utils
 import numpy as np
 import safetensors.numpy
 
-from ...contracts import UserError
+from ...errors import UserError
 from ...evaluation.embedders import Embedder
 from ...evaluation.measures import cosine
 from ...files import replacing
@@ -45,7 +45,7 @@ class PairSettings:
 
     def __post_init__(self):
         if not -1 <= self.lowest < self.highest <= 1:
-            raise UserError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, needed is a range "
+            raise UserError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, but must be a range "
                             "within -1 to 1, like 0.7 to 0.9.")
 
 

@@ -17,9 +17,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ...checks import shown
-from ...contracts import UserError
+from ...errors import UserError
 from ...files import replacing
+from ...words import shown
 from .dropped import Drop
 
 CLIPS_IN_SHARD = 16  # of 832x480, 81 frames, with 5 photos and a caption: about 6 MB each
