@@ -25,6 +25,7 @@ import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
 import numpy as np
 import torch
+from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 
 from machine import machine
 from small_world.conditions import Condition, concat_id_of, conditions, subject_tokens, with_concat_id
@@ -47,13 +48,14 @@ from small_world.measure import (
 )
 from small_world.models import ADAPTER_FILE, FRAMES, SIDE
 from small_world.photos import chin, points, subject
-from small_world.reader import Reader, Readings, halves, read
+from small_world.reader import Reader, Readings, features, halves, read
 from small_world.render import face_points
 from small_world.settings import PAPER, PLAIN
 from standin_core.concat_id.training import ADALN
 from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
 from standin_core.face_swap.paste import paste
 from standin_core.files import replacing
+from standin_core.likeness import judge
 from standin_core.sampler import SamplerSettings, sample
 from standin_core.stand_in.adapter import load_adapter
 from standin_core.stand_in.apply import apply_identity_branch
@@ -61,6 +63,8 @@ from standin_core.stand_in.apply import apply_identity_branch
 RESULTS = Path(__file__).resolve().parent / "results"
 WITHOUT, WITH = PLAIN.measured_as, PAPER.measured_as
 SWAP_DENOISE = 0.85  # the authors'
+RANKED = 4  # seeds
+LONG, PARTS_OF_LONG = 33, 4
 PARTS = tuple(field.name for field in dataclasses.fields(Readings))
 
 
@@ -154,6 +158,48 @@ def side_by_side(world: World, kept_readings: KeptReadings, count: int, folder: 
             for name, found in readings.items()}
 
 
+def ranking(world: World, some: list[Case]) -> dict[str, float]:
+    """How much better the render is that Best of N and a batch put first, of RANKED seeds of the same person.
+
+    They see photo and video alone, here by the reader's features; who the person is decides which render is right.
+    """
+    adapter, of_first, of_all, best = load_adapter(ADAPTER_FILE), [], [], []
+    for case in some:
+        model, wanted = world.with_identity(case, adapter), features(world.reader, case.photo[None])[0]
+        videos = [world.generate(case.clip, seed, model) for seed in range(RANKED)]
+        verdicts = [judge(1.0, float((features(world.reader, video) @ wanted).mean()), 0.0) for video in videos]
+        right = [read(world.reader, video).agreement(case.person) for video in videos]
+        first = right[min(range(RANKED), key=lambda i: verdicts[i].sort_key)]
+        of_first.append(first)
+        of_all.append(np.mean(right))
+        best.append(first == max(right))
+    gain = np.subtract(of_first, of_all)
+    return {"seeds": RANKED, "agreement of the first": float(np.mean(of_first)), "of all": float(np.mean(of_all)),
+            "gain's standard error": float(gain.std(ddof=1) / np.sqrt(len(gain))), "the first is the best": float(
+                np.mean(best))}
+
+
+def drift(world: World, some: list[Case]) -> dict[str, list[float]]:
+    """The agreement along a video of LONG frames, made by core's context windows of FRAMES, in PARTS_OF_LONG parts."""
+    adapter, found = load_adapter(ADAPTER_FILE), {}
+    models = {WITHOUT: lambda case: world.model, WITH: lambda case: world.with_identity(case, adapter)}
+    for name, model_of in models.items():
+        course = []
+        for case in some:
+            video = world.generate(case.clip, case.seed, in_windows(model_of(case)), LONG)
+            right = read(world.reader, video).traits == case.person.labels
+            course.append([part[:, case.person.visible].mean() for part in np.array_split(right, PARTS_OF_LONG)])
+        found[name] = np.mean(course, axis=0).round(4).tolist()
+    return found
+
+
+def in_windows(model):
+    """The model as core's Wan Context Windows patches it: windows of FRAMES that share half of their frames."""
+    return WanContextWindowsManualNode.execute(
+        model, context_length=FRAMES, context_overlap=FRAMES // 2, context_schedule="standard_static",
+        context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=True).args[0]
+
+
 def in_halves(reader: Reader, video: Callable, both: list[tuple[Case, Case]]) -> Iterator[Readings]:
     """Left and right of each pair's video."""
     for pair in both:
@@ -187,6 +233,8 @@ def main(people: int, name: str, cache: Path) -> None:
         sys.stdout.flush()
     found["two people"] = side_by_side(world, kept_readings, people // 2, cache)
     found["face swap"] = swapped(world, some)
+    found["ranking"] = ranking(world, some[:people // 2])
+    found["long video"] = drift(world, some[:people // 2])
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -107,15 +107,15 @@ class World:
         """[R, 16, 1, h, w], VAE space"""
         return torch.cat([self.vae.encode(torch.from_numpy(each)[None].float() / 255) for each in photos])
 
-    def generate(self, clip: Clip, seed: int, model=None, **settings) -> np.ndarray:
-        """[FRAMES, SIDE, SIDE, 3] uint8, of the clip's caption.
+    def generate(self, clip: Clip, seed: int, model=None, frames: int = FRAMES, **settings) -> np.ndarray:
+        """[frames, SIDE, SIDE, 3] uint8, of the clip's caption.
 
         model: None for the base model.
         settings: of the sampler, where they are not SAMPLED.
         """
         positive, negative = ([[self.contexts[words], {}]] for words in (clip.caption, ""))
         settings = SamplerSettings(seed, **SAMPLED | settings)
-        latent, _ = sample(model or self.model, None, positive, negative, empty_latent(), settings)
+        latent, _ = sample(model or self.model, None, positive, negative, empty_latent(frames), settings)
         shown = self.vae.decode(latent["samples"])[0]
         return (255 * shown.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
 
@@ -127,9 +127,9 @@ class World:
         return apply_identity_branch(self.model, adapter, self.reference(case.photo), **controls)
 
 
-def empty_latent() -> dict[str, torch.Tensor]:
+def empty_latent(frames: int = FRAMES) -> dict[str, torch.Tensor]:
     """The ComfyUI LATENT of a video of the small world, all zeros."""
-    return {"samples": torch.zeros(1, 16, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
+    return {"samples": torch.zeros(1, 16, (frames - 1) // 4 + 1, SIDE // 8, SIDE // 8)}
 
 
 @dataclass(frozen=True, slots=True)

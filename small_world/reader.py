@@ -111,6 +111,16 @@ def read(reader: Reader, frames: np.ndarray) -> Readings:
                     torch.stack([each.values for each in likely], dim=1).numpy(), poses.numpy(), corners)
 
 
+@torch.inference_mode()
+def features(reader: Reader, frames: np.ndarray) -> np.ndarray:
+    """[F, HIDDEN], of length 1: what the reader sees in each frame before it names traits, as a face embedder does.
+
+    frames: [F, H, W, 3] uint8.
+    """
+    seen = reader.body(framed(torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1))
+    return torch.nn.functional.normalize(seen, dim=1).numpy()
+
+
 def framed(pixels: torch.Tensor) -> torch.Tensor:
     """[F, 3, H, W] -> [F, 3, SIDE, SIDE]"""
     height, width = pixels.shape[-2:]
