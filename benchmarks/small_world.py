@@ -64,6 +64,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 WITHOUT, WITH = PLAIN.measured_as, PAPER.measured_as
 SWAP_DENOISE = 0.85  # the authors'
 RANKED = 4  # seeds
+TURNS = 5
 LONG, PARTS_OF_LONG = 33, 4
 PARTS = tuple(field.name for field in dataclasses.fields(Readings))
 
@@ -220,7 +221,8 @@ def main(people: int, name: str, cache: Path) -> None:
              "real, through the VAE": dataclasses.asdict(score(some, truth)),
              "the photo, still": measured(some, photo, truth)}
     compared = {}
-    for what, condition in conditions(world, cache).items():
+    measurable = conditions(world, cache)
+    for what, condition in measurable.items():
         begun = time.monotonic()
         readings = readings_of(what, functools.partial(generated, world, condition))
         found[what] = {"curve": condition.curve, "at": condition.at, **measured(some, readings, truth),
@@ -232,10 +234,24 @@ def main(people: int, name: str, cache: Path) -> None:
         sys.stdout.write(f"{time.monotonic() - begun:.0f} s {what}: {found[what]['kept']}\n")
         sys.stdout.flush()
     found["two people"] = side_by_side(world, kept_readings, people // 2, cache)
+    found["seconds"] = seconds(world, {name: condition for name, condition in measurable.items() if name in (
+        WITHOUT, WITH) or name.startswith("Concat-ID")}, some[0])
     found["face swap"] = swapped(world, some)
     found["ranking"] = ranking(world, some[:people // 2])
     found["long video"] = drift(world, some[:people // 2])
     (RESULTS / f"small_world_{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def seconds(world: World, compared: dict[str, Condition], case: Case) -> dict[str, float]:
+    """How long a video takes by each condition: the median of TURNS, in each of which all make one, after a warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in compared}
+    for turn in range(TURNS + 1):
+        for name, condition in compared.items():
+            begun = time.perf_counter()
+            generated(world, condition, case)
+            if turn:
+                taken[name].append(time.perf_counter() - begun)
+    return {name: round(float(np.median(times)), 3) for name, times in taken.items()}
 
 
 def generated(world: World, condition: Condition, case: Case) -> np.ndarray:
