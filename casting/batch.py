@@ -39,8 +39,14 @@ class Batch:
 
         Raises UserError where no photo can be measured.
         """
+        def words_on(job: Job) -> str | None:
+            try:
+                return refusal(*job.of_photos())
+            except PromptFailed as failure:
+                return str(failure)
+
         of_person = {job.person: job for job in self._todo}
-        refusals = {person: words for person, job in of_person.items() if (words := refusal(*job.of_photos()))}
+        refusals = {person: words for person, job in of_person.items() if (words := words_on(job))}
         if refusals and refusals.keys() == of_person.keys():
             why = " ".join(dict.fromkeys(refusals.values()))
             raise UserError(f"no photo can be measured, so nothing was rendered. {why}")

@@ -56,7 +56,7 @@ def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None
     """
     try:
         ray.init(address=address, log_to_driver=False)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # nobody answers there, or that is no address
         raise UserError(f"there is no Ray cluster ({error}): start one with `ray start --head`, or leave out --ray."
                         ) from error
     try:
@@ -111,8 +111,13 @@ class _Driver:
 
     def _hand_out(self) -> None:
         while self.idle and (job := self.batch.take()):
+            try:
+                contents = job.contents()
+            except PromptFailed as failure:
+                self.batch.failed(job, failure)
+                continue
             actor = self.idle.pop()
-            self.waiting[actor.render.remote(job.graph, job.contents())] = actor, job
+            self.waiting[actor.render.remote(job.graph, contents)] = actor, job
 
     def _settle(self, answer, actor, job: Job | None) -> None:
         try:

@@ -49,7 +49,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         return run(options, for_comfyui)
-    except (UserError, RuntimeError) as error:
+    except (UserError, RuntimeError, OSError) as error:  # of the last, a full disk say
         log.error("stopped: %s", error)
         return 1
     except KeyboardInterrupt:
