@@ -49,8 +49,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         return run(options, for_comfyui)
-    except (UserError, RuntimeError, OSError) as error:  # of the last, a full disk say
+    except (UserError, RuntimeError) as error:
         log.error("stopped: %s", error)
+        return 1
+    except OSError as error:  # a full disk, or a folder that may not be read
+        log.error("stopped: %s. Mend that; the same command goes on.", error)
         return 1
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on")
