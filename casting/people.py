@@ -27,8 +27,9 @@ class Person:
 
 
 def read_people(folder: Path) -> list[Person]:
-    """The people in a folder, each a picture, a folder of pictures or a kept person, sorted by name. What a system hides
-    (its name begins with a dot) is nobody: macOS puts a ._anna.png, which is no picture, beside an anna.png.
+    """The people in a folder, each a picture, a folder of pictures or a kept person, sorted by name.
+
+    Hidden files, whose names begin with a dot, are nobody: macOS puts ._anna.png, which is no picture, beside anna.png.
 
     Raises UserError where there is nobody, and for a name that comes twice or cannot be written on a line.
     """

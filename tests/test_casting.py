@@ -94,7 +94,8 @@ def test_people_and_prompts(people, tmp_path):
 def test_names_of_people_can_be_written_down(people):
     (people / "a folder.png").mkdir()
     assert [person.name for person in read_people(people)] == ["anna", "ben"]
-    written = ["\u5c71\u7530\u3000\u592a\u90ce", "\u0645\u06cc\u200c\u0631\u0627", "d'Arc & <Jeanne> 100%#?", "a\u00a0b"]
+    written = ["d'Arc & <Jeanne> 100%#?", "a\u00a0b",
+               "\u5c71\u7530\u3000\u592a\u90ce", "\u0645\u06cc\u200c\u0631\u0627"]  # with spaces of Japan and Persia
     for name in written:
         (people / f"{name}.png").write_bytes(b"")
     assert {person.name for person in read_people(people)} == {"anna", "ben", *written}

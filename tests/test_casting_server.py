@@ -256,8 +256,8 @@ def test_a_node_that_comfyui_replaces_by_others(base, tmp_path):
 
 
 def test_last_words_that_are_no_text(base, tmp_path):
-    """A library writes bytes of its own and the server ends. It had the user's port, which another ComfyUI may have, and
-    came up on one of its own.
+    """A library writes bytes of its own, and the server ends. It was given the user's --port, where another ComfyUI may
+    listen, and came up on a port of its own.
     """
     endless = casts.endless_job(tmp_path / "endless", base)
     settings = casts.settings(base)
