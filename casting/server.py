@@ -128,8 +128,8 @@ class Worker:
     def _drop_saved(self) -> None:
         """Make room: over night every render would lie on this disk beside where it is kept."""
         folder = self.server.base / "output"
-        shutil.rmtree(folder)
-        folder.mkdir()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
 
     @contextlib.contextmanager
     def _told_of_losses(self) -> Iterator[None]:

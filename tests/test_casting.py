@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+import types
 from pathlib import Path
 
 import PIL.Image
@@ -371,6 +372,19 @@ def test_photos_are_checked_before_any_render(people, base, tmp_path):
     assert len(said) == 4
     with pytest.raises(UserError, match=r"nothing was rendered\. IdentityReport: no face$"):
         Batch([job for job in some if job.person == "ben"], records, said.append).check(refusal)
+
+
+def test_the_time_left(people, base, tmp_path, monkeypatch):
+    """Of 8 jobs 4 fail at once for their photo, and the others take 7 minutes each."""
+    said, clock = [], iter(range(0, 10000, 420))
+    monkeypatch.setattr("casting.batch.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    batch = Batch(jobs(people, base), Records(tmp_path), said.append)
+    of_anna = [photo.read_bytes() for photo in sorted((people / "anna").iterdir())]
+    batch.check(lambda graph, contents: None if of_anna == [*contents.values()] else "IdentityReport: no face")
+    for job in iter(batch.take, None):
+        batch.rendered(job, render())
+    assert [re.search(r"(?:; (.*) left)?$", words)[1] for words in said] == [
+        None, None, None, None, "21 min", "14 min", "7 min", None]
 
 
 def test_the_ranking(tmp_path):
