@@ -375,7 +375,7 @@ def test_photos_are_checked_before_any_render(people, base, tmp_path):
 
 
 def test_the_time_left(people, base, tmp_path, monkeypatch):
-    """Of 8 jobs 4 fail at once for their photo, and the others take 7 minutes each."""
+    """Four of 8 jobs fail at once for their photo, and the others take 7 minutes each."""
     said, clock = [], iter(range(0, 10000, 420))
     monkeypatch.setattr("casting.batch.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     batch = Batch(jobs(people, base), Records(tmp_path), said.append)
