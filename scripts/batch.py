@@ -52,6 +52,9 @@ def main() -> int:
     except (UserError, RuntimeError) as error:
         log.error("stopped: %s", error)
         return 1
+    except OSError as error:  # a full disk, or a folder that may not be read
+        log.error("stopped: %s. Mend that; the same command goes on.", error)
+        return 1
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on")
         return 130
