@@ -123,8 +123,10 @@ def insightface_refusal(what: str, patterns: tuple[str, ...]) -> str | None:
         return f"no model pack with {what} ({' or '.join(patterns)}) is in models/insightface/models"
     try:
         importlib.import_module(INSIGHTFACE_MODULE)
-    except ImportError as error:  # of a package that it needs
-        return f"insightface cannot be imported: {shown(error)} (pip install what it lacks)"
+    except MemoryError:
+        raise
+    except Exception as error:  # a package that it needs is not there, or was compiled for another NumPy
+        return f"insightface cannot be imported: {shown(error)} (install what it lacks, or insightface again)"
     return None
 
 
