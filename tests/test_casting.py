@@ -555,13 +555,33 @@ def test_hashes_that_lie(lines):
             weights.name: hashlib.sha256(b"weights").hexdigest()}
 
 
-@pytest.mark.parametrize("link", [["nowhere", 0], [{}, 0], ["1"], [], ["1", "0"], [None, 0]])
-def test_links_to_nowhere(tmp_path, link):
+@pytest.mark.parametrize("link", [["nowhere", 0], [{}, 0], [[], 0], ["1"], [], ["1", "0"], [None, 0]])
+@pytest.mark.parametrize("node, name, words", [
+    ("VAEDecode", "samples", r"linked to no node \(the first is 'samples of node "),
+    ("StandInSampler", "positive", "has no sampler with a positive prompt"),
+    ("SaveVideo", "video", "has no Save Video or Save Image of frames")])
+def test_links_to_nowhere(tmp_path, link, node, name, words):
     graph, file = json.loads(WORKFLOW.read_text()), tmp_path / "workflow.json"
-    graph[node_id(graph, "VAEDecode")]["inputs"]["samples"] = link
+    graph[node_id(graph, node)]["inputs"][name] = link
     file.write_text(json.dumps(graph))
-    with pytest.raises(UserError, match=r"linked to no node \(the first is 'samples of node "):
+    with pytest.raises(UserError, match=words):
         read_workflow(file)
+
+
+@pytest.mark.parametrize("workflow, node, name, words", [
+    ("concat_id_text_to_video", "IdentityReport", "images", r"linked to no node \(the first is 'images of node "),
+    ("concat_id_text_to_video", "IdentityReport", "reference_image", "linked to no node .*'reference_image of node "),
+    ("face_swap", "LoadVideo", "file", "has a Load Video without the name of a file")])
+def test_inputs_that_a_batch_needs(tmp_path, workflow, node, name, words):
+    file = tmp_path / "workflow.json"
+    for value in (None, {}, 5):
+        graph = json.loads((API / f"{workflow}.json").read_text())
+        graph[node_id(graph, node)]["inputs"][name] = value
+        if value is None:
+            del graph[node_id(graph, node)]["inputs"][name]
+        file.write_text(json.dumps(graph))
+        with pytest.raises(UserError, match=words):
+            read_workflow(file)
 
 
 def test_videos_without_frames(tmp_path):

@@ -1,6 +1,7 @@
 """Concat-ID's files: each form loads to the same model, and everything else gives one helpful sentence."""
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -38,9 +39,9 @@ def save(path, weights, wrapped=None):
     elif wrapped == "legacy":  # PyTorch's format before 1.6, which is no archive
         torch.save(weights, path, _use_new_zipfile_serialization=False)
     elif wrapped == "module":  # as DeepSpeed writes it, with more beside
-        torch.save({"module": weights, "global_steps": 7, "dp_world_size": 8}, path)
+        torch.save({"module": weights, "global_steps": 7, "best_loss": torch.tensor(math.inf)}, path)
     else:
-        torch.save({wrapped: weights, "epoch": 1} if wrapped else weights, path)
+        torch.save({wrapped: weights, "best_loss": torch.tensor(math.inf)} if wrapped else weights, path)
     return path
 
 
@@ -306,6 +307,16 @@ def test_a_file_larger_than_any_that_is_read_whole(tmp_path):
         load_concat_id(tmp_path / "a.pt")
 
 
+def and_then(read, happens):
+    """A reader after which something happens."""
+    def reading(*args, **kwargs):
+        content = read(*args, **kwargs)
+        happens()
+        return content
+
+    return reading
+
+
 @pytest.mark.parametrize("become", [lambda path, other: other.replace(path), lambda path, other: path.unlink()],
                          ids=["replaced", "removed"])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
@@ -314,18 +325,26 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, told_sizes, monkeypatch,
     path = save(tmp_path / name, weights())
     other = save(tmp_path / f"other_{name}", concat_id_weights(TinyWan(text_dim=32, seed=9)))
 
-    def and_then(read):
-        def read_before(*args, **kwargs):
-            content = read(*args, **kwargs)
-            become(path, other)
-            return content
-
-        return read_before
-
     reader = (torch, "load") if name == "a.pt" else (comfy.utils, "load_torch_file")
-    monkeypatch.setattr(*reader, and_then(getattr(*reader)))
-    with pytest.raises(UserError, match=rf"^{name} was replaced, changed or removed while it was read: run the node"):
+    monkeypatch.setattr(*reader, and_then(getattr(*reader), lambda: become(path, other)))
+    with pytest.raises(UserError, match=rf"^{name} was replaced, changed or removed since its reading began: run the"):
         load_concat_id(path)
+
+
+@pytest.mark.parametrize("when", ["before", "while it is read"])
+def test_a_file_that_changes_before_its_model_is_loaded_again(tmp_path, monkeypatch, when):
+    """ComfyUI would go on with the weights of another file, and the pack with the record of the first."""
+    path = save(tmp_path / "a.safetensors", weights())
+    model, _ = load_concat_id(path)
+    other = save(tmp_path / "other.safetensors", concat_id_weights(TinyWan(text_dim=32, seed=9)))
+    assert model.clone(force_deepcopy=True).cached_patcher_init == model.cached_patcher_init
+    if when == "before":
+        other.replace(path)
+    else:
+        monkeypatch.setattr(comfy.utils, "load_torch_file", and_then(comfy.utils.load_torch_file,
+                                                                     lambda: other.replace(path)))
+    with pytest.raises(UserError, match=r"^a\.safetensors was replaced, changed or removed since its reading began"):
+        model.clone(force_deepcopy=True)
 
 
 def test_a_file_that_is_written_again_is_read_again(tmp_path, monkeypatch):

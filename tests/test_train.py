@@ -25,6 +25,7 @@ from standin_core.train.data.shards import Example
 from standin_core.train.flow_matching import flow_matching_loss
 from standin_core.train.loop import MOST_BAD_STEPS, Trainer
 from standin_core.train.method import Batch
+from standin_core.train.session import loaded_again
 from standin_core.wan import WITH_GRADIENTS, Wan, differentiable
 from tolerances import WHOLE_RUN, assert_close
 
@@ -530,3 +531,13 @@ def test_another_method_trains_with_the_same_loop(tmp_path):
         losses = [sum(flow_matching_loss(each.learner, batch) for batch in batches)
                   for each in (trainer(), run.trainer)]
     assert losses[1] < 0.99 * losses[0]
+
+
+def test_no_memory_for_a_second_model_is_left_to_comfyui():
+    def load(*args, **kwargs):
+        raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    model = tiny.load()
+    model.cached_patcher_init = (load, ())
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="out of memory"):
+        loaded_again(model)

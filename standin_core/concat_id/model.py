@@ -30,12 +30,13 @@ from ..weights import (
     ORDINARY_LORA,
     SAFETENSORS,
     check_claim,
-    check_metadata,
     check_size,
     check_tensors,
+    checked_metadata,
     download_again,
     refusing_damage,
     unpickled,
+    weights_in,
 )
 from ..words import shown
 from .forward import ReferenceModulation
@@ -95,13 +96,19 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     native, concat_id = parse_concat_id(weights, shown(path.name), _sha256_of_same(path, came), metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
-    model.cached_patcher_init = (load_native, (path, model_options))
+    model.cached_patcher_init = (load_native, (path, model_options, came))
     return model, concat_id
 
 
-def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
-    """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
+def load_native(path: Path, model_options: dict, came: Fingerprint, disable_dynamic: bool = False):
+    """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time.
+
+    came: the file's when the model was loaded first.
+
+    Raises UserError where the file cannot be read, and where it is another by now.
+    """
     weights, metadata, _ = _read(path)
+    _check_same(path, came)
     native, _ = parse_concat_id(weights, shown(path.name), metadata=metadata)
     return _model(native, metadata, path, model_options, disable_dynamic)
 
@@ -151,31 +158,43 @@ def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
     return bool((own - marks).square().mean() <= rounding**2 * marks.square().mean())
 
 
-def _read(path: Path) -> tuple[dict, dict | None, Fingerprint]:
+def _read(path: Path) -> tuple[dict, dict[str, str], Fingerprint]:
     """The content, the metadata and the fingerprint of a file; a safetensors by ComfyUI's loader, which maps it: it has
     gigabytes."""
     with refusing_damage(path, download_again("a Concat-ID model"), throw_exception_if_processing_interrupted) as ask:
-        came, metadata = fingerprint_of(path), None
+        came, metadata = fingerprint_of(path), {}
         size = came[-1]
         if path.suffix.lower() in SAFETENSORS:
             weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-            check_metadata({} if metadata is None else metadata)  # the loader does not look
+            metadata = checked_metadata(metadata)  # the loader does not look
         else:
             check_size(size)
             check_claim(path, size)
-            weights = unpickled(path, ask)
+            weights = weights_in(unpickled(path, ask))
         check_tensors(weights, size, ask)
     return weights, metadata, came
 
 
 def _sha256_of_same(path: Path, came: Fingerprint) -> str:
     """Raises UserError where the file is not the one any more that has been read."""
-    with contextlib.suppress(OSError):
+    try:
         sha256 = sha256_of(path, throw_exception_if_processing_interrupted)
+    except OSError as error:
+        raise _other_by_now(path) from error
+    _check_same(path, came)
+    return sha256
+
+
+def _check_same(path: Path, came: Fingerprint) -> None:
+    with contextlib.suppress(OSError):
         if fingerprint_of(path) == came:
-            return sha256
-    raise UserError(f"{shown(path.name)} was replaced, changed or removed while it was read: run the node again once "
-                    "the file is in its place.")
+            return
+    raise _other_by_now(path)
+
+
+def _other_by_now(path: Path) -> UserError:
+    return UserError(f"{shown(path.name)} was replaced, changed or removed since its reading began: run the workflow "
+                     "again once the file is in its place.")
 
 
 def parse_concat_id(weights: dict, name: str, sha256: str = "",
@@ -186,9 +205,6 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
 
     Raises UserError with what came, what is needed and what to do.
     """
-    for around in ("state_dict", "module"):
-        if isinstance(weights, dict) and isinstance(weights.get(around), dict):
-            weights = weights[around]
     if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(each, torch.Tensor)
                                                 for key, each in weights.items()):
         raise UserError(f"{name} holds a {type(weights).__name__} of other things than named tensors, so it is no "
@@ -295,12 +311,12 @@ def _check_sizes_told(metadata: dict[str, str]) -> None:
         raise ValueError(f"its metadata set {', '.join(wrong)}")
 
 
-def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, model_options: dict,
+def _model(native: dict[str, torch.Tensor], metadata: dict[str, str], path: Path, model_options: dict,
            disable_dynamic: bool = False):
     # the layouts stand beside the layers now; in the metadata, the layers may have names with a prefix
-    metadata = {key: value for key, value in (metadata or {}).items() if key != LAYOUTS}
+    metadata = {key: value for key, value in metadata.items() if key != LAYOUTS}
     try:
-        _check_sizes_told(metadata or {})
+        _check_sizes_told(metadata)
         model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, metadata=metadata,
                                                          disable_dynamic=disable_dynamic)
     except OOM_EXCEPTION:

@@ -116,8 +116,6 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
 
 def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     """The tensors under the authors' names without ``module.``. Raises UserError for another kind of file."""
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                         "choose an ID-Animator file.")

@@ -90,8 +90,6 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
 
     Raises UserError where they are no Stand-In adapter.
     """
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                         "choose a Stand-In file.")
