@@ -107,7 +107,7 @@ def _checked(widget, value):
 def only(values: list, name: str):
     """The one value of an input of a node that takes lists."""
     if len(values) != 1:
-        raise UserError(f"{name} came {len(values)} times, needed is one value: connect a single one, not a list.")
+        raise UserError(f"{name} must be one value, but {len(values)} came: connect a single one, not a list.")
     return values[0]
 
 

@@ -73,8 +73,8 @@ class Controls(Span):
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor <= MOST_STRENGTH for _, factor in self.schedule)):
-            raise UserError(f"the strength schedule is {shown(list(self.schedule))}, needed are rising percents "
-                            f"from 0 to 1 with factors from 0 to {MOST_STRENGTH:g}, like 0:0, 0.2:1.")
+            raise UserError("the strength schedule must be rising percents from 0 to 1 with factors from 0 to "
+                            f"{MOST_STRENGTH:g}, such as 0:0, 0.2:1, but is {shown(list(self.schedule))}.")
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
@@ -85,8 +85,8 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
         try:
             points.append((float(percent), float(factor)))
         except ValueError as error:
-            raise UserError(f"the strength schedule has {shown(part)!r}, needed is percent:factor, like 0:0, 0.2:1."
-                            ) from error
+            raise UserError("each part of the strength schedule must be percent:factor, such as 0:0, 0.2:1, but one is "
+                            f"{shown(part)!r}.") from error
     return tuple(points)
 
 
@@ -168,7 +168,7 @@ def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Te
     if len(region) == frames_of(frames):
         region = largest_in_each(region)
     if len(region) not in (1, frames):
-        raise UserError(f"the region has {len(region)} masks and the video {frames} latent frames, needed are 1, "
-                        f"{frames}, or one for each of its {frames_of(frames)} frames.")
+        raise UserError(f"the region must have 1 mask, {frames} (one for each latent frame of the video) or "
+                        f"{frames_of(frames)} (one for each frame), but has {len(region)}.")
     pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

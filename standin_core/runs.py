@@ -102,8 +102,8 @@ def opened(run: Run, guider, key: str) -> Iterator[None]:
             finished = True
         except AttributeError as error:
             if error.obj is None and error.name is not None and hasattr(ModelPatcher, error.name):
-                raise UserError("another run on this model ended, and ComfyUI then takes the model from all of its "
-                                "runs: start them one after the other.") from error
+                raise UserError("another run on this model ended, and ComfyUI unloaded the model: start the runs one "
+                                "after the other.") from error
             raise
         finally:
             options.pop(key, None)

@@ -52,7 +52,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are connected, needed is one of them: disconnect the others.")
+        raise UserError(f"only one of {' and '.join(given)} can be read, but all are connected: disconnect the others.")
     if boxes is not None:
         return _from_boxes(boxes)
     if mask is not None:
@@ -65,7 +65,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     if not isinstance(size, list | tuple) or len(size) != 2:
         raise _no_landmarks(f"has the picture's size {shown(size)}")
     if tuple(size) != pictures[1:]:
-        raise UserError(f"face_landmarks were found in a picture of {shown(size[1])}x{shown(size[0])} and this one is "
+        raise UserError(f"face_landmarks were found in a picture of {shown(size[1])}x{shown(size[0])}, but this one is "
                         f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
     return _from_landmarks(landmarks)
 
@@ -88,8 +88,8 @@ def _from_boxes(boxes) -> Detector:
 
 def _check_boxes(boxes) -> None:
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
-        raise UserError("face_box holds something else than boxes, needed are boxes with x, y, width and height in "
-                        "pixels, one list of them for each picture: connect a node that outputs BOUNDING_BOX.")
+        raise UserError("face_box must hold boxes with x, y, width and height in pixels, one list of them for each "
+                        "picture, but holds something else: connect a node that outputs BOUNDING_BOX.")
     for box in boxes:
         for side, least in (("x", -LARGEST), ("y", -LARGEST), ("width", 0), ("height", 0)):
             check_number(box.get(side), f"{side} of face_box", least, LARGEST)
@@ -141,7 +141,8 @@ def _checked_landmarks(found: dict) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _no_landmarks(came: str) -> UserError:
-    return UserError(f"face_landmarks {came}, needed is the output of Detect Face Landmarks (MediaPipe): connect that.")
+    return UserError("face_landmarks must be the output of Detect Face Landmarks (MediaPipe), but "
+                     f"{came}: connect that output.")
 
 
 def _of_photo(for_each, index: int, name: str):

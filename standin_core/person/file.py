@@ -80,8 +80,8 @@ def load_person(file: Path) -> Person:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{shown(file.name)} holds no person: choose a file that Save Person wrote.")
     if metadata.get("version") != VERSION:
-        raise UserError(f"{shown(file.name)} is a person of version {shown(metadata.get('version'))}, version "
-                        f"{VERSION} is needed: update the node pack, or {MAKE_ANEW}.")
+        raise UserError(f"{shown(file.name)} must be a person of version {VERSION}, but is of version "
+                        f"{shown(metadata.get('version'))}: update the node pack, or {MAKE_ANEW}.")
     tensors, written = weights.content, metadata.pop("sha256", None)
     with refusing_damage(file, MAKE_ANEW):
         is_whole = content_sha256(tensors, metadata) == written

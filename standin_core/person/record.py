@@ -59,7 +59,7 @@ class Person:
         which made the latents.
         """
         if image is not None or latent is not None:
-            raise UserError("a person and another reference came, one of them is needed: disconnect one.")
+            raise UserError("only one of a person and another reference can be read, but both came: disconnect one.")
         kept = self.latents.get(use)
         if kept is not None and size in (None, tuple(kept.shape[-2:])):
             if vae is not None:

@@ -33,7 +33,7 @@ def reading_photo(wan: Wan, adapter: Adapter, video_shape: tuple[int, ...], refe
     """
     variant, size, photo_size = adapter.variant, wan.grid(video_shape)[1:], wan.grid(reference.shape)[1:]
     if checkpointing and variant.self_attention == ORDINARY:
-        raise UserError("with ordinary attention nothing can be computed again: train without checkpointing.")
+        raise UserError("ordinary attention does not support checkpointing: switch checkpointing off.")
     with differentiable(), contextlib.ExitStack() as stack:
         rotation = wan.rotation(POSITIONS[variant.positions](size, photo_size, TIME_OFFSET, device=reference.device))
         layers: JointStream | ResidentLayers
