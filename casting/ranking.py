@@ -59,9 +59,9 @@ def write_ranking(folder: Path, records: list[dict]) -> Path:
     return page
 
 
-def _those_with(reason: str, records: list[dict], *more: str) -> list[dict]:
-    return [{name: record[name] for name in ("id", "person", "prompt", "seed", *more, reason)}
-            for record in records if reason in record]
+def _those_with(key: str, records: list[dict], *more: str) -> list[dict]:
+    return [{name: record[name] for name in ("id", "person", "prompt", "seed", *more, key)}
+            for record in records if key in record]
 
 
 def _page(people: dict[str, dict[str, list[dict]]], unmeasured: list[dict], failed: list[dict]) -> str:

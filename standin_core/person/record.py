@@ -8,6 +8,7 @@ import torch
 
 from ..checks import shown
 from ..contracts import FaceCrop, UserError, counted
+from ..latents import in_pixels
 from ..reference import answer_of
 
 SAME_VAE = 0.1  # share of the answer's norm; measured on a tiny VAE: in bf16 0.005 from fp32, random weights 1.0
@@ -80,7 +81,7 @@ class Person:
         lines = [f"{self.name}: {counted(count, 'photo')} of {width}x{height}", f"made by {self.made_by}"]
         stand_in, concat_id = self.latents.get(Use.STAND_IN), self.latents.get(Use.CONCAT_ID)
         lines.append("Stand-In: " + ("needs the VAE" if stand_in is None else "latents kept, needs no VAE"))
-        lines.append("Concat-ID: needs the VAE" + ("" if concat_id is None else
-                     f", except for a video of {8 * concat_id.shape[-1]}x{8 * concat_id.shape[-2]}"))
+        lines.append("Concat-ID: needs the VAE" + (
+            "" if concat_id is None else f", except for a video of {in_pixels(concat_id.shape)}"))
         lines.append("ID-Animator: needs " + ("CLIP vision" if self.hidden_states is None else "no CLIP vision"))
         return "\n".join(lines)
