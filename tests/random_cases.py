@@ -91,11 +91,12 @@ def count(what, **facts):
 
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
+    from standin_core.files import replacing  # conftest imports this file before the pack is on the path
+
     global _written
     now = {what: {**record, "date": time.strftime("%Y-%m-%d")} for what, record in _records.items()}
-    part = RECORD.with_suffix(".part")
-    part.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(RECORD)
+    with replacing(RECORD) as part:
+        part.write_text(json.dumps({**_recorded(), **now}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     _written = time.monotonic()
 
 

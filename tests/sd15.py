@@ -2,7 +2,6 @@
 import functools
 import json
 from pathlib import Path
-from unittest import mock
 
 import comfy.clip_vision
 import comfy.model_sampling
@@ -12,6 +11,7 @@ import comfy.sd
 import comfy.supported_models
 import numpy as np
 import PIL.Image
+import pytest
 import safetensors.torch
 import torch
 
@@ -42,7 +42,9 @@ class AuthorsSchedule(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sa
 
 def load(weights: dict[str, torch.Tensor], width: int, context: int, dtype=torch.float32):
     """By ComfyUI's loader, which tells SD1.5 by two widths; with the authors' schedule."""
-    with mock.patch.dict(comfy.supported_models.SD15.unet_config, model_channels=width, context_dim=context):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(comfy.supported_models.SD15.unet_config, "model_channels", width)
+        patch.setitem(comfy.supported_models.SD15.unet_config, "context_dim", context)
         model = comfy.sd.load_diffusion_model_state_dict(dict(weights), model_options={"dtype": dtype})
     model.add_object_patch("model_sampling", AuthorsSchedule())
     return model

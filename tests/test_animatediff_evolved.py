@@ -5,7 +5,6 @@ tests/test_id_animator.py has the same numbers without it, with temporal transfo
 import asyncio
 import json
 import sys
-from unittest import mock
 
 import folder_paths
 import nodes
@@ -46,7 +45,8 @@ def evolved(moving, tmp_path_factory):
     module = sys.modules[f"{nodes.NODE_CLASS_MAPPINGS['ADE_LoadAnimateDiffModel'].__module__.rpartition('.')[0]}"
                          ".motion_module_ad"]
     kind, width = module.MotionModule, moving.settings["block_out_channels"][0]
-    with mock.patch.object(module, "MotionModule", lambda _, **kwargs: kind(width, **kwargs)):  # it knows 320 to 1280
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MotionModule", lambda _, **kwargs: kind(width, **kwargs))  # it knows 320 to 1280
         motion_model = run("ADE_LoadAnimateDiffModel", model_name="mm_small.safetensors")
     yield run, motion_model
     folder_paths.folder_names_and_paths["animatediff_models"][0].remove(str(folder))
