@@ -3,15 +3,16 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..standin_core.checks import check_choice, check_made, check_number, check_switch, check_text
 from ..standin_core.concat_id.model import ConcatID
 from ..standin_core.contracts import FaceCrop, UserError
-from ..standin_core.face import DETECTORS
+from ..standin_core.face import DETECTORS, installed_models
 from ..standin_core.face_swap import FaceTrack
-from ..standin_core.folders import filenames
+from ..standin_core.folders import Fingerprint, filenames, listed_file
 from ..standin_core.id_animator.adapter import Adapter as IDAnimatorAdapter
 from ..standin_core.person import Person
 from ..standin_core.stand_in.adapter import Adapter as StandInAdapter
@@ -66,6 +67,23 @@ class FileInput(io.Combo.Input):
 
     def __init__(self, name: str, folder: str, tooltip: str):
         super().__init__(name, options=filenames(folder), tooltip=tooltip)
+
+
+def face_models_for(*chosen: str) -> tuple[Fingerprint, ...]:
+    """What a node's fingerprint has of the face models.
+
+    chosen: the node's detector, and its parser where it has one; the result of "auto" depends on what is installed.
+    """
+    return installed_models() if "auto" in chosen else ()
+
+
+def loads(load: Callable, folder: str, name: str):
+    """The output of a node that loads an adapter, which the user may interrupt.
+
+    load: takes the file and what raises where the user has interrupted.
+    folder, name: as for ``folders.listed_file``.
+    """
+    return io.NodeOutput(load(listed_file(folder, name), throw_exception_if_processing_interrupted))
 
 
 def checked(execute):

@@ -1,10 +1,9 @@
 """The Stand-In method: load an adapter, apply it to a model, sample, and show where the identity was read."""
-from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import fingerprint, listed_file
+from ..standin_core.folders import fingerprint
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -23,6 +22,7 @@ from .shared import (
     checked,
     found_by,
     keeps_what_it_shows,
+    loads,
     person_input,
 )
 
@@ -51,7 +51,7 @@ class LoadStandIn(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
+        return loads(load_adapter, ADAPTERS, adapter)
 
 
 class ApplyIdentityBranch(io.ComfyNode):

@@ -17,9 +17,11 @@ from ..standin_core.concat_id.training import (
     ConcatIDSettings,
     train_concat_id,
 )
-from ..standin_core.face import PRESETS, FaceSettings
+from ..standin_core.evaluation import face_embedder_refusals
+from ..standin_core.face import PRESETS, FaceSettings, installed_models
 from ..standin_core.folders import output_folder
-from ..standin_core.stand_in.training import TRAINING, AdapterSettings, StandInMethod, train_adapter
+from ..standin_core.methods import TRAINED
+from ..standin_core.stand_in.training import TRAINING, AdapterSettings, train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -50,7 +52,7 @@ from .shared import (
     previews,
 )
 
-METHODS = {"Stand-In": StandInMethod, "Concat-ID": ConcatIDMethod}
+METHODS = {method.title: method for method in TRAINED.values()}
 OF_CONCAT_ID = ConcatIDMethod.defaults["train"]
 # of inputs that came later, where a saved prompt lacks them
 LATER = {"method": "Stand-In", "people": 1, "noise_draws": 4}
@@ -203,6 +205,10 @@ class PrepareTrainingData(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return installed_models(), face_embedder_refusals()
 
     @classmethod
     @checked

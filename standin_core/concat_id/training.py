@@ -105,6 +105,7 @@ class ConcatIDMethod:
     metadata: what the file of the model says of itself; ComfyUI reads from it what the weights do not tell.
     """
 
+    title: ClassVar[str] = "Concat-ID"
     makes: ClassVar[str] = "a model for Load Concat-ID"
     table: ClassVar[str] = "concat_id"
     Settings: ClassVar[type[MethodSettings]] = ConcatIDSettings

@@ -60,6 +60,7 @@ class StandInMethod:
     variant: where the identity tokens stand, and what they read.
     """
 
+    title: ClassVar[str] = "Stand-In"
     makes: ClassVar[str] = "an adapter for Load Stand-In"
     table: ClassVar[str] = "adapter"
     Settings: ClassVar[type[MethodSettings]] = AdapterSettings

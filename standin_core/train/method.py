@@ -50,6 +50,7 @@ class Method(Protocol):
     """A method with its settings, before there is a model.
 
     The class has:
+    title: its name on the nodes.
     makes: what comes of a training, in a few words.
     table: the name of the configuration's table that holds the method's settings.
     Settings: the dataclass of that table.
@@ -60,6 +61,7 @@ class Method(Protocol):
     saving: what lowers the memory of this method, beside what lowers it for every method, in words.
     """
 
+    title: ClassVar[str]
     makes: ClassVar[str]
     table: ClassVar[str]
     Settings: ClassVar[type[MethodSettings]]
