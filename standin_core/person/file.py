@@ -15,6 +15,7 @@ from ..checks import shown
 from ..contracts import CroppedFace, FaceCrop, UserError
 from ..face import to_uint8
 from ..files import replacing
+from ..latents import CHANNELS
 from ..weights import read_weights, refusing_damage
 from .record import Person, Use
 
@@ -26,8 +27,8 @@ OTHERWISE = "choose another name, or switch replace on"  # and for one that is i
 SHAPES: dict[str, tuple] = {
     "photos": (torch.uint8, None, None, 3), "image": (torch.uint8, None, None, 3), "rgba": (torch.uint8, None, None, 4),
     "points": (None, 5, 2), "hidden_states": (torch.float32, None, None),
-    "vae": (torch.float32, 16, 1, 2, 2),
-    **dict.fromkeys((Use.STAND_IN, Use.CONCAT_ID), (torch.float32, 16, 1, None, None))}
+    "vae": (torch.float32, CHANNELS, 1, 2, 2),
+    **dict.fromkeys((Use.STAND_IN, Use.CONCAT_ID), (torch.float32, CHANNELS, 1, None, None))}
 
 
 class _Found(pydantic.BaseModel, strict=True, extra="forbid"):
