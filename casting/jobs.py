@@ -81,7 +81,7 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
     needed = pictures_needed(graph)
     for person in people:
         if person.kept is not None and needed > 1:
-            raise UserError(f"the workflow loads {needed} pictures, and {person.kept.name} is a person that Save "
+            raise UserError(f"the workflow loads {needed} pictures, but {person.kept.name} is a person that Save "
                             "Person kept: take a workflow that loads one picture, or give photos of that person.")
         if person.kept is None and len(person.photos) < needed:
             raise UserError(f"the workflow loads {needed} pictures and {person.name} has {len(person.photos)}: make a "

@@ -96,7 +96,7 @@ class BestOfN(io.ComfyNode):
                     "The photo that was given to the model. Further pictures in the batch are other photos of the "
                     "same person; copying is then measured against them.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "Any model from Load CLIP Vision. It is used where no face recognition network is installed.")),
+                    "Any model from Load CLIP Vision. It is used if no face recognition network is installed.")),
                 io.Int.Input("seeds", optional=True, force_input=True, min=0, max=2**64 - 1, tooltip=(
                     "The list of seeds that the videos were sampled with, in their order.")),
                 io.Int.Input("frames_per_video", default=0, min=0, max=10000, tooltip=(

@@ -12,7 +12,6 @@ from ..standin_core.face import (
     WHICH,
     FaceSettings,
     crop_faces,
-    installed_models,
 )
 from .shared import (
     ADVANCED,
@@ -21,6 +20,7 @@ from .shared import (
     checked,
     detector_input,
     download_input,
+    face_models_for,
     found_by,
     given_face_inputs,
     min_score_input,
@@ -119,7 +119,7 @@ class FacePreprocess(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, detector, parser, **inputs):
-        return installed_models() if "auto" in (detector, parser) else ()
+        return face_models_for(detector, parser)
 
     @classmethod
     @checked

@@ -1,11 +1,10 @@
 """The method ID-Animator: load an adapter, apply it to an SD1.5 model."""
-from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
-from ..standin_core.folders import fingerprint, listed_file
+from ..standin_core.folders import fingerprint
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
 from ..standin_core.id_animator.apply import apply_photos
-from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by, person_input
+from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by, loads, person_input
 
 
 class LoadIDAnimator(io.ComfyNode):
@@ -33,7 +32,7 @@ class LoadIDAnimator(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
+        return loads(load_adapter, ADAPTERS, adapter)
 
 
 class ApplyIDAnimator(io.ComfyNode):

@@ -1,7 +1,6 @@
 """Refine small faces of a finished video."""
 from comfy_api.latest import io
 
-from ..standin_core.face import installed_models
 from ..standin_core.face_swap import COLOR_REGIONS, RefineSettings, enlarge_small_face, enlarged, put_back
 from .shared import (
     ADVANCED,
@@ -10,6 +9,7 @@ from .shared import (
     checked,
     detector_input,
     download_input,
+    face_models_for,
     followed_face_inputs,
     found_by,
     given_face_inputs,
@@ -68,7 +68,7 @@ class RefineFacesPrepare(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, detector, **inputs):
-        return installed_models() if detector == "auto" else ()
+        return face_models_for(detector)
 
     @classmethod
     @checked

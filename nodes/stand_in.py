@@ -1,10 +1,9 @@
 """The Stand-In method: load an adapter, apply it to a model, sample, and show where the identity was read."""
-from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import fingerprint, listed_file
+from ..standin_core.folders import fingerprint
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -23,6 +22,7 @@ from .shared import (
     checked,
     found_by,
     keeps_what_it_shows,
+    loads,
     person_input,
 )
 
@@ -51,7 +51,7 @@ class LoadStandIn(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
+        return loads(load_adapter, ADAPTERS, adapter)
 
 
 class ApplyIdentityBranch(io.ComfyNode):
@@ -135,11 +135,11 @@ class ApplyIdentityBranch(io.ComfyNode):
                 # the page's script reads the settings of each preset from the definition of this input
                 io.Combo.Input("preset", options=list(PRESETS), default=CUSTOM, optional=True,
                                extra_dict={"presets": PRESETS}, tooltip=(
-                    'A named setting that replaces guidance. "paper": both guidance passes read the identity, as in '
-                    'the Stand-In paper. "closer likeness": only the positive pass reads it, so cfg raises the '
-                    'likeness too. "custom": guidance as it is set. Measured on tiny test models and 48 drawn '
-                    'people, not on a 14B model: "paper" keeps 0.33 of an identity and "closer likeness" 0.49, '
-                    'where 0 is chance and 1 is all.')),
+                    'A named setting that replaces guidance. "paper": both guidance passes read the identity, '
+                    'as in the Stand-In paper. "closer likeness": the positive pass alone reads it, so cfg raises '
+                    'the likeness too. "custom": guidance as it is set. In the pack\'s small world of 48 drawn '
+                    'people, "paper" keeps 0.33 of an identity and "closer likeness" 0.49, where 0 is chance and 1 '
+                    'is all. These figures were measured on small test models, not on a 14B model.')),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )

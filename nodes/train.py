@@ -17,10 +17,11 @@ from ..standin_core.concat_id.training import (
     ConcatIDSettings,
     train_concat_id,
 )
-from ..standin_core.face import PRESETS, FaceSettings
+from ..standin_core.evaluation import face_embedder_refusals
+from ..standin_core.face import PRESETS, FaceSettings, installed_models
 from ..standin_core.folders import output_folder
 from ..standin_core.methods import TRAINED
-from ..standin_core.stand_in.training import TRAINING, AdapterSettings, StandInMethod, train_adapter
+from ..standin_core.stand_in.training import TRAINING, AdapterSettings, train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -204,6 +205,10 @@ class PrepareTrainingData(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return installed_models(), face_embedder_refusals()
 
     @classmethod
     @checked

@@ -116,7 +116,7 @@ def test_what_cannot_be_ranked():
         rank([], PHOTO, SETTINGS, 0.8, clip_vision=ClipVision())
     with pytest.raises(UserError, match="3 seeds came for 4 videos"):
         rank(videos(), PHOTO, SETTINGS, 0.8, [1, 2, 3], ClipVision())
-    with pytest.raises(UserError, match=r"images has shape \[0, "):
+    with pytest.raises(UserError, match=r"images must have the shape .*, but has \[0, "):
         rank([PHOTO, PHOTO[:0]], PHOTO, SETTINGS, 0.8, clip_vision=ClipVision())
 
 

@@ -177,7 +177,7 @@ def test_a_kept_person_is_one_of_the_people(people, base):
     assert not {job.id for job in of_carl} & {job.id for job in jobs(people, base)}
     for name in ("ben.jpg", "anna/1.png", "anna/2.PNG"):
         (people / name).unlink()
-    with pytest.raises(UserError, match=r"loads 3 pictures, and carl\.safetensors is a person that Save Person kept"):
+    with pytest.raises(UserError, match=r"loads 3 pictures, but carl\.safetensors is a person that Save Person kept"):
         jobs(people, base, API / "several_photos.json")
 
 

@@ -445,11 +445,11 @@ def test_two_people_by_two_nodes(model):
 
 SETTINGS = {
     "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
-    "no such guidance": ({"guidance": "none"}, "guidance is none, but must be one of both passes, positive pass"),
+    "no such guidance": ({"guidance": "none"}, "guidance must be one of both passes, positive pass"),
     "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and "
                    "tiny_concat_id.safetensors was trained with 1: pick one"),
-    "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, "shape [1, 16, 1, 8, 8], but for a video of 8x12"),
-    "no video": ({"shape": (1, 16, 8, 12)}, "but must have that of a video, [B, 16, T, h, w]: connect the latent"),
+    "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"shape [1, 16, 1, 8, 8] and the video 8x12"),
+    "no video": ({"shape": (1, 16, 8, 12)}, "must have the shape of a video, [B, 16, T, h, w]"),
 }
 
 

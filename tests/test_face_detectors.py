@@ -389,7 +389,7 @@ def test_a_mask_gives_its_bounds():
     assert given(mask=mask)[0].box == (30, 20, 50, 61)
     assert given(mask=torch.zeros(1, 100, 200)) == []
     assert given(mask=mask.bfloat16())[0].box == (30, 20, 50, 61)
-    with pytest.raises(UserError, match=r"face_mask is \[1, 50, 50\] .* of the picture, \[3, 100, 200\]"):
+    with pytest.raises(UserError, match=r"face_mask must be of .* size, \[3, 100, 200\] .*, but is \[1, 50, 50\]"):
         given(mask=torch.ones(1, 50, 50))
 
 
@@ -398,7 +398,7 @@ def test_mediapipes_landmarks():
     (face,) = given(landmarks=faces.landmarks([(points, 0.8)], size=(100, 200)))
     assert np.allclose(face.keypoints, points) and face.score == 0.8
     assert given(landmarks=faces.landmarks([(points, 0.8)], [], size=(100, 200)), index=1) == []
-    with pytest.raises(UserError, match="face_landmarks were found in a picture of 512x512 and this one is 200x100"):
+    with pytest.raises(UserError, match="face_landmarks were found in a picture of 512x512, but this one is 200x100"):
         given(landmarks=faces.landmarks([(points, 0.8)]))
 
 
@@ -435,7 +435,7 @@ def test_comfyuis_own_landmarker_speaks_this_format(monkeypatch):
 
 
 def test_only_one_thing_is_given():
-    with pytest.raises(UserError, match="face_box and face_mask are connected"):
+    with pytest.raises(UserError, match="only one of face_box and face_mask can be read"):
         given(boxes=box(0, 0, 9, 9), mask=torch.ones(100, 200))
     assert given_detector((1, 100, 200), None, None, None) is None
 

@@ -166,8 +166,8 @@ def test_before_and_after(video):
 
 
 REFUSED = {
-    "no frames": (noise(0), [], PLAIN, r"images has shape \[0, "),
-    "size": (noise(1), boxes((30, 20, 16, 20)), RefineSettings(size=100), "size is 100, a multiple of 16"),
+    "no frames": (noise(0), [], PLAIN, r"images must have the shape .*, but has \[0, "),
+    "size": (noise(1), boxes((30, 20, 16, 20)), RefineSettings(size=100), "size must be a multiple of 16, but is 100"),
 }
 
 

@@ -288,7 +288,7 @@ def test_a_kill_between_two_checkpoints(wan, tmp_path):
 def test_what_is_no_adapter_is_not_replaced(tmp_path, what):
     file = tmp_path / "mine.safetensors"
     file.mkdir() if what == "folder" else file.write_bytes(b"broken")
-    with pytest.raises(UserError, match="is there already, and not of this training"):
+    with pytest.raises(UserError, match="is there already, but not of this training"):
         check_replaceable(file, {"rank": "4"})
 
 
@@ -477,8 +477,9 @@ def test_it_learns(wan):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"learning_rate": 0.0}, "learning_rate is 0.0"), ({"ema": 1.0}, "ema is 1.0"),
-    ({"noise_from": 0.875, "noise_to": 0.5}, "the noise levels are 0.875 to 0.5")])
+    ({"learning_rate": 0.0}, "learning_rate must be more than 0, but is 0.0"),
+    ({"ema": 1.0}, "ema must be .*, but is 1.0"),
+    ({"noise_from": 0.875, "noise_to": 0.5}, "the noise levels must be .*, but are 0.875 to 0.5")])
 def test_settings_that_make_no_sense(change, words):
     with pytest.raises(UserError, match=words):
         dataclasses.replace(SETTINGS, **change)

@@ -135,7 +135,7 @@ def check_fit(concat_id: ConcatID, model) -> None:
     """
     wan = Wan(model.model)
     if not wan.from_text_alone:
-        raise UserError("the model takes more than noise and text (image-to-video, VACE or another control), and "
+        raise UserError("the model takes more than noise and text (image-to-video, VACE or another control), but "
                         "Concat-ID was trained on plain text-to-video: connect the model of Load Concat-ID.")
     if (len(wan.blocks), wan.dim) != concat_id.marks.shape[::2]:
         blocks, _, dim = concat_id.marks.shape
@@ -143,8 +143,8 @@ def check_fit(concat_id: ConcatID, model) -> None:
                         f"{len(wan.blocks)} blocks and width {wan.dim}: connect the model of Load Concat-ID.")
     if not _same_weights(concat_id, wan):
         raise UserError(f"the model does not have the weights of {concat_id.name}. It may be a plain Wan, or a "
-                        "Concat-ID file loaded with Load Diffusion Model, which drops 32 tensors of an AdaLN file: "
-                        "connect both outputs of Load Concat-ID.")
+                        "Concat-ID file loaded with Load Diffusion Model, which drops its AdaLN tensors: connect both "
+                        "outputs of Load Concat-ID.")
 
 
 def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
@@ -203,7 +203,7 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
 
     weights: key -> tensor, as in the file.
 
-    Raises UserError with what came, what is needed and what to do.
+    Raises UserError for any other file.
     """
     if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(each, torch.Tensor)
                                                 for key, each in weights.items()):
@@ -229,8 +229,8 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
                         "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
     references = (metadata or {}).get(REFERENCES, "1")
     if not NUMBER_OF_REFERENCES.fullmatch(references):
-        raise UserError(f"{name} says that it was trained with {shown(references)} references, but the number must be "
-                        "from 1 to 99: download the file again.")
+        raise UserError(f"{name} must say how many references it was trained with, from 1 to 99, but says "
+                        f"{shown(references)}: download the file again.")
     dim = native["patch_embedding.weight"].shape[0]
     marks = _stacked(native, "blocks.{}.modulation", blocks, dim, name)
     return native, ConcatID(name, sha256, marks, _own(own, blocks, dim, name) if own else None, int(references))
@@ -255,10 +255,10 @@ def _stacked(tensors: dict[str, torch.Tensor], key: str, blocks: int, dim: int, 
 
 def _check_shape(tensors: dict[str, torch.Tensor], key: str, needed: tuple[int, ...], name: str) -> None:
     if tuple(tensors[key].shape) != needed:
-        raise UserError(f"{name}: {key} is {list(tensors[key].shape)}, but must be {list(needed)}: download the file "
+        raise UserError(f"{name}: {key} must be {list(needed)}, but is {list(tensors[key].shape)}: download the file "
                         "again.")
     if not tensors[key].is_floating_point():
-        raise UserError(f"{name}: {key} is {tensors[key].dtype}, but must be floating point numbers: download the "
+        raise UserError(f"{name}: {key} must hold floating point numbers, but is {tensors[key].dtype}: download the "
                         "file again.")
 
 
@@ -285,22 +285,22 @@ def _without_prefix(weights: dict, metadata: dict | None, name: str) -> dict[str
 
 def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
     """Raise UserError for a Wan that Concat-ID was not made from."""
-    needed = "but must be Concat-ID's, a fine-tuned Wan 2.1 text-to-video of 1.3B: take first_stage.pt or " \
-             "second_stage_adaln.pt."
+    must_be = f"{name} must be Concat-ID's model, a fine-tuned Wan 2.1 text-to-video of 1.3B, but is"
+    remedy = "take first_stage.pt or second_stage_adaln.pt."
     if any(key.startswith("vace_") for key in native):
-        raise UserError(f"{name} is a VACE model, {needed}")
+        raise UserError(f"{must_be} a VACE model: {remedy}")
     patches = native.get("patch_embedding.weight")
     if patches is None:  # said with all that is missing
         return
     if patches.ndim != 5:
-        raise UserError(f"{name}: patch_embedding.weight is {list(patches.shape)}, but must be [C, {CHANNELS}, 1, 2, "
-                        "2]: download the file again.")
+        raise UserError(f"{name}: patch_embedding.weight must be [C, {CHANNELS}, 1, 2, 2], but is "
+                        f"{list(patches.shape)}: download the file again.")
     dim, channels = patches.shape[:2]
     if channels != CHANNELS or any(key.startswith("img_emb.") for key in native):
-        raise UserError(f"{name} is a Wan that takes {channels} channels, so an image-to-video, a control or a 5B "
-                        f"model, {needed}")
+        raise UserError(f"{must_be} a Wan that takes {channels} channels, so an image-to-video, a control or a 5B "
+                        f"model: {remedy}")
     if dim > WIDEST:
-        raise UserError(f"{name} is a Wan of width {dim}, so a 14B model, {needed}")
+        raise UserError(f"{must_be} a Wan of width {dim}, so a 14B model: {remedy}")
 
 
 def _check_sizes_told(metadata: dict[str, str]) -> None:

@@ -92,7 +92,7 @@ def check_replaceable(file: Path, origin: dict[str, str]) -> None:
           safetensors.safe_open(file, "pt") as weights):
         said = weights.metadata() or {}
     if said is None or any(said.get(key, "") != value for key, value in origin.items()):
-        raise UserError(f"{file} is there already, and not of this training: take another name.")
+        raise UserError(f"{file} is there already, but not of this training: take another name.")
 
 
 class TrainingRun:
