@@ -9,7 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..standin_core.checks import check_choice, check_made, check_number, check_switch, check_text
 from ..standin_core.concat_id.model import ConcatID
-from ..standin_core.contracts import FaceCrop, UserError
+from ..standin_core.contracts import FaceCrop
+from ..standin_core.errors import UserError
 from ..standin_core.face import DETECTORS, installed_models
 from ..standin_core.face_swap import FaceTrack
 from ..standin_core.folders import Fingerprint, filenames, listed_file

@@ -55,7 +55,7 @@ from .shared import (
 METHODS = {method.title: method for method in TRAINED.values()}
 OF_CONCAT_ID = ConcatIDMethod.defaults["train"]
 # of inputs that came later, where a saved prompt lacks them
-LATER = {"method": StandInMethod.title, "people": 1, "noise_draws": 4}
+LATER = {"method": next(iter(METHODS)), "people": 1, "noise_draws": 4}
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
 

@@ -93,7 +93,6 @@ def count(what, **facts):
 
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
-    from standin_core.files import replacing  # conftest imports this file before the pack is on the path
 
     global _written
     now = {what: {**record, "date": time.strftime("%Y-%m-%d")} for what, record in _records.items()}

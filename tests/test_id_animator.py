@@ -156,7 +156,7 @@ def test_through_the_nodes(case, model, monkeypatch):
 def test_a_number_by_a_link(case, strength):
     """ComfyUI does not hold it against the widget."""
     adapter = pack.module("standin_core.id_animator.adapter").load_adapter(case.folder / "animator.safetensors")
-    with pytest.raises(pack.module("standin_core.contracts").UserError,
+    with pytest.raises(pack.module("standin_core.errors").UserError,
                        match=rf"lora_strength must be a finite number from 0 to 2, but is {strength:g}"):
         pack.node_classes()["ApplyIDAnimator"].execute(
             model=None, id_animator=adapter, clip_vision=None, reference_image=None, lora_strength=strength)

@@ -81,7 +81,7 @@ def test_no_bound_is_only_in_the_widget(all_widgets, data):
     """What comes through a link passes the widget by. The value is refused before any other input is asked for."""
     node, takes_lists, widget = data.draw(st.sampled_from(all_widgets))
     value = data.draw(beyond(widget))
-    of_the_pack = pack.module("standin_core.contracts").UserError  # which ComfyUI loads under another name
+    of_the_pack = pack.module("standin_core.errors").UserError  # which ComfyUI loads under another name
     with pytest.raises(of_the_pack, match=f"^{widget.id} must be .*, but is") as error:
         node.execute(**{widget.id: [value] if takes_lists else value})
     assert len(str(error.value)) < LONGEST_SENTENCE

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contracts import UserError, counted
+from ..errors import UserError
 from ..likeness import Verdict, judge
+from ..words import counted
 from .compare import CompareSettings, Comparison, compare_each
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..checks import shown
-from ..contracts import FaceCrop, UserError, counted
+from ..contracts import FaceCrop
+from ..errors import UserError
 from ..latents import in_pixels
 from ..reference import answer_of
 from ..words import counted, shown

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...checks import printable
-from ...contracts import UserError, counted
+from ...errors import UserError
+from ...words import counted, printable
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # those of ComfyUI's dataset nodes
 
