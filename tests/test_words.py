@@ -12,6 +12,7 @@ from comfy_api.latest import io
 import pack
 from support.browser import PACK_NAME
 from support.environment import PACK
+from support.workflow_graphs import WORKFLOWS
 
 LANGUAGES = ("en", "zh")
 MENDING = {"en": "## When something goes wrong", "zh": "## 出错时"}
@@ -74,9 +75,10 @@ def test_the_template_browser_names_the_pack(language):
 
 @pytest.mark.parametrize("readme", ("README.md", "README_zh.md"))
 def test_the_readmes_name_every_template_and_node(readme):
+    """The templates in the order in which the page shows them."""
     text = (PACK / readme).read_text(encoding="utf-8")
-    templates = {path.stem for path in (PACK / "workflows").glob("*.json")}
-    assert {name for name in templates if f"[{name}](workflows/{name}.json)" not in text} == set()
+    listed = re.findall(r"^\| \[(\w+)\]\(workflows/\1\.json\)", text, re.MULTILINE)
+    assert listed == [workflow.name for workflow in WORKFLOWS]
     language = "zh" if "_zh" in readme else "en"
     named = {node["display_name"] for node in words(language).values()}
     assert {name for name in named if f"**{name}**" not in text} == set()
