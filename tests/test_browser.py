@@ -155,8 +155,8 @@ def large(comfy):
 
 
 def test_the_template_browser_has_them(large):
-    """Under the name of the pack, whatever its folder is called, the one to begin with first; each with its picture, and
-    a click opens it."""
+    """Under the name of the pack, whatever its folder is called, the one to begin with first; each with its picture,
+    and a click opens it."""
     comfy = large
     comfy.open()
     comfy.page.keyboard.press("Escape")

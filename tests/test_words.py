@@ -94,6 +94,18 @@ def is_chinese(text):
     return any("\u4e00" <= letter <= "\u9fff" for letter in text)
 
 
+# numbers that count what there is, or only name something
+NOT_TURNED = ("seed", "people", "frames_per_video", "trim_latent")
+
+
+@pytest.mark.parametrize(("language", "turned"), [("en", "[Hh]igher|[Ll]ower"), ("zh", "调高|调低|越大")])
+def test_a_number_says_what_turning_it_does(language, turned):
+    numbers = [(name, each.id) for name, schema in schemas().items() for each in schema.inputs
+               if isinstance(each, io.Int.Input | io.Float.Input) and each.id not in NOT_TURNED]
+    assert [(name, number) for name, number in numbers
+            if not re.search(turned, words(language)[name]["inputs"][number]["tooltip"])] == []
+
+
 # ComfyUI shows its own samplers and schedulers by one name in every language
 NAMES_OF_COMFYUI = ("sampler_name", "scheduler")
 # names of networks, methods and types, however they are written
