@@ -95,7 +95,7 @@ def is_chinese(text):
 
 
 # numbers that count what there is, or only name something
-NOT_TURNED = ("seed", "people", "frames_per_video", "trim_latent")
+NOT_TURNED = ("seed", "seeds", "people", "frames_per_video", "trim_latent")
 
 
 @pytest.mark.parametrize(("language", "turned"), [("en", "[Hh]igher|[Ll]ower"), ("zh", "调高|调低|越大")])
