@@ -104,8 +104,8 @@ class BestOfN(io.ComfyNode):
                     "list for one video.")),
                 *compare_inputs(),
                 io.Float.Input("most_copied", default=MOST_COPIED, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
-                    "A video that copies more of the photo than this goes to the end. Higher lets more copies pass; 1 "
-                    "orders by likeness alone.")),
+                    "A video that copies a larger share of the photo than this goes to the end: 0 is none of it, 1 "
+                    "all of it. Higher lets more copies pass; 1 orders by likeness alone.")),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames of the best video."),

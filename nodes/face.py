@@ -55,7 +55,8 @@ class FacePreprocess(io.ComfyNode):
                     'Which face to crop: the largest, or the one with the number face_index. The preview shows the '
                     'numbers, from left to right. "all" crops every face and gives a batch.')),
                 io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    'Used by "from left" only: the number of the face in the preview. 0 is the leftmost.')),
+                    'Used by "from left" only: the number of the face in the preview. 0 is the leftmost face; higher '
+                    'numbers are further to the right.')),
                 io.Combo.Input("no_face", options=list(NO_FACE), tooltip=(
                     'What to do if no face is found. "error" stops before the long run. "whole image" pads the whole '
                     'photo to a square, as the Stand-In authors do for subjects without a face; so does detector '

@@ -69,9 +69,10 @@ class ApplyIDAnimator(io.ComfyNode):
                     "Point in the sampling, from 0 to 1, at which the face is no longer read. Lower leaves more of the "
                     "fine detail to the base model. The low-rank weights act in every step.")),
                 io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05, **ADVANCED, tooltip=(
-                    "Weight of the low-rank weights that were trained with the face tokens. They act in every step and "
-                    "for every prompt. The ID-Animator authors always use 1. 0 together with strength 0 is exactly the "
-                    "base model.")),
+                    "Weight of the low-rank weights that were trained with the face tokens. They act in every step "
+                    "and for every prompt. Lower stays closer to the checkpoint, and the face tokens then fit it "
+                    "less well. The ID-Animator authors always use 1. 0 together with strength 0 is exactly the base "
+                    "model.")),
                 person_input("It takes the place of reference_image, and needs no CLIP vision model if it was saved "
                              "with one."),
             ],
