@@ -74,8 +74,9 @@ class Records:
     def _read(self, job_id: str) -> dict | None:
         """The record, or None where there is none, or where a file of the render is no longer there."""
         record = _record(self.folder / f"{job_id}.json")
-        there = record is not None and all(os.path.isfile(self.folder / name) for name in record.get("files", ()))
-        return record if there else None
+        if record is None or "error" in record:
+            return record
+        return record if all(os.path.isfile(self.folder / name) for name in record["files"]) else None
 
     def _write(self, job: Job, found: dict) -> dict:
         record = {"id": job.id, "workflow": job.workflow, "person": job.person, "prompt": job.words, "seed": job.seed,

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
     Raises UserError with the file, what is wrong with it, and the remedy.
     """
     with refusing_damage(path, remedy, ask) as ask:
-        size = path.stat().st_size
+        size = size_of(path)
         check_size(size)
         digest = hashlib.sha256()
         with path.open("rb") as file:  # a mapping would end the process at the next touch after the file is cut short
@@ -228,6 +229,14 @@ def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterato
         else:
             fault = f"cannot be read as weights ({type(error).__name__})"
         raise UserError(f"{shown(path.name)} {fault}: {remedy}.") from error
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; to be called in ``refusing_damage``, which refuses pipes and devices."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a folder cannot be opened
+        raise _Fault("must be a file, but is a pipe or a device, which may have no end")
+    return status.st_size
 
 
 def check_size(size: int) -> None:

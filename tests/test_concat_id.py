@@ -448,7 +448,7 @@ SETTINGS = {
     "no such guidance": ({"guidance": "none"}, "guidance must be one of both passes, positive pass"),
     "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and "
                    "tiny_concat_id.safetensors was trained with 1: pick one"),
-    "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"shape [1, 16, 1, 8, 8] and the video 8x12"),
+    "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"[1, 16, 1, 8, 12], but has shape [1, 16, 1, 8, 8]"),
     "no video": ({"shape": (1, 16, 8, 12)}, "must have the shape of a video, [B, 16, T, h, w]"),
 }
 

@@ -312,6 +312,16 @@ def test_a_file_larger_than_any_adapter(tmp_path):
         load_adapter(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo], ids=["a device", "a pipe"])
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
+def test_what_has_no_end(tmp_path, name, make):
+    """It is refused and not read: a device goes on for ever, and a pipe waits."""
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} must be a file, but is a pipe or a device"):
+        load_adapter(tmp_path / name)
+
+
 def test_state_that_holds_itself():
     content = {}
     content["state_dict"] = content

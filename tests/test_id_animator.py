@@ -323,7 +323,7 @@ def test_tiles(case, model):
     (lambda options: {key: value for key, value in options.items() if key != "uuids"},
      "the model was called by something other than ComfyUI's sampler"),
     (lambda options: options | {"uuids": 3 * options["uuids"]},
-     r"a batch of 8, and ComfyUI's sampler made one of 24 \(6 prompts with 4 latents each\)"),
+     r"a batch of 8, but ComfyUI's sampler made one of 24 \(6 prompts with 4 latents each\)"),
 ], ids=["no prompts", "a part of the batch"])
 def test_a_call_that_does_not_say_which_prompt_is_which(case, model, change, words):
     patched = sd15.with_face(model, case)
@@ -425,7 +425,7 @@ def test_another_kind_of_model(adapter):
 def test_a_unet_of_another_size(case, adapter):
     other = load_case(sd15.MOTION)
     with pytest.raises(UserError, match=r"animator\.safetensors is for 16 cross-attentions of widths 32, 64 that read "
-                                        "text of width 32, and the model has 16 cross-attentions of widths 32 that"):
+                                        "text of width 32, but the model has 16 cross-attentions of widths 32 that"):
         apply_photos(sd15.unet(other), adapter, sd15.clip_vision(), sd15.face("a"))
 
 

@@ -171,7 +171,7 @@ def test_a_vae_other_than_the_one_that_made_the_latents(model, vae, person):
 
 def test_a_person_and_a_reference(model, vae, person, photos):
     for image, latent in ((photos, None), (None, VIDEO)):
-        with pytest.raises(UserError, match="a person and another reference came"):
+        with pytest.raises(UserError, match="only one of a person and another reference can be read"):
             apply_reference(model, tiny.adapter(), vae, image, latent, person=person)
 
 

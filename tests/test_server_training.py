@@ -175,7 +175,7 @@ def test_concat_id_goes_on_from_a_concat_id(server, people):
 @pytest.mark.parametrize("changes, words", [
     ({"data": {"method": "Stand-In", "name": "people"}}, "as they were cropped, at 64x64, but Concat-ID"),
     ({"data": {"name": "people"}}, "was made with other settings (face)"),
-    ({"data": {"method": "Stand-In", "name": "two people", "people": 2}}, "only Concat-ID takes several"),
+    ({"data": {"method": "Stand-In", "name": "two people", "people": 2}}, "only Concat-ID is trained on several"),
     ({"weights": "low rank", "rank": 4, "name": "concat_id_of_people"}, "is there already, but not of this training"),
     ({"model": ["applied", 0]}, "the model has an identity on it already")])
 def test_what_concat_id_cannot_be(server, people, changes, words):

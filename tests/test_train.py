@@ -266,6 +266,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(wan, tmp_path, caplog
         resume(trainer(wan), file)
 
 
+def test_a_checkpoint_beyond_the_memory_is_not_damaged(wan, tmp_path, monkeypatch):
+    """The one before it would lose steps."""
+    first = trainer(wan)
+    for _ in range(2):
+        first.train_step()
+        save_checkpoint(first, tmp_path / "checkpoint.pt")
+
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("standin_core.train.checkpoints.unpickled", too_large)
+    with pytest.raises(UserError, match=r"checkpoint.pt in .* does not fit into memory"):
+        resume(trainer(wan), tmp_path / "checkpoint.pt")
+
+
 def test_a_checkpoint_with_code_is_not_run(wan, tmp_path):
     torch.save({"step": Opens(tmp_path / "opened"), "settings": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(UnpicklingError\)"):

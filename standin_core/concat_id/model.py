@@ -15,6 +15,7 @@ from pathlib import Path
 
 import comfy.sd
 import comfy.utils
+import safetensors
 import torch
 from comfy.model_management import (
     OOM_EXCEPTION,
@@ -35,6 +36,7 @@ from ..weights import (
     checked_metadata,
     download_again,
     refusing_damage,
+    size_of,
     unpickled,
     weights_in,
 )
@@ -124,8 +126,12 @@ def is_adaln(path: Path) -> bool:
 
     Raises UserError where the file cannot be read.
     """
-    with refusing_damage(path, "put the file back, or load the model anew"):
-        return any(key.endswith(OWN_WEIGHT) for key in comfy.utils.load_torch_file(str(path)))
+    with refusing_damage(path, "put the file back, or load the model anew",
+                         throw_exception_if_processing_interrupted) as ask:
+        if path.suffix.lower() not in SAFETENSORS:
+            return any(key.endswith(OWN_WEIGHT) for key in weights_in(unpickled(path, ask)))
+        with safetensors.safe_open(path, "pt") as file:
+            return any(key.endswith(OWN_WEIGHT) for key in file.offset_keys())
 
 
 def check_fit(concat_id: ConcatID, model) -> None:
@@ -162,8 +168,7 @@ def _read(path: Path) -> tuple[dict, dict[str, str], Fingerprint]:
     """The content, the metadata and the fingerprint of a file; a safetensors by ComfyUI's loader, which maps it: it has
     gigabytes."""
     with refusing_damage(path, download_again("a Concat-ID model"), throw_exception_if_processing_interrupted) as ask:
-        came, metadata = fingerprint_of(path), {}
-        size = came[-1]
+        size, came, metadata = size_of(path), fingerprint_of(path), {}
         if path.suffix.lower() in SAFETENSORS:
             weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
             metadata = checked_metadata(metadata)  # the loader does not look
