@@ -10,7 +10,7 @@ import pydantic
 
 from support.comfyui_server import PromptFailed
 
-from .workflow import RECORD, SAVES
+from .workflow import RECORD, SAVES, of_class
 
 
 class Figures(pydantic.BaseModel):
@@ -82,14 +82,19 @@ def saved(outputs: dict, graph: dict) -> list[dict[str, str]]:
 
     outputs: node id -> what the node put into the UI.
 
-    Raises PromptFailed where a node says something else.
+    Raises PromptFailed where a node says something else, and where nothing was saved.
     """
     try:
-        return [_Saved.model_validate(item).model_dump() for key, output in outputs.items()
-                if graph[key]["class_type"] in SAVES for item in output["images"]]
+        saving = of_class(graph, *SAVES)  # nodes that ComfyUI put in place of others have ids of their own
+        found = [_Saved.model_validate(item).model_dump() for key, output in outputs.items() if key in saving
+                 for item in output["images"]]
     except (KeyError, TypeError, ValueError) as error:
         raise PromptFailed("a node that saves did not say what it wrote: use ComfyUI's own Save Video or Save Image"
                            ) from error
+    if not found:
+        raise PromptFailed("no node that saves was run: look at the workflow in ComfyUI, where a switch may leave out "
+                           "Save Video or Save Image")
+    return found
 
 
 def reported(outputs: dict) -> dict:

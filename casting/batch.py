@@ -26,6 +26,7 @@ class Batch:
         self._tries: collections.Counter[str] = collections.Counter()
         self._kept = [record for record in records.of(jobs) if "error" not in record]
         self._all = self.left = len(self._todo)
+        self._tried = 0
         self._started = time.monotonic()
 
     def take(self) -> Job | None:
@@ -39,8 +40,14 @@ class Batch:
 
         Raises UserError where no photo can be measured.
         """
+        def words_on(job: Job) -> str | None:
+            try:
+                return refusal(*job.of_photos())
+            except PromptFailed as failure:
+                return str(failure)
+
         of_person = {job.person: job for job in self._todo}
-        refusals = {person: words for person, job in of_person.items() if (words := refusal(*job.of_photos()))}
+        refusals = {person: words for person, job in of_person.items() if (words := words_on(job))}
         if refusals and refusals.keys() == of_person.keys():
             why = " ".join(dict.fromkeys(refusals.values()))
             raise UserError(f"no photo can be measured, so nothing was rendered. {why}")
@@ -75,12 +82,16 @@ class Batch:
     def _keep(self, record: dict) -> None:
         self._kept.append(record)
         self.left -= 1
+        self._tried += record["tries"] > 0
         write_ranking(self._records.folder, self._kept)
 
     @property
     def _time_left(self) -> str:
-        per_job = (time.monotonic() - self._started) / (self._all - self.left)
-        return f"; {in_words(per_job * self.left)} left" if self.left else ""
+        """By the jobs that were tried: those that the check of the photos failed took no time."""
+        if not (self.left and self._tried):
+            return ""
+        per_job = (time.monotonic() - self._started) / self._tried
+        return f"; {in_words(per_job * self.left)} left"
 
 
 def _found(render: Render) -> str:

@@ -21,6 +21,7 @@ from .server import Render, RenderLost, ServerSettings, Worker
 POLL_SECONDS = 2  # after which the driver looks for new nodes
 CLOSE_SECONDS = 30
 START_TRIES = 3  # of all workers in a row, while none works
+HUNG_SECONDS = 120  # without an answer, beyond the time limit of a render and of one more without its report
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -56,7 +57,7 @@ def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None
     """
     try:
         ray.init(address=address, log_to_driver=False)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # nobody answers there, or that is no address
         raise UserError(f"there is no Ray cluster ({error}): start one with `ray start --head`, or leave out --ray."
                         ) from error
     try:
@@ -68,6 +69,7 @@ def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None
 class _Driver:
     """actors: one for each GPU, whether it has a place already or not.
     waiting: what Ray was asked -> the actor that was asked, and its job; None for an actor that starts.
+    asked: what Ray was asked of a job -> when.
     idle: actors that wait for a job.
     failed_starts: in a row.
     checked: whether a worker has measured the photos; the others have the same files.
@@ -79,6 +81,7 @@ class _Driver:
         self.actors: list = []
         self.idle: list = []
         self.waiting: dict = {}
+        self.asked: dict = {}
         self.failed_starts = 0
         self.checked = False
 
@@ -95,7 +98,9 @@ class _Driver:
                     continue
                 done, _ = ray.wait(list(self.waiting), timeout=POLL_SECONDS)
                 for answer in done:
+                    self.asked.pop(answer, None)
                     self._settle(answer, *self.waiting.pop(answer))
+                self._drop_hung()
         finally:
             self._close()
 
@@ -111,8 +116,14 @@ class _Driver:
 
     def _hand_out(self) -> None:
         while self.idle and (job := self.batch.take()):
+            try:
+                contents = job.contents()
+            except PromptFailed as failure:
+                self.batch.failed(job, failure)
+                continue
             actor = self.idle.pop()
-            self.waiting[actor.render.remote(job.graph, job.contents())] = actor, job
+            answer = actor.render.remote(job.graph, contents)
+            self.waiting[answer], self.asked[answer] = (actor, job), time.monotonic()
 
     def _settle(self, answer, actor, job: Job | None) -> None:
         try:
@@ -121,7 +132,7 @@ class _Driver:
                 self.batch.check(lambda *prompt: ray.get(actor.refusal.remote(*prompt)))
                 self.checked = True
         except ray.exceptions.RayError as error:  # it has ended, or its ComfyUI did not come up
-            self._lost(actor, job, error)
+            self._lost(actor, job, type(error).__name__ if job else error)
             return
         self.idle.append(actor)
         if job is None:
@@ -132,11 +143,18 @@ class _Driver:
         else:
             self.batch.failed(job, found)
 
-    def _lost(self, actor, job: Job | None, error: ray.exceptions.RayError) -> None:
+    def _drop_hung(self) -> None:
+        """A worker keeps the time limit of its renders by itself, unless it hangs too."""
+        latest = time.monotonic() - 2 * self.settings.seconds - HUNG_SECONDS
+        for answer in [answer for answer, since in self.asked.items() if since < latest]:
+            del self.asked[answer]
+            self._lost(*self.waiting.pop(answer), "it does not answer")
+
+    def _lost(self, actor, job: Job | None, error: ray.exceptions.RayError | str) -> None:
         self.actors.remove(actor)
         ray.kill(actor)
         if job is not None:
-            self.batch.failed(job, RenderLost(f"its worker was lost ({type(error).__name__})"))
+            self.batch.failed(job, RenderLost(f"its worker was lost ({error})"))
             return
         self.failed_starts += 1
         self.batch.say(f"a worker did not start: {error}")

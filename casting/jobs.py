@@ -12,6 +12,7 @@ import pydantic
 
 from standin_core.errors import UserError
 from standin_core.files import read_lines, sha256_of, write_lines
+from support.comfyui_server import PromptFailed
 
 from .people import Person
 from .workflow import filled, of_kept_person, photos_measured, pictures_needed, videos_named
@@ -43,12 +44,16 @@ class Job:
         return f"{self.person}, seed {self.seed}: {self.words}"
 
     def contents(self) -> dict[str, bytes]:
-        return {name: path.read_bytes() for name, path in self.files.items()}
+        """Raises PromptFailed where a file is no longer what it was when the id was made."""
+        return _contents(self.files)
 
     def of_photos(self) -> tuple[dict, dict[str, bytes]]:
-        """A prompt that measures the person's photos as if they were the video, and the contents that it needs."""
+        """A prompt that measures the person's photos as if they were the video, and the contents that it needs.
+
+        Raises PromptFailed as ``contents`` does.
+        """
         graph = photos_measured(self.graph)
-        return graph, {name: path.read_bytes() for name, path in _named(self.files, graph).items()}
+        return graph, _contents(_named(self.files, graph))
 
 
 class _Hashed(pydantic.BaseModel):
@@ -76,7 +81,7 @@ def plan(graph: dict, people: list[Person], prompts: list[str], seeds: list[int]
     needed = pictures_needed(graph)
     for person in people:
         if person.kept is not None and needed > 1:
-            raise UserError(f"the workflow loads {needed} pictures, and {person.kept.name} is a person that Save "
+            raise UserError(f"the workflow loads {needed} pictures, but {person.kept.name} is a person that Save "
                             "Person kept: take a workflow that loads one picture, or give photos of that person.")
         if person.kept is None and len(person.photos) < needed:
             raise UserError(f"the workflow loads {needed} pictures and {person.name} has {len(person.photos)}: make a "
@@ -135,6 +140,20 @@ def _named(files: dict[str, Path], graph: dict) -> dict[str, Path]:
     """Those of the files that the graph names."""
     named = json.dumps(graph)
     return {name: path for name, path in files.items() if name in named}
+
+
+def _contents(files: dict[str, Path]) -> dict[str, bytes]:
+    found = {}
+    for name, path in files.items():
+        try:
+            found[name] = path.read_bytes()
+        except OSError as error:
+            raise PromptFailed(f"{path} can no longer be read ({error.strerror}): put it back, and call the same "
+                               "command again") from error
+        if not name.startswith(hashlib.sha256(found[name]).hexdigest()):
+            raise PromptFailed(f"{path} was changed after the batch began: call the same command again, for which it "
+                               "is another render")
+    return found
 
 
 def _uploaded(file: Path) -> str:

@@ -1,6 +1,7 @@
 """What a person types for: the people and the prompts, read from files."""
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from standin_core.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEPT = ".safetensors"  # a person that Save Person wrote
+UNWRITABLE = {"Cc", "Cs"}  # Unicode's categories of control characters, and of bytes that are no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,15 @@ class Person:
 def read_people(folder: Path) -> list[Person]:
     """The people in a folder, each a picture, a folder of pictures or a kept person, sorted by name.
 
-    Raises UserError where there is nobody, and for a name that comes twice or holds no readable text.
+    Hidden files, whose names begin with a dot, are nobody: macOS puts ._anna.png, which is no picture, beside anna.png.
+
+    Raises UserError where there is nobody, and for a name that comes twice or cannot be written on a line.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: make it, with a picture or a folder of pictures per person.")
     people = []
-    for path in sorted(folder.iterdir()):
-        photos = sorted(path.iterdir()) if path.is_dir() else [path]
+    for path in _shown(folder):
+        photos = _shown(path) if path.is_dir() else [path]
         photos = [each for each in photos if each.is_file() and each.suffix.lower() in PICTURES]
         if path.is_file() and path.suffix.lower() == KEPT:
             people.append(Person(path.stem, (), path))
@@ -42,13 +46,17 @@ def read_people(folder: Path) -> list[Person]:
     if not people:
         raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)}), no folder of pictures and no file of Save "
                         f"Person ({KEPT}): put one there per person.")
-    odd = [person.name for person in people if not person.name.isprintable()]
+    odd = [person.name for person in people if UNWRITABLE & set(map(unicodedata.category, person.name))]
     if odd:
         raise UserError(f"{folder} has {odd[0]!a}, a name that cannot be written down: rename it.")
     twice = {person.name for person in people if sum(other.name == person.name for other in people) > 1}
     if twice:
         raise UserError(f"{folder} has {' and '.join(sorted(twice))} more than once: give each person one name.")
     return people
+
+
+def _shown(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def read_prompts(file: Path) -> list[str]:

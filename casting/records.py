@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,11 @@ class Records:
         return self._write(job, {"error": words, "tries": tries})
 
     def _read(self, job_id: str) -> dict | None:
-        return _record(self.folder / f"{job_id}.json")
+        """The record, or None where there is none, or where a file of the render is no longer there."""
+        record = _record(self.folder / f"{job_id}.json")
+        if record is None or "error" in record:
+            return record
+        return record if all(os.path.isfile(self.folder / name) for name in record["files"]) else None
 
     def _write(self, job: Job, found: dict) -> dict:
         record = {"id": job.id, "workflow": job.workflow, "person": job.person, "prompt": job.words, "seed": job.seed,

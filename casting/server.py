@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 
-from support.comfyui_server import PromptFailed, Server, started_server
+from support.comfyui_server import PromptFailed, Server, last_words, started_server
 
 from .answers import reported, saved
 from .workflow import unmeasured
@@ -96,6 +97,7 @@ class Worker:
                 outputs = self._run(unmeasured(graph), files)  # ComfyUI's cache has what was made before the report
             shown = [(Path(item["filename"]).suffix, self.server.read("/view?" + urlencode(item)))
                      for item in saved(outputs, graph)]
+            self._drop_saved()
             return Render(shown, report, time.monotonic() - started, self.name, not_measured)
 
     def refusal(self, graph: dict, files: dict[str, bytes]) -> str | None:
@@ -123,6 +125,12 @@ class Worker:
             self.server.upload_bytes(name, content)
         return self.server.run(graph, seconds=self.settings.seconds).outputs
 
+    def _drop_saved(self) -> None:
+        """Make room: over night every render would lie on this disk beside where it is kept."""
+        folder = self.server.base / "output"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+
     @contextlib.contextmanager
     def _told_of_losses(self) -> Iterator[None]:
         """Begin with a server that runs, and raise RenderLost where it ends within the context or is too slow."""
@@ -138,7 +146,7 @@ class Worker:
             raise RenderLost(words) from error
         except (PromptFailed, aiohttp.ClientError, OSError) as error:
             if self._has_ended():
-                words = f"ComfyUI ended in this render; its last words:\n{self._log.read_text()[-1000:]}"
+                words = f"ComfyUI ended in this render; its last words:\n{last_words(self._log, 1000)}"
                 self._restart()
                 raise RenderLost(words) from error
             if isinstance(error, PromptFailed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import TypeGuard
 
 from standin_core.errors import UserError
 
@@ -34,11 +35,17 @@ def read_workflow(file: Path) -> dict:
         ("seed", _seeded(graph)), ("Save Video or Save Image of frames", _saved(graph))) if not there]
     if missing:
         raise UserError(f"{file} has no {' and no '.join(missing)}: a batch needs them to know what to change.")
-    unlinked = [f"{name} of node {key}" for key, node in graph.items() for name, value in node["inputs"].items()
-                if isinstance(value, list) and not _is_link(value, graph)]
+    links = {(key, name): value for key, node in graph.items() for name, value in node["inputs"].items()
+             if isinstance(value, list)}
+    links |= {(key, name): graph[key]["inputs"].get(name) for key in of_class(graph, "IdentityReport")
+              for name in ("images", "reference_image")}
+    unlinked = [f"{name} of node {key}" for (key, name), value in links.items() if not _is_link(value, graph)]
     if unlinked:
         raise UserError(f"{file} has inputs that are linked to no node (the first is {unlinked[0]!a:.100}): export it "
                         "again with File, Export (API).")
+    if not all(isinstance(graph[key]["inputs"].get("file"), str) for key in of_class(graph, "LoadVideo")):
+        raise UserError(f"{file} has a Load Video without the name of a file: choose the video in that node, and "
+                        "export it again with File, Export (API).")
     if not of_class(graph, "IdentityReport") and len(of_class(graph, "LoadImage")) > 1:
         raise UserError(f"{file} loads several pictures and has no Identity Report, so nobody knows whose likeness "
                         "counts: add one to the workflow and export it again.")
@@ -137,15 +144,16 @@ def _needed(graph: dict, *keys: str) -> dict:
     return {key: node for key, node in graph.items() if key in found}
 
 
-def _is_link(value: list, graph: dict) -> bool:
-    return len(value) == 2 and isinstance(value[0], str) and value[0] in graph and isinstance(value[1], int)
+def _is_link(value: object, graph: dict) -> TypeGuard[list]:
+    return (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in graph
+            and isinstance(value[1], int))
 
 
 def _saved(graph: dict) -> list | None:
     """The link to the frames that are saved."""
-    link: object = [*of_class(graph, *SAVES), None][:1]
+    link: object = [next(iter(of_class(graph, *SAVES)), None), 0]
     seen = set()
-    while isinstance(link, list) and link[0] in graph and link[0] not in seen:
+    while _is_link(link, graph) and link[0] not in seen:
         seen.add(link[0])
         inputs = graph[link[0]]["inputs"]
         if isinstance(inputs.get("images"), list):
@@ -178,7 +186,7 @@ def _positive(graph: dict) -> str | None:
     """The node whose words the sampler's positive prompt is."""
     for node in graph.values():
         link, seen = node["inputs"].get("positive"), set()
-        while isinstance(link, list) and link[0] in graph and link[0] not in seen:
+        while _is_link(link, graph) and link[0] not in seen:
             seen.add(link[0])
             inputs = graph[link[0]]["inputs"]
             if isinstance(inputs.get("text"), str):

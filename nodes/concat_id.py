@@ -88,9 +88,10 @@ class ApplyConcatID(io.ComfyNode):
                     "Point in the sampling, from 0 to 1, at which the identity ends. Lower leaves more of the fine "
                     "detail to the prompt. After it the reference is a latent of zeros, which takes as long.")),
                 io.Combo.Input("guidance", options=list(GUIDANCES), **ADVANCED, tooltip=(
-                    'Which guidance pass reads the reference; in the others it is a latent of zeros. "both passes" is '
-                    'the Concat-ID paper; with "positive pass" a higher cfg also raises the likeness. "own scale" adds '
-                    'guidance_scale for the identity alone and costs one more model pass per step.')),
+                    'Which pass of cfg (prompt, negative prompt) reads the reference; in the others it is a latent '
+                    'of zeros. "both passes" is the Concat-ID paper; with "positive pass" a higher cfg also raises '
+                    'the likeness. "own scale" adds guidance_scale for the identity alone and costs one more model '
+                    'pass per step.')),
                 io.Float.Input("guidance_scale", default=1.0, min=0.0, max=30.0, step=0.1, **ADVANCED, tooltip=(
                     'Guidance scale of the identity, used by "own scale" only. Higher keeps the likeness more strictly '
                     'and may oversaturate the video, as a high cfg does.')),

@@ -96,7 +96,7 @@ class BestOfN(io.ComfyNode):
                     "The photo that was given to the model. Further pictures in the batch are other photos of the "
                     "same person; copying is then measured against them.")),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip=(
-                    "Any model from Load CLIP Vision. It is used where no face recognition network is installed.")),
+                    "Any model from Load CLIP Vision. It is used if no face recognition network is installed.")),
                 io.Int.Input("seeds", optional=True, force_input=True, min=0, max=2**64 - 1, tooltip=(
                     "The list of seeds that the videos were sampled with, in their order.")),
                 io.Int.Input("frames_per_video", default=0, min=0, max=10000, tooltip=(
@@ -104,8 +104,8 @@ class BestOfN(io.ComfyNode):
                     "list for one video.")),
                 *compare_inputs(),
                 io.Float.Input("most_copied", default=MOST_COPIED, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
-                    "A video that copies more of the photo than this goes to the end. Higher lets more copies pass; 1 "
-                    "orders by likeness alone.")),
+                    "A video that copies a larger share of the photo than this goes to the end: 0 is none of it, 1 "
+                    "all of it. Higher lets more copies pass; 1 orders by likeness alone.")),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames of the best video."),

@@ -12,7 +12,6 @@ from ..standin_core.face import (
     WHICH,
     FaceSettings,
     crop_faces,
-    installed_models,
 )
 from .shared import (
     ADVANCED,
@@ -21,6 +20,7 @@ from .shared import (
     checked,
     detector_input,
     download_input,
+    face_models_for,
     found_by,
     given_face_inputs,
     min_score_input,
@@ -55,7 +55,8 @@ class FacePreprocess(io.ComfyNode):
                     'Which face to crop: the largest, or the one with the number face_index. The preview shows the '
                     'numbers, from left to right. "all" crops every face and gives a batch.')),
                 io.Int.Input("face_index", default=0, min=0, max=99, tooltip=(
-                    'Used by "from left" only: the number of the face in the preview. 0 is the leftmost.')),
+                    'Used by "from left" only: the number of the face in the preview. 0 is the leftmost face; higher '
+                    'numbers are further to the right.')),
                 io.Combo.Input("no_face", options=list(NO_FACE), tooltip=(
                     'What to do if no face is found. "error" stops before the long run. "whole image" pads the whole '
                     'photo to a square, as the Stand-In authors do for subjects without a face; so does detector '
@@ -119,7 +120,7 @@ class FacePreprocess(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, detector, parser, **inputs):
-        return installed_models() if "auto" in (detector, parser) else ()
+        return face_models_for(detector, parser)
 
     @classmethod
     @checked

@@ -1,7 +1,6 @@
 """Swap a face in a video."""
 from comfy_api.latest import io
 
-from ..standin_core.face import installed_models
 from ..standin_core.face_swap import (
     COLOR_REGIONS,
     MASK_EDGES,
@@ -18,6 +17,7 @@ from .shared import (
     checked,
     detector_input,
     download_input,
+    face_models_for,
     followed_face_inputs,
     found_by,
     given_face_inputs,
@@ -67,7 +67,7 @@ class FaceSwapPrepare(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, detector, **inputs):
-        return installed_models() if detector == "auto" else ()
+        return face_models_for(detector)
 
     @classmethod
     @checked

@@ -1,11 +1,10 @@
 """The method ID-Animator: load an adapter, apply it to an SD1.5 model."""
-from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 
-from ..standin_core.folders import fingerprint, listed_file
+from ..standin_core.folders import fingerprint
 from ..standin_core.id_animator.adapter import ADAPTERS, load_adapter
 from ..standin_core.id_animator.apply import apply_photos
-from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by, person_input
+from .shared import ADVANCED, CATEGORY, FileInput, IDAnimatorType, checked, found_by, loads, person_input
 
 
 class LoadIDAnimator(io.ComfyNode):
@@ -33,7 +32,7 @@ class LoadIDAnimator(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
+        return loads(load_adapter, ADAPTERS, adapter)
 
 
 class ApplyIDAnimator(io.ComfyNode):
@@ -70,9 +69,10 @@ class ApplyIDAnimator(io.ComfyNode):
                     "Point in the sampling, from 0 to 1, at which the face is no longer read. Lower leaves more of the "
                     "fine detail to the base model. The low-rank weights act in every step.")),
                 io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05, **ADVANCED, tooltip=(
-                    "Weight of the low-rank weights that were trained with the face tokens. They act in every step and "
-                    "for every prompt. The ID-Animator authors always use 1. 0 together with strength 0 is exactly the "
-                    "base model.")),
+                    "Weight of the low-rank weights that were trained with the face tokens. They act in every step "
+                    "and for every prompt. Lower stays closer to the checkpoint, and the face tokens then fit it "
+                    "less well. The ID-Animator authors always use 1. 0 together with strength 0 is exactly the base "
+                    "model.")),
                 person_input("It takes the place of reference_image, and needs no CLIP vision model if it was saved "
                              "with one."),
             ],

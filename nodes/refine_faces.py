@@ -1,7 +1,6 @@
 """Refine small faces of a finished video."""
 from comfy_api.latest import io
 
-from ..standin_core.face import installed_models
 from ..standin_core.face_swap import COLOR_REGIONS, RefineSettings, enlarge_small_face, enlarged, put_back
 from .shared import (
     ADVANCED,
@@ -10,6 +9,7 @@ from .shared import (
     checked,
     detector_input,
     download_input,
+    face_models_for,
     followed_face_inputs,
     found_by,
     given_face_inputs,
@@ -40,8 +40,8 @@ class RefineFacesPrepare(io.ComfyNode):
                     "Side of the square over the longer side of the face. Higher shows the model more of the scene and "
                     "enlarges the face less.")),
                 io.Int.Input("size", default=624, min=64, max=2048, step=16, tooltip=(
-                    "Side of the enlarged square in pixels. The adapters were trained on videos of 832x480, which have "
-                    "as many pixels as 624x624. Lower is faster.")),
+                    "Side of the enlarged square in pixels. The adapters were trained on videos of 832x480, which "
+                    "have as many pixels as 624x624. Higher draws finer detail and takes longer; lower is faster.")),
                 io.Float.Input("smoothing", default=0.5, min=0.0, max=1.0, step=0.05, **ADVANCED, tooltip=(
                     "How steady the square is. Higher removes more shaking, but a fast face moves inside the square. "
                     "0 follows every detection.")),
@@ -68,7 +68,7 @@ class RefineFacesPrepare(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, detector, **inputs):
-        return installed_models() if detector == "auto" else ()
+        return face_models_for(detector)
 
     @classmethod
     @checked

@@ -3,6 +3,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
@@ -10,9 +11,9 @@ from ..standin_core.checks import check_choice, check_made, check_number, check_
 from ..standin_core.concat_id.model import ConcatID
 from ..standin_core.contracts import FaceCrop
 from ..standin_core.errors import UserError
-from ..standin_core.face import DETECTORS
+from ..standin_core.face import DETECTORS, installed_models
 from ..standin_core.face_swap import FaceTrack
-from ..standin_core.folders import filenames
+from ..standin_core.folders import Fingerprint, filenames, listed_file
 from ..standin_core.id_animator.adapter import Adapter as IDAnimatorAdapter
 from ..standin_core.person import Person
 from ..standin_core.stand_in.adapter import Adapter as StandInAdapter
@@ -69,6 +70,23 @@ class FileInput(io.Combo.Input):
         super().__init__(name, options=filenames(folder), tooltip=tooltip)
 
 
+def face_models_for(*chosen: str) -> tuple[Fingerprint, ...]:
+    """What a node's fingerprint has of the face models.
+
+    chosen: the node's detector, and its parser where it has one; the result of "auto" depends on what is installed.
+    """
+    return installed_models() if "auto" in chosen else ()
+
+
+def loads(load: Callable, folder: str, name: str):
+    """The output of a node that loads an adapter, which the user may interrupt.
+
+    load: takes the file and what raises where the user has interrupted.
+    folder, name: as for ``folders.listed_file``.
+    """
+    return io.NodeOutput(load(listed_file(folder, name), throw_exception_if_processing_interrupted))
+
+
 def checked(execute):
     """A node's ``execute`` that first holds the value of every widget and of every socket of the pack's own types
     against the node's own schema.
@@ -108,7 +126,7 @@ def _checked(widget, value):
 def only(values: list, name: str):
     """The one value of an input of a node that takes lists."""
     if len(values) != 1:
-        raise UserError(f"{name} came {len(values)} times, but must come once: connect a single value, not a list.")
+        raise UserError(f"{name} must be one value, but {len(values)} came: connect a single one, not a list.")
     return values[0]
 
 

@@ -1,10 +1,9 @@
 """The Stand-In method: load an adapter, apply it to a model, sample, and show where the identity was read."""
-from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..standin_core.attention import ATTENTION_PATHS
 from ..standin_core.controls import parse_schedule
-from ..standin_core.folders import fingerprint, listed_file
+from ..standin_core.folders import fingerprint
 from ..standin_core.guidance import GUIDANCES
 from ..standin_core.report import as_json, as_text
 from ..standin_core.sampler import SamplerSettings, sample, sampler_names, scheduler_names
@@ -23,6 +22,7 @@ from .shared import (
     checked,
     found_by,
     keeps_what_it_shows,
+    loads,
     person_input,
 )
 
@@ -51,7 +51,7 @@ class LoadStandIn(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, adapter):
-        return io.NodeOutput(load_adapter(listed_file(ADAPTERS, adapter), throw_exception_if_processing_interrupted))
+        return loads(load_adapter, ADAPTERS, adapter)
 
 
 class ApplyIdentityBranch(io.ComfyNode):
@@ -91,11 +91,11 @@ class ApplyIdentityBranch(io.ComfyNode):
                     "Some users report that lower values (-5, -25) leak less of the photo into the video and also "
                     "lower the likeness.")),
                 io.Combo.Input("attention", options=list(ATTENTION_PATHS), default="auto", **ADVANCED, tooltip=(
-                    'How the video reads the identity; the result is the same. "merge" computes both attentions '
-                    'separately (PyTorch, SageAttention 2 or FlashAttention) and copies nothing; "concatenate" '
-                    'appends keys and values of the identity to those of the video and works only at strength 1. '
-                    '"auto" merges if the active attention allows it or a setting needs it, and concatenates '
-                    'otherwise.')),
+                    'How the video reads the identity; the result is the same, so "auto" suits nearly everybody. '
+                    '"merge" computes both attentions separately (PyTorch, SageAttention 2 or FlashAttention) and '
+                    'copies nothing; "concatenate" appends keys and values of the identity to those of the video and '
+                    'works only at strength 1. "auto" merges if the active attention allows it or a setting needs '
+                    'it, and concatenates otherwise.')),
                 # what came later is optional, so that saved prompts without it still run
                 io.Mask.Input("reference_mask", optional=True, tooltip=(
                     "The mask from Face Preprocess. Identity tokens that show none of the subject are then left out, "
@@ -115,9 +115,10 @@ class ApplyIdentityBranch(io.ComfyNode):
                     "Last transformer block that reads the identity; -1 is the last block of the model. Lower leaves "
                     "out late blocks, which shape detail.")),
                 io.Combo.Input("guidance", options=list(GUIDANCES), optional=True, **ADVANCED, tooltip=(
-                    'Which guidance pass reads the identity. With "both passes", as in the Stand-In paper, cfg does '
-                    'not raise the likeness; with "positive pass" it does. "own scale" adds guidance_scale for the '
-                    'identity alone and costs one more model pass per step.')),
+                    'Which pass of cfg reads the identity. "both passes" (prompt and negative prompt) is the '
+                    'Stand-In paper; a higher cfg then does not raise the likeness. "positive pass" (the prompt '
+                    'alone) lets a higher cfg raise it. "own scale" adds guidance_scale for the identity alone and '
+                    'costs one more model pass per step.')),
                 io.Float.Input("guidance_scale", default=1.0, min=0.0, max=30.0, step=0.1, optional=True, **ADVANCED,
                                tooltip=(
                     'Guidance scale of the identity, used by "own scale" only. Higher keeps the likeness more '
@@ -135,11 +136,11 @@ class ApplyIdentityBranch(io.ComfyNode):
                 # the page's script reads the settings of each preset from the definition of this input
                 io.Combo.Input("preset", options=list(PRESETS), default=CUSTOM, optional=True,
                                extra_dict={"presets": PRESETS}, tooltip=(
-                    'A named setting that replaces guidance. "paper": both guidance passes read the identity, as in '
-                    'the Stand-In paper. "closer likeness": only the positive pass reads it, so cfg raises the '
-                    'likeness too. "custom": guidance as it is set. Measured on tiny test models and 48 drawn '
-                    'people, not on a 14B model: "paper" keeps 0.33 of an identity and "closer likeness" 0.49, '
-                    'where 0 is chance and 1 is all.')),
+                    'A named setting that replaces guidance. "paper": both guidance passes read the identity, '
+                    'as in the Stand-In paper. "closer likeness": the positive pass alone reads it, so cfg raises '
+                    'the likeness too. "custom": guidance as it is set. In the pack\'s small world of 48 drawn '
+                    'people, "paper" keeps 0.33 of an identity and "closer likeness" 0.49, where 0 is chance and 1 '
+                    'is all. These figures were measured on small test models, not on a 14B model.')),
             ],
             outputs=[io.Model.Output(tooltip="The model with the identity, for any sampler.")],
         )
@@ -175,8 +176,8 @@ class StandInSampler(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip=(
                     "An empty video latent, or an encoded video for a denoise below 1. With a noise mask, only the "
                     "masked area changes.")),
-                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="The same seed and the same settings give the same video."),
+                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True, tooltip=(
+                    "The same seed and the same settings give the same video; another seed gives another one.")),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip=(
                     "Number of sampling steps. Higher gives finer detail and takes longer. The Stand-In authors use "
                     "20; a distilled LoRA needs 4 to 8.")),

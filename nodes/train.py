@@ -17,10 +17,11 @@ from ..standin_core.concat_id.training import (
     ConcatIDSettings,
     train_concat_id,
 )
-from ..standin_core.face import PRESETS, FaceSettings
+from ..standin_core.evaluation import face_embedder_refusals
+from ..standin_core.face import PRESETS, FaceSettings, installed_models
 from ..standin_core.folders import output_folder
 from ..standin_core.methods import TRAINED
-from ..standin_core.stand_in.training import TRAINING, AdapterSettings, StandInMethod, train_adapter
+from ..standin_core.stand_in.training import TRAINING, AdapterSettings, train_adapter
 from ..standin_core.train import (
     EXPERTS,
     REFERENCES_FROM,
@@ -54,7 +55,7 @@ from .shared import (
 METHODS = {method.title: method for method in TRAINED.values()}
 OF_CONCAT_ID = ConcatIDMethod.defaults["train"]
 # of inputs that came later, where a saved prompt lacks them
-LATER = {"method": StandInMethod.title, "people": 1, "noise_draws": 4}
+LATER = {"method": next(iter(METHODS)), "people": 1, "noise_draws": 4}
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
 
@@ -84,8 +85,8 @@ def training_inputs() -> tuple:
             "On: recomputes the activations inside the blocks instead of keeping them, which takes a third "
             "more time and several times less memory. Off: keeps them.")),
         io.Int.Input("sample_every", default=500, min=0, max=100_000, tooltip=(
-            "Number of steps between two checkpoints; 0 saves one at the end. If a VAE is connected, each "
-            "checkpoint also makes sample pictures with the training so far.")),
+            "Number of steps between two checkpoints. Lower saves more often, which takes time; 0 saves one at the "
+            "end. If a VAE is connected, each checkpoint also makes sample pictures with the training so far.")),
         io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, tooltip=(
             "Seed of all random choices of the training. Keep it to continue an interrupted run.")),
     )
@@ -145,19 +146,20 @@ class PrepareTrainingData(io.ComfyNode):
                     "Name of the folder in output/stand_in_training that keeps the data and a list of what was "
                     "dropped and why.")),
                 io.Int.Input("width", default=832, min=16, max=2048, step=16, tooltip=(
-                    "Width of the clips in pixels; each video is scaled to fill the frame and cropped. Lower is "
-                    "faster. The Stand-In authors use 832x480.")),
+                    "Width of the clips in pixels; each video is scaled to fill the frame and cropped. Higher trains "
+                    "on finer detail and needs more memory; lower is faster. The Stand-In authors use 832x480.")),
                 io.Int.Input("height", default=480, min=16, max=2048, step=16, tooltip=(
-                    "Height of the clips in pixels. Lower is faster. The Stand-In authors use 832x480.")),
+                    "Height of the clips in pixels. Higher trains on finer detail and needs more memory; lower is "
+                    "faster. The Stand-In authors use 832x480.")),
                 io.Int.Input("frames", default=81, min=5, max=401, step=4, tooltip=(
-                    "Number of frames in a clip. Higher needs more memory and longer videos, because the photos come "
-                    "from frames outside the clip. The Stand-In authors use 81.")),
+                    "Number of frames in a clip. Higher trains on longer motions, and needs more memory and longer "
+                    "videos, because the photos come from frames outside the clip. The Stand-In authors use 81.")),
                 io.Float.Input("fps", default=25.0, min=1.0, max=120.0, step=1.0, tooltip=(
                     "Frame rate to which the videos are resampled. Higher makes a clip cover less time, lower more. "
                     "The Stand-In authors use 25, those of Concat-ID 16; Wan generates 16.")),
                 io.Int.Input("references", default=5, min=1, max=16, tooltip=(
                     "Number of reference photos for each clip. Every training step picks one of them at random, so "
-                    "more photos give more variety. The Stand-In authors use 5.")),
+                    "higher gives more variety; it takes longer to prepare. The Stand-In authors use 5.")),
                 io.Combo.Input("references_from", options=list(REFERENCES_FROM), tooltip=(
                     'Where the reference photos come from. "same video" is the method of the Stand-In paper. "other '
                     'videos" pairs clips of the same person, which teaches the model not to copy (Concat-ID), and '
@@ -173,8 +175,9 @@ class PrepareTrainingData(io.ComfyNode):
                     'How the faces are cropped, with the presets of Face Preprocess. The method "Concat-ID" takes its '
                     'own preset instead.')),
                 io.Int.Input("photo_size", default=512, min=64, max=1024, step=16, **ADVANCED, tooltip=(
-                    "Side of the reference photos in pixels. Use the size that you will later give the model; the "
-                    "Stand-In authors use 512. The preset of Concat-ID has 448 and does not read this.")),
+                    "Side of the reference photos in pixels. Higher shows more detail and needs more memory; lower "
+                    "is faster. Use the size that you will later give the model; the Stand-In authors use 512. The "
+                    "preset of Concat-ID has 448 and does not read this.")),
                 detector_input(),
                 download_input('; BiSeNet 53 MB; ArcFace 175 MB for "other videos"'),
                 io.Int.Input("seed", default=0, min=0, max=2**31, **KEPT_SEED, **ADVANCED, tooltip=(
@@ -204,6 +207,10 @@ class PrepareTrainingData(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return installed_models(), face_embedder_refusals()
 
     @classmethod
     @checked
@@ -245,17 +252,17 @@ class TrainStandIn(io.ComfyNode):
                 TrainingDataType.Input("training_data", tooltip="The data from Prepare Training Data."),
                 io.String.Input("name", default="my_stand_in", tooltip="File name of the adapter."),
                 io.Int.Input("steps", default=3000, min=1, max=1_000_000, tooltip=(
-                    "Number of training steps. Raise it to continue a finished run. The Stand-In authors train 3,000 "
-                    "steps of 48 clips.")),
+                    "Number of training steps. Higher learns more and takes longer, and continues a finished run. "
+                    "The Stand-In authors train 3,000 steps of 48 clips.")),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip=(
-                    "Number of clips in a step, computed one after the other. Higher takes more time for each step "
-                    "and no more memory. The Stand-In authors use 48.")),
+                    "Number of clips in a step, computed one after the other. Higher makes each step steadier and "
+                    "slower, and takes no more memory. The Stand-In authors use 48.")),
                 io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-6, tooltip=(
-                    "How far each step changes the weights. Higher learns faster and may become unstable. The "
-                    "Stand-In authors do not say theirs; 1e-4 is usual for low-rank weights.")),
+                    "How far each step changes the weights. Higher learns faster and may become unstable; lower "
+                    "needs more steps. The Stand-In authors do not say theirs; 1e-4 is usual for low-rank weights.")),
                 io.Int.Input("rank", default=128, min=1, max=1024, tooltip=(
-                    "Rank of the low-rank weights. Lower gives a smaller file that learns less. The Stand-In authors "
-                    "use 128.")),
+                    "Rank of the low-rank weights. Higher learns more and gives a larger file; lower learns less "
+                    "and gives a smaller one. The Stand-In authors use 128.")),
                 io.Combo.Input("expert", options=list(EXPERTS), tooltip=(
                     'Which expert of Wan 2.2 to train for; "single" is for models without experts. Each expert has '
                     'its own noise levels and needs its own adapter.')),
@@ -313,22 +320,23 @@ class TrainConcatID(io.ComfyNode):
                     '"all" trains the whole model, as the Concat-ID authors do. "low rank" trains LoRA weights and '
                     'adds them to the model in the file; it takes about half the memory.')),
                 io.Int.Input("steps", default=3000, min=1, max=1_000_000, tooltip=(
-                    "Number of training steps. Choose it before you start: the learning rate falls to zero after the "
-                    "last one.")),
+                    "Number of training steps. Higher learns more and takes longer. Choose it before you start: the "
+                    "learning rate falls to zero after the last one.")),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip=(
-                    "Number of clips in a step, computed one after the other. Higher takes more time for each step "
-                    "and no more memory.")),
+                    "Number of clips in a step, computed one after the other. Higher makes each step steadier and "
+                    "slower, and takes no more memory.")),
                 io.Float.Input("learning_rate", default=OF_CONCAT_ID["learning_rate"], min=0.0, max=1.0, step=1e-6,
                                tooltip=(
-                    'How far each step changes the weights. Higher learns faster and may become unstable. The '
-                    'Concat-ID authors use 1e-5 for all weights; take 1e-4 for "low rank".')),
+                    'How far each step changes the weights. Higher learns faster and may become unstable; lower '
+                    'needs more steps. The Concat-ID authors use 1e-5 for all weights; take 1e-4 for "low rank".')),
                 io.Int.Input("rank", default=128, min=1, max=1024, **ADVANCED, tooltip=(
-                    'Used by "low rank" only: rank of the LoRA weights. Lower takes less memory and learns less.')),
+                    'Used by "low rank" only: rank of the LoRA weights. Higher learns more and takes more memory; '
+                    'lower takes less and learns less.')),
                 io.Float.Input("reference_dropout", default=OF_CONCAT_ID["reference_dropout"], min=0.0, max=0.99,
                                step=0.01, **ADVANCED, tooltip=(
                     "Share of the examples whose photo is a latent of zeros, from which the model learns to do "
-                    "without one. Apply Concat-ID gives it such a latent wherever the photo is not to be read. The "
-                    "Concat-ID authors use 0.1.")),
+                    "without one. Higher shows it the photos less often. Apply Concat-ID gives it such a latent "
+                    "wherever the photo is not to be read. The Concat-ID authors use 0.1.")),
                 io.Float.Input("shift", default=OF_CONCAT_ID["shift"], min=0.1, max=20.0, step=0.1, **ADVANCED,
                                tooltip=(
                     "Shift of the noise levels that the training draws. Higher trains more at high noise levels, "

@@ -52,6 +52,9 @@ def main() -> int:
     except (UserError, RuntimeError) as error:
         log.error("stopped: %s", error)
         return 1
+    except OSError as error:  # a full disk, or a folder that may not be read
+        log.error("stopped: %s. Mend that; the same command goes on.", error)
+        return 1
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on")
         return 130
@@ -59,8 +62,8 @@ def main() -> int:
 
 def run(options: argparse.Namespace, for_comfyui: list[str]) -> int:
     if options.seeds < 1 or not 0 < options.minutes < float("inf"):
-        raise UserError(f"--seeds is {options.seeds} and --minutes {options.minutes:g}, but there must be at least "
-                        "one seed and a time above 0.")
+        raise UserError("--seeds must be at least 1 and --minutes above 0, but they are "
+                        f"{options.seeds} and {options.minutes:g}.")
     run_jobs = runner(options.ray)
     comfyui = import_from_above(for_comfyui)
     graph = read_workflow(options.workflow)

@@ -1,7 +1,7 @@
 """Rules for what comes in from a user or another node, each with its sentence.
 
 Whoever takes an input checks it by one of these, once, where it enters; what stands behind relies on it. Every rule
-raises UserError with the name of the input, what came and what is needed.
+raises UserError with the name of the input, what it must be and what it is.
 """
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_number(value, name: str, least: float = -math.inf, most: float = math.
     else:
         came = _in_words(value)
     needed = f"a {'whole' if whole else 'finite'} number{_limits(least, most)}"
-    raise UserError(f"{name} is {came}, but must be {needed}{f': {hint}' if hint else ''}.")
+    raise UserError(f"{name} must be {needed}, but is {came}{f': {hint}' if hint else ''}.")
 
 
 def check_choice(value, name: str, known: Iterable[str]) -> None:
@@ -46,12 +46,12 @@ def check_choice(value, name: str, known: Iterable[str]) -> None:
         return
     came = shown(value) if isinstance(value, str) else f"of type {type(value).__name__}"
     more = f" and {len(known) - MOST_CHOICES} more" if len(known) > MOST_CHOICES else ""
-    raise UserError(f"{name} is {came}, but must be one of {', '.join(map(shown, known[:MOST_CHOICES]))}{more}.")
+    raise UserError(f"{name} must be one of {', '.join(map(shown, known[:MOST_CHOICES]))}{more}, but is {came}.")
 
 
 def check_text(value, name: str) -> None:
     if not isinstance(value, str):
-        raise UserError(f"{name} is of type {type(value).__name__}, but must be a text.")
+        raise UserError(f"{name} must be a text, but is of type {type(value).__name__}.")
 
 
 def check_made(value, name: str, kind, made_by: str) -> None:
@@ -63,12 +63,12 @@ def check_made(value, name: str, kind, made_by: str) -> None:
     inner = get_args(kind)
     if isinstance(value, list if inner else kind) and all(isinstance(each, inner) for each in (value if inner else ())):
         return
-    raise UserError(f"{name} is of type {type(value).__name__}, but must be {made_by}: connect that.")
+    raise UserError(f"{name} must be {made_by}, but is of type {type(value).__name__}: connect that output.")
 
 
 def check_switch(value, name: str) -> None:
     if not isinstance(value, bool):
-        raise UserError(f"{name} is of type {type(value).__name__}, but must be on or off.")
+        raise UserError(f"{name} must be on or off, but is of type {type(value).__name__}.")
 
 
 def check_finite(values: torch.Tensor, name: str, most: float = math.inf) -> None:
@@ -78,8 +78,8 @@ def check_finite(values: torch.Tensor, name: str, most: float = math.inf) -> Non
     """
     low, high = _finite_extent(values, name)
     if max(-low, high) > most:
-        raise UserError(f"{name} has values from {low:g} to {high:g}, but they must lie between -{most:g} and "
-                        f"{most:g}: check the node it comes from.")
+        raise UserError(f"the values of {name} must lie between -{most:g} and {most:g}, but are from {low:g} to "
+                        f"{high:g}: check the node it comes from.")
 
 
 def extent(values: torch.Tensor) -> tuple[float, float]:
@@ -106,8 +106,8 @@ def checked_pictures(value, name: str) -> torch.Tensor:
     """
     images = _real(value, name, "a batch of pictures")
     if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (1, 3, 4):
-        raise UserError(f"{name} has shape {_shape(images)}, but must have [number, height, width, channels] with 1, 3 "
-                        "or 4 channels and none of them 0: connect pictures.")
+        raise UserError(f"{name} must have the shape [number, height, width, channels] with 1, 3 or 4 channels and "
+                        f"none of them 0, but has {_shape(images)}: connect pictures.")
     images = _in_unit_range(images, name)
     return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images
 
@@ -124,24 +124,24 @@ def checked_masks(value, name: str, of: tuple[int, int, int] | None = None) -> t
     elif masks.ndim == 2:
         masks = masks[None]
     if masks.ndim != 3 or 0 in masks.shape:
-        raise UserError(f"{name} has shape {_shape(value)}, but must have [number, height, width] with none of them 0: "
-                        "connect a mask.")
+        raise UserError(f"{name} must have the shape [number, height, width] with none of them 0, but has "
+                        f"{_shape(value)}: connect a mask.")
     if of is not None and (masks.shape[0] not in (1, of[0]) or tuple(masks.shape[1:]) != of[1:]):
-        raise UserError(f"{name} is {list(masks.shape)} (number, height, width), but must have the size of the "
-                        f"picture, {list(of)}: make the mask from this picture.")
+        raise UserError(f"{name} must be of the picture's size, {list(of)} (number, height, width), but is "
+                        f"{list(masks.shape)}: make the mask from this picture.")
     return _in_unit_range(masks, name)
 
 
 def checked_latent(value, name: str) -> torch.Tensor:
     """The samples of ComfyUI's LATENT, finite and not empty, in the dtype that they came in."""
     if not isinstance(value, dict) or "samples" not in value:
-        raise UserError(f"{name} is of type {type(value).__name__}, but must be a latent: connect an empty latent or "
+        raise UserError(f"{name} must be a latent, but is of type {type(value).__name__}: connect an empty latent or "
                         "an encoded picture or video.")
     samples = _real(value["samples"], name, "a latent")
     if 0 in samples.shape or not samples.is_floating_point():
-        raise UserError(f"{name} has shape {_shape(samples)} and dtype {_dtype(samples)}, but must have "
-                        "floating point numbers and no side of 0: make it with EmptyHunyuanLatentVideo, or encode a "
-                        "picture or video.")
+        raise UserError(f"{name} must hold floating point numbers and have no side of 0, but has dtype "
+                        f"{_dtype(samples)} and shape {_shape(samples)}: make it with EmptyHunyuanLatentVideo, or "
+                        "encode a picture or video.")
     check_finite(samples, name, MOST_IN_LATENT)
     return samples
 
@@ -150,7 +150,7 @@ def checked_size(value, name: str) -> tuple[int, int]:
     """Height and width of ComfyUI's LATENT of a video, in latent pixels."""
     samples = checked_latent(value, name)
     if samples.ndim != 5:
-        raise UserError(f"{name} has shape {_shape(samples)}, but must have that of a video, [B, 16, T, h, w]: connect "
+        raise UserError(f"{name} must have the shape of a video, [B, 16, T, h, w], but has {_shape(samples)}: connect "
                         "the latent that is sampled, such as that of EmptyHunyuanLatentVideo.")
     height, width = samples.shape[-2:]
     return height, width
@@ -159,25 +159,25 @@ def checked_size(value, name: str) -> tuple[int, int]:
 def _real(value, name: str, needed: str) -> torch.Tensor:
     """A plain tensor of real numbers, without gradients."""
     if not isinstance(value, torch.Tensor):
-        raise UserError(f"{name} is of type {type(value).__name__}, but must be {needed}.")
+        raise UserError(f"{name} must be {needed}, but is of type {type(value).__name__}.")
     odd = oddity(value)
     if odd is not None:
-        raise UserError(f"{name} is a tensor that is {odd}, but must be {needed} of plain numbers.")
+        raise UserError(f"{name} must be {needed} of plain numbers, but is a tensor that is {odd}.")
     return value.detach()
 
 
 def _finite_extent(values: torch.Tensor, name: str) -> tuple[float, float]:
     low, high = extent(values)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(f"{name} holds values that are not finite (NaN or infinite), but all must be: check the node "
-                        "that it comes from; a VAE in half precision makes NaN.")
+        raise UserError(f"the values of {name} must be finite, but some are NaN or infinite: check the node that it "
+                        "comes from; a VAE in half precision makes NaN.")
     return low, high
 
 
 def _in_unit_range(values: torch.Tensor, name: str) -> torch.Tensor:
     low, high = _finite_extent(values, name)
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
-        raise UserError(f"{name} has values from {low:g} to {high:g}, but they must lie between 0 and 1: divide them "
+        raise UserError(f"the values of {name} must lie between 0 and 1, but are from {low:g} to {high:g}: divide them "
                         "by their largest, or check the node it comes from.")
     values = values.float()
     return values.clamp(0, 1) if low < 0 or high > 1 else values

@@ -20,7 +20,7 @@ def hidden_states(clip_vision, image: torch.Tensor) -> torch.Tensor:
     """
     photos = clip_vision.encode_image(image[..., :3])["penultimate_hidden_states"]
     states = torch.cat((photos, _of_zero(clip_vision, photos.device))).float().cpu()
-    check_finite(states, "what clip_vision makes of a picture")
+    check_finite(states, "the output of clip_vision")
     return states
 
 

@@ -74,8 +74,8 @@ class Controls(Span):
         percents = [percent for percent, _ in self.schedule]
         if (percents != sorted(set(percents)) or any(not 0 <= percent <= 1 for percent in percents)
                 or any(not 0 <= factor <= MOST_STRENGTH for _, factor in self.schedule)):
-            raise UserError(f"the strength schedule is {shown(list(self.schedule))}, but must be rising percents "
-                            f"from 0 to 1 with factors from 0 to {MOST_STRENGTH:g}, like 0:0, 0.2:1.")
+            raise UserError("the strength schedule must be rising percents from 0 to 1 with factors from 0 to "
+                            f"{MOST_STRENGTH:g}, such as 0:0, 0.2:1, but is {shown(list(self.schedule))}.")
 
 
 def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
@@ -86,8 +86,8 @@ def parse_schedule(text: str) -> tuple[tuple[float, float], ...]:
         try:
             points.append((float(percent), float(factor)))
         except ValueError as error:
-            raise UserError(f"the strength schedule has {shown(part)!r}, but must be percent:factor, like 0:0, 0.2:1."
-                            ) from error
+            raise UserError("each part of the strength schedule must be percent:factor, such as 0:0, 0.2:1, but one is "
+                            f"{shown(part)!r}.") from error
     return tuple(points)
 
 
@@ -169,7 +169,7 @@ def region_weights(region: torch.Tensor, grid: tuple[int, int, int]) -> torch.Te
     if len(region) == frames_of(frames):
         region = largest_in_each(region)
     if len(region) not in (1, frames):
-        raise UserError(f"the region has {len(region)} masks, but for a video of {frames} latent frames it must have "
-                        f"1, {frames}, or one for each of the {frames_of(frames)} frames.")
+        raise UserError(f"the region must have 1 mask, {frames} (one for each latent frame of the video) or "
+                        f"{frames_of(frames)} (one for each frame), but has {len(region)}.")
     pooled = torch.nn.functional.adaptive_avg_pool2d(region, (height, width))
     return pooled.expand(frames, -1, -1).reshape(-1)

@@ -85,6 +85,6 @@ def plain_name(name: str) -> str:
         f"is longer than {LONGEST_NAME} bytes": len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME}
     fault = next((words for words, is_so in faults.items() if is_so), None)
     if fault is not None:
-        raise UserError(f"the name is {shown(name)!r}, but must be one for a file, without folders, and this one "
-                        f"{fault}: take letters, digits, - and _.")
+        raise UserError(f"the name must be one for a file, without folders, but {shown(name)!r} {fault}: take letters, "
+                        "digits, - and _.")
     return name

@@ -28,8 +28,8 @@ def latents_sampled(options: dict) -> int:
     Raises UserError where the call does not come from ComfyUI's sampler.
     """
     if "sigmas" not in options or "uuids" not in options:
-        raise UserError("the model was called by something else than ComfyUI's sampler, so the positive prompt "
-                        "cannot be told from the others: sample with ComfyUI's own nodes.")
+        raise UserError("the model was called by something other than ComfyUI's sampler, so the positive prompt cannot "
+                        "be identified: sample with ComfyUI's own nodes.")
     return len(options["sigmas"])
 
 
@@ -56,16 +56,16 @@ class Passes:
         if self.guidance == "both passes":
             return
         if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
-            raise UserError(f"guidance is set to {self.guidance}, and {type(guider).__name__} makes passes of its "
-                            "own: sample with plain classifier-free guidance, as KSampler and CFGGuider do, "
-                            "or set guidance to both passes.")
+            raise UserError(f"guidance {self.guidance} works only with plain classifier-free guidance, but "
+                            f"{type(guider).__name__} makes other passes: sample with KSampler or CFGGuider, or set "
+                            "guidance to both passes.")
         if self.guidance == OWN_SCALE and sum(isinstance(each, OwnScale) for each in guider.model_options.get(
                 "sampler_pre_cfg_function", ())) > 1:
-            raise UserError("two methods on this model have guidance set to own scale, but only one may: set the "
-                            "other to both passes.")
+            raise UserError("two methods on this model use guidance own scale, but only one may: set the other to both "
+                            "passes.")
         if self.guidance == OWN_SCALE and guider.cfg == 0:
-            raise UserError("guidance is set to own scale, which needs a cfg above 0: cfg 1 is the prompt without "
-                            "guidance.")
+            raise UserError("guidance own scale works only with a cfg above 0, but cfg is 0: set it to 1 for the "
+                            "prompt without guidance.")
 
     def note_positive(self, guider) -> None:
         """To be called when ComfyUI has prepared the conditions.
@@ -94,10 +94,9 @@ class Passes:
         conditions = torch.tensor([each in self._positive for each in options["uuids"]])
         tiles, left_over = divmod(batch, latents * len(conditions))
         if left_over or not tiles:
-            raise UserError(f"the model is called with a batch of {batch}, and ComfyUI's sampler made one of "
+            raise UserError(f"the model was called with a batch of {batch}, but ComfyUI's sampler made one of "
                             f"{latents * len(conditions)} ({len(conditions)} prompts with {latents} latents each), so "
-                            "the positive prompt cannot be told from the others: take out the node that takes batches "
-                            "apart.")
+                            "the positive prompt cannot be identified: remove the node that splits batches.")
         return conditions.repeat_interleave(latents).repeat(tiles)
 
     def readers(self, options: dict, batch: int) -> torch.Tensor | None:

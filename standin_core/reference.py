@@ -16,7 +16,8 @@ def reference_from(vae, image: torch.Tensor | None, latent: dict | None) -> torc
     or no latent of pictures, and for a VAE that makes NaN of a picture.
     """
     if image is not None and latent is not None:
-        raise UserError("a reference image and a reference latent came, one of them is needed: disconnect one.")
+        raise UserError("only one of a reference image and a reference latent can be read, but both came: "
+                        "disconnect one.")
     if latent is not None:
         return _pictures(latent)
     if image is None:
@@ -36,9 +37,8 @@ def encode_reference(vae, image: torch.Tensor) -> torch.Tensor:
     """
     check_wan_vae(vae)
     if min(image.shape[1:3]) < PIXELS_PER_TOKEN:
-        raise UserError(f"the reference image is {image.shape[2]}x{image.shape[1]}, at least "
-                        f"{PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} is needed: check what feeds it, or put "
-                        "FacePreprocess before it.")
+        raise UserError(f"the reference image must be at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN}, but is "
+                        f"{image.shape[2]}x{image.shape[1]}: check what feeds it, or put FacePreprocess before it.")
     # one by one: to Wan's VAE a batch is a video
     encoded = torch.cat([vae.encode(photo) for photo in image[..., :3].split(1)])
     check_finite(encoded, "the encoded reference image")
@@ -78,8 +78,8 @@ def fitted(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def check_wan_vae(vae) -> None:
     """Raises UserError unless the VAE is Wan 2.1's."""
     if not isinstance(vae.first_stage_model, comfy.ldm.wan.vae.WanVAE):
-        raise UserError(f"the VAE is {type(vae.first_stage_model).__name__}, but must be Wan 2.1's, which the 14B "
-                        "models of Wan 2.1 and 2.2 use: load wan_2.1_vae.safetensors with Load VAE.")
+        raise UserError("the VAE must be Wan 2.1's, which the 14B models of Wan 2.1 and 2.2 use, but is "
+                        f"{type(vae.first_stage_model).__name__}: load wan_2.1_vae.safetensors with Load VAE.")
 
 
 def _pictures(latent: dict) -> torch.Tensor:
@@ -87,7 +87,7 @@ def _pictures(latent: dict) -> torch.Tensor:
     if samples.ndim == 4:
         samples = samples.unsqueeze(2)
     if samples.ndim != 5 or samples.shape[2] != 1:
-        raise UserError(f"the reference latent has shape {list(latent['samples'].shape)}, but must be one "
-                        "of single pictures, [R, 16, 1, h, w]: encode them one by one with VAE Encode, and batch the "
+        raise UserError("the reference latent must hold single pictures, [R, 16, 1, h, w], but has shape "
+                        f"{list(latent['samples'].shape)}: encode them one by one with VAE Encode, and batch the "
                         "latents.")
     return samples

@@ -104,8 +104,8 @@ def sample(model, low_noise_model, positive, negative, latent: dict,
     result = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     result["samples"] = output
     if not all(map(math.isfinite, extent(output))):
-        raise UserError(f"the sampled latent holds values that are not finite (NaN or infinite): the model has such "
-                        f"weights, or {settings.sampler_name} and {settings.scheduler} cannot sample at shift "
+        raise UserError(f"the values of the sampled latent must be finite, but some are NaN or infinite: the model "
+                        f"has such weights, or {settings.sampler_name} and {settings.scheduler} cannot sample at shift "
                         f"{settings.shift:g} and denoise {settings.denoise:g}; try euler and flow_matching.")
     return result, sink
 
@@ -178,8 +178,9 @@ def _check(latent: dict) -> None:
 def _check_latent(model, samples: torch.Tensor) -> None:
     channels = model.get_model_object("latent_format").latent_channels
     if samples.ndim != 5 or samples.shape[1] != channels:
-        raise UserError(f"the latent has shape {list(samples.shape)}, this model needs [B, {channels}, T, h, w]: "
-                        "make it with EmptyHunyuanLatentVideo, or encode a video with the VAE of this model.")
+        raise UserError(f"the latent must have the shape [B, {channels}, T, h, w] for this model, but has shape "
+                        f"{list(samples.shape)}: make it with EmptyHunyuanLatentVideo, or encode a video with the VAE "
+                        "of this model.")
 
 
 class _FlowMatching(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):

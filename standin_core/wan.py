@@ -134,8 +134,8 @@ class Wan:
     def __init__(self, base, attend: Callable = optimized_attention):
         self.model = unwrapped(base.diffusion_model)
         if not isinstance(self.model, comfy.ldm.wan.model.WanModel):
-            raise UserError(f"the model is {type(self.model).__name__}, but must be a Wan 2.1 or 2.2 video model as "
-                            "ComfyUI loads it natively: connect a Wan from Load Diffusion Model.")
+            raise UserError("the model must be a Wan 2.1 or 2.2 video model as ComfyUI loads it natively, but is "
+                            f"{type(self.model).__name__}: connect a Wan from Load Diffusion Model.")
         self.base = base
         self.attend = attend
         self.dtype = base.manual_cast_dtype or base.get_dtype()

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ MOST_SHARING = 4  # tensors of a file may share their data, as weights and a cop
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
 SAFETENSORS = (".safetensors", ".sft")
+CONTAINERS = ("state_dict", "module")  # in which Lightning and DeepSpeed keep the weights, with other things beside
 # those of safetensors that PyTorch computes in; the others are parts of quantised layers
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "C64", "I64",
                     "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
@@ -52,8 +54,8 @@ class _Fault(ValueError):
 class Weights:
     """What a file of weights holds.
 
-    content: key -> tensor where the file is in order, but a .ckpt or .pt file may hold any plain data. See
-        ``check_tensors`` for what is true of every tensor in it.
+    content: key -> tensor where the file is in order, but a .ckpt or .pt file may hold any plain data. It is out of
+        its container; see ``check_tensors`` for what is true of every tensor in it.
     metadata: empty for all but safetensors.
     sha256: of the file.
     """
@@ -76,7 +78,7 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
     Raises UserError with the file, what is wrong with it, and the remedy.
     """
     with refusing_damage(path, remedy, ask) as ask:
-        size = path.stat().st_size
+        size = size_of(path)
         check_size(size)
         digest = hashlib.sha256()
         with path.open("rb") as file:  # a mapping would end the process at the next touch after the file is cut short
@@ -98,7 +100,7 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
                     data.write(part)
                 check_claim(data, size)
                 data.seek(0)
-                content, metadata = unpickled(data, ask), {}
+                content, metadata = weights_in(unpickled(data, ask)), {}
         check_tensors(content, size, ask)
         return Weights(content, metadata, digest.hexdigest())
 
@@ -111,11 +113,10 @@ def _safetensors(take: Callable[[int], bytes], size: int) -> tuple[dict[str, tor
     """
     length = int.from_bytes(take(8), "little")
     if length > MOST_IN_HEADER:
-        raise _Fault(f"is damaged or no safetensors: its header would have {length:,} bytes, and any has at most "
-                     f"{MOST_IN_HEADER:,}")
+        raise _Fault(f"is damaged or no safetensors: its header would have {length:,} bytes, and such files have at "
+                     f"most {MOST_IN_HEADER:,}")
     header, data = json.loads(take(length), object_pairs_hook=_each_once), size - 8 - length
-    metadata = header.pop("__metadata__", {})
-    check_metadata(metadata)
+    metadata = checked_metadata(header.pop("__metadata__", None))
     tensors: dict[str, torch.Tensor] = {}
     end = 0
     for name, said in sorted(header.items(), key=lambda entry: entry[1]["data_offsets"]):
@@ -144,10 +145,15 @@ def _each_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_metadata(metadata) -> None:
-    """Refuse what is no dict of texts; to be called in ``refusing_damage``."""
+def checked_metadata(metadata) -> dict[str, str]:
+    """The metadata of a safetensors, of which it may say None; refuse what is no dict of texts. To be called in
+    ``refusing_damage``.
+    """
+    if metadata is None:
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _Fault("has metadata that are no texts")
+    return metadata
 
 
 class _Counted(io.BufferedReader):
@@ -182,6 +188,16 @@ def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
         return torch.load(data, map_location=to_cpu, weights_only=True)
 
 
+def weights_in(content: Any) -> Any:
+    """What a file holds, out of its container; what a training keeps beside, such as a best loss of infinity, is none
+    of the weights.
+    """
+    for name in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    return content
+
+
 @contextlib.contextmanager
 def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterator[Ask]:
     """Within the context a file of weights is read; raises UserError where that fails, whatever the damage leads to.
@@ -213,6 +229,14 @@ def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterato
         else:
             fault = f"cannot be read as weights ({type(error).__name__})"
         raise UserError(f"{shown(path.name)} {fault}: {remedy}.") from error
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; to be called in ``refusing_damage``, which refuses pipes and devices."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a folder cannot be opened
+        raise _Fault("must be a file, but is a pipe or a device, which may have no end")
+    return status.st_size
 
 
 def check_size(size: int) -> None:

@@ -93,6 +93,7 @@ def count(what, **facts):
 
 def write_record():
     """Say in RECORD what a nightly run tried and found; what other runs of the tests tried stays there."""
+
     global _written
     now = {what: {**record, "date": time.strftime("%Y-%m-%d")} for what, record in _records.items()}
     with replacing(RECORD) as part:

@@ -43,8 +43,8 @@ class AuthorsSchedule(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sa
 def load(weights: dict[str, torch.Tensor], width: int, context: int, dtype=torch.float32):
     """By ComfyUI's loader, which tells SD1.5 by two widths; with the authors' schedule."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("model_channels", width), ("context_dim", context)):
-            patch.setitem(comfy.supported_models.SD15.unet_config, name, value)
+        patch.setitem(comfy.supported_models.SD15.unet_config, "model_channels", width)
+        patch.setitem(comfy.supported_models.SD15.unet_config, "context_dim", context)
         model = comfy.sd.load_diffusion_model_state_dict(dict(weights), model_options={"dtype": dtype})
     model.add_object_patch("model_sampling", AuthorsSchedule())
     return model

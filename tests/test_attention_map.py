@@ -146,7 +146,7 @@ def test_a_map_that_is_not_there(maps, person, words):
 
 
 def test_blocks_that_are_not_there():
-    with pytest.raises(UserError, match="blocks 0 to 1, and first_block 2 to last_block -1 selects none of them"):
+    with pytest.raises(UserError, match="the model has blocks 0 to 1, and 2 to -1 selects none of them"):
         of_blocks(torch.zeros(2, 3, 2, 2), 2, -1)
 
 
@@ -183,7 +183,7 @@ def test_shown(dtype):
 def test_masses_that_are_no_shares(value):
     mass = torch.full((1, 2, 2, 2, 2), 0.1)
     mass[0, 1, 0, 0, 0] = value
-    with pytest.raises(UserError, match=r"^attention_map h"):
+    with pytest.raises(UserError, match=r"^the values of attention_map must"):
         show_map(torch.zeros(5, 8, 8, 3), [AttentionMap(mass, 4)], 0.5)
 
 

@@ -114,9 +114,9 @@ def test_a_batch_is_cut_into_videos():
 def test_what_cannot_be_ranked():
     with pytest.raises(UserError, match="no video came"):
         rank([], PHOTO, SETTINGS, 0.8, clip_vision=ClipVision())
-    with pytest.raises(UserError, match="3 seeds came for 4 videos"):
+    with pytest.raises(UserError, match="each of the 4 videos must have a seed, but 3 seeds came"):
         rank(videos(), PHOTO, SETTINGS, 0.8, [1, 2, 3], ClipVision())
-    with pytest.raises(UserError, match=r"images has shape \[0, "):
+    with pytest.raises(UserError, match=r"images must have the shape .*, but has \[0, "):
         rank([PHOTO, PHOTO[:0]], PHOTO, SETTINGS, 0.8, clip_vision=ClipVision())
 
 
@@ -160,7 +160,7 @@ def test_in_a_server(server, prompt):
 def test_pictures_of_a_batch(server, prompt):
     """Every frame for itself: ten candidates, and the best is one picture."""
     single = {**prompt, "best": {**prompt["best"], "inputs": {**prompt["best"]["inputs"], "frames_per_video": 1}}}
-    with pytest.raises(PromptFailed, match="2 seeds came for 10 videos"):
+    with pytest.raises(PromptFailed, match="each of the 10 videos must have a seed, but 2 seeds came"):
         server.run(single)
     del single["best"]["inputs"]["seeds"]
     outputs = server.run(single).outputs

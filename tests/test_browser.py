@@ -155,7 +155,8 @@ def large(comfy):
 
 
 def test_the_template_browser_has_them(large):
-    """Under the name of the pack, whatever its folder is called; each with its picture, and a click opens it."""
+    """Under the name of the pack, whatever its folder is called, the one to begin with first; each with its picture,
+    and a click opens it."""
     comfy = large
     comfy.open()
     comfy.page.keyboard.press("Escape")
@@ -164,6 +165,8 @@ def test_the_template_browser_has_them(large):
     for workflow in WORKFLOWS:
         card = comfy.page.get_by_text(workflow.name, exact=False).first
         card.wait_for(timeout=20_000)
+    names = [workflow.name for workflow in WORKFLOWS]
+    assert [title for title in comfy.page.locator("[role=dialog] h3").all_inner_texts() if title in names] == names
     comfy.page.wait_for_function(
         "count => [...document.images].filter(i => i.naturalWidth === 640 && i.naturalHeight === 360).length === count",
         arg=len(WORKFLOWS), timeout=20_000)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+import types
 from pathlib import Path
 
 import PIL.Image
@@ -77,6 +78,10 @@ def hashes(graph, base):
 
 def test_people_and_prompts(people, tmp_path):
     assert [(person.name, len(person.photos)) for person in read_people(people)] == [("anna", 2), ("ben", 1)]
+    for name in ("._ben.jpg", "anna/._1.png", ".trash/zoe.png"):
+        (people / name).parent.mkdir(exist_ok=True)
+        (people / name).write_bytes(b"what a system hides")
+    assert [(person.name, len(person.photos)) for person in read_people(people)] == [("anna", 2), ("ben", 1)]
     file = tmp_path / "prompts.txt"
     file.write_text("a man nods\n\n# later\na man sits \na man nods\n")
     assert read_prompts(file) == ["a man nods", "a man sits"]
@@ -90,9 +95,16 @@ def test_people_and_prompts(people, tmp_path):
 def test_names_of_people_can_be_written_down(people):
     (people / "a folder.png").mkdir()
     assert [person.name for person in read_people(people)] == ["anna", "ben"]
-    (people / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be written down"):
-        read_people(people)
+    written = ["d'Arc & <Jeanne> 100%#?", "a\u00a0b",
+               "\u5c71\u7530\u3000\u592a\u90ce", "\u0645\u06cc\u200c\u0631\u0627"]  # with spaces of Japan and Persia
+    for name in written:
+        (people / f"{name}.png").write_bytes(b"")
+    assert {person.name for person in read_people(people)} == {"anna", "ben", *written}
+    for name in (os.fsdecode(b"caf\xe9.png"), "two\nlines.png", "\x1b[2J.png"):
+        (people / name).write_bytes(b"")
+        with pytest.raises(UserError, match="cannot be written down"):
+            read_people(people)
+        (people / name).unlink()
 
 
 def test_a_damaged_record_is_none(people, base, tmp_path):
@@ -165,7 +177,7 @@ def test_a_kept_person_is_one_of_the_people(people, base):
     assert not {job.id for job in of_carl} & {job.id for job in jobs(people, base)}
     for name in ("ben.jpg", "anna/1.png", "anna/2.PNG"):
         (people / name).unlink()
-    with pytest.raises(UserError, match=r"loads 3 pictures, and carl\.safetensors is a person that Save Person kept"):
+    with pytest.raises(UserError, match=r"loads 3 pictures, but carl\.safetensors is a person that Save Person kept"):
         jobs(people, base, API / "several_photos.json")
 
 
@@ -259,6 +271,32 @@ def test_the_record_comes_last(people, base, tmp_path, monkeypatch):
     assert (record["person"], record["prompt"], record["seed"]) == ("anna", "a man nods", 0)
 
 
+def test_a_render_whose_video_is_gone_is_missing(people, base, tmp_path):
+    """The same command makes it again, and the page shows it once."""
+    records, some = Records(tmp_path), jobs(people, base)[:2]
+    for job in some:
+        records.keep(job, render(), 1)
+    (tmp_path / f"{some[1].id}_2.mp4").unlink()
+    batch = Batch(some, records, lambda words: None)
+    assert batch.left == 1 and batch.take() is some[1]
+    batch.rendered(some[1], render(likeness=0.7))
+    shown = json.loads((tmp_path / "ranking.json").read_text())["people"]["anna"]["arcface"]
+    assert [each["id"] for each in shown] == [some[1].id, some[0].id]
+
+
+def test_a_photo_that_changes_while_a_batch_runs(people, base, tmp_path):
+    """Its jobs fail with why: their ids are of the photo as it was. The others go on."""
+    some, said = jobs(people, base, words=("a man nods",)), []
+    batch = Batch(some, Records(tmp_path), said.append)
+    PIL.Image.new("RGB", (8, 8), (9, 9, 9)).save(people / "ben.jpg")
+    batch.check(lambda graph, contents: None)
+    assert [job.person for job in iter(batch.take, None)] == ["anna"] * 2
+    assert len(said) == 2 and all("ben.jpg was changed after the batch began" in words for words in said)
+    (people / "anna" / "1.png").unlink()
+    with pytest.raises(PromptFailed, match=r"1\.png can no longer be read \(No such file"):
+        some[0].contents()
+
+
 def test_a_lost_job_is_tried_three_times_and_again_by_the_next_call(people, base, tmp_path):
     records, some, said = Records(tmp_path), jobs(people, base), []
     batch = Batch(some, records, said.append)
@@ -334,6 +372,19 @@ def test_photos_are_checked_before_any_render(people, base, tmp_path):
     assert len(said) == 4
     with pytest.raises(UserError, match=r"nothing was rendered\. IdentityReport: no face$"):
         Batch([job for job in some if job.person == "ben"], records, said.append).check(refusal)
+
+
+def test_the_time_left(people, base, tmp_path, monkeypatch):
+    """Four of 8 jobs fail at once for their photo, and the others take 7 minutes each."""
+    said, clock = [], iter(range(0, 10000, 420))
+    monkeypatch.setattr("casting.batch.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    batch = Batch(jobs(people, base), Records(tmp_path), said.append)
+    of_anna = [photo.read_bytes() for photo in sorted((people / "anna").iterdir())]
+    batch.check(lambda graph, contents: None if of_anna == [*contents.values()] else "IdentityReport: no face")
+    for job in iter(batch.take, None):
+        batch.rendered(job, render())
+    assert [re.search(r"(?:; (.*) left)?$", words)[1] for words in said] == [
+        None, None, None, None, "21 min", "14 min", "7 min", None]
 
 
 def test_the_ranking(tmp_path):
@@ -477,9 +528,20 @@ def test_reports_that_lie(says, as_text):
 def test_outputs_that_lie(outputs):
     graph = {"9": {"class_type": "SaveVideo"}, "1": {"class_type": "PreviewAny"}}
     try:
-        assert all(set(map(type, each.values())) == {str} for each in saved(outputs, graph))
+        found = saved(outputs, graph)
+        assert found and all(set(map(type, each.values())) == {str} for each in found)
     except PromptFailed as failure:
-        assert "did not say what it wrote" in str(failure)
+        assert re.search("did not say what it wrote|no node that saves was run", str(failure))
+
+
+def test_a_render_of_nothing_has_failed():
+    """A switch left Save Video out. The outputs of nodes that ComfyUI put in place of another are not what is saved."""
+    graph = {"9": {"class_type": "SaveVideo"}, "1": {"class_type": "PreviewAny"}}
+    item = {"filename": "a.mp4", "subfolder": "", "type": "output"}
+    assert saved({"1.0.0.7": {"images": [item | {"filename": "b"}]}, "9": {"images": [item]}}, graph) == [item]
+    for outputs in ({"1": {"text": ["x"]}}, {"9": {"images": []}}, {}):
+        with pytest.raises(PromptFailed, match="no node that saves was run"):
+            saved(outputs, graph)
 
 
 @given(st.lists(changed({"path": "x", "size": 1, "changed": 1, "sha256": "0" * 64}) | ANY_JSON, max_size=3))
@@ -493,13 +555,33 @@ def test_hashes_that_lie(lines):
             weights.name: hashlib.sha256(b"weights").hexdigest()}
 
 
-@pytest.mark.parametrize("link", [["nowhere", 0], [{}, 0], ["1"], [], ["1", "0"], [None, 0]])
-def test_links_to_nowhere(tmp_path, link):
+@pytest.mark.parametrize("link", [["nowhere", 0], [{}, 0], [[], 0], ["1"], [], ["1", "0"], [None, 0]])
+@pytest.mark.parametrize("node, name, words", [
+    ("VAEDecode", "samples", r"linked to no node \(the first is 'samples of node "),
+    ("StandInSampler", "positive", "has no sampler with a positive prompt"),
+    ("SaveVideo", "video", "has no Save Video or Save Image of frames")])
+def test_links_to_nowhere(tmp_path, link, node, name, words):
     graph, file = json.loads(WORKFLOW.read_text()), tmp_path / "workflow.json"
-    graph[node_id(graph, "VAEDecode")]["inputs"]["samples"] = link
+    graph[node_id(graph, node)]["inputs"][name] = link
     file.write_text(json.dumps(graph))
-    with pytest.raises(UserError, match=r"linked to no node \(the first is 'samples of node "):
+    with pytest.raises(UserError, match=words):
         read_workflow(file)
+
+
+@pytest.mark.parametrize("workflow, node, name, words", [
+    ("concat_id_text_to_video", "IdentityReport", "images", r"linked to no node \(the first is 'images of node "),
+    ("concat_id_text_to_video", "IdentityReport", "reference_image", "linked to no node .*'reference_image of node "),
+    ("face_swap", "LoadVideo", "file", "has a Load Video without the name of a file")])
+def test_inputs_that_a_batch_needs(tmp_path, workflow, node, name, words):
+    file = tmp_path / "workflow.json"
+    for value in (None, {}, 5):
+        graph = json.loads((API / f"{workflow}.json").read_text())
+        graph[node_id(graph, node)]["inputs"][name] = value
+        if value is None:
+            del graph[node_id(graph, node)]["inputs"][name]
+        file.write_text(json.dumps(graph))
+        with pytest.raises(UserError, match=words):
+            read_workflow(file)
 
 
 def test_videos_without_frames(tmp_path):

@@ -172,6 +172,32 @@ def test_a_job_hangs(base, cluster, on_one_server, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_worker_hangs(base, cluster, tmp_path, monkeypatch):
+    """It is stopped with its server while they render, and answers nothing: another worker does its job."""
+    monkeypatch.setattr("casting.cluster.HUNG_SECONDS", 5)
+    cast = casts.Cast(tmp_path / "cast", base, seeds=4)
+    stopped = []
+
+    class BatchWithAHang(casts.WaitingBatch):
+        def rendered(self, job, render):
+            super().rendered(job, render)
+            if not stopped:
+                (server, *_) = [each for each in casts.servers(base)
+                                if each.ppid() != int(render.worker.split(":")[1])]
+                stopped[:] = [server.parent(), server]
+                for process in stopped:
+                    process.suspend()
+
+    try:
+        run_on_cluster(BatchWithAHang(cast, NODES), casts.settings(base, HANG_SECONDS), cluster.address)
+    finally:
+        for process in filter(psutil.Process.is_running, stopped):
+            process.kill()
+    assert sum("its worker was lost (it does not answer)" in words for words in cast.said) == 1
+    assert sum(": likeness" in words for words in cast.said) == len(cast.frames()) == 8
+
+
+@pytest.mark.slow
 def test_the_driver_is_killed(base, cluster, tmp_path):
     """While it runs, the same command is refused. Then its servers go with it, and the command does what is missing."""
     cast = casts.Cast(tmp_path / "cast", base, seeds=3)

@@ -73,13 +73,14 @@ def test_seeds_and_people_make_other_videos(done):
     assert all(not np.array_equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
 
 
-def command(cast, *arguments, **environment):
+def command(cast, *arguments, preexec_fn=None, **environment):
     (cast.folder / "prompts.txt").write_text("a woman smiles\n")
     return subprocess.run(
         [sys.executable, str(PACK / "scripts" / "batch.py"), str(cast.folder / "people"),
          str(cast.folder / "prompts.txt"), "--seeds", "2", "--workflow", str(cast.folder / "workflow.json"), "--out",
          str(cast.records.folder), *arguments, *casts.comfyui_arguments(cast.base)],
-        env={**os.environ, "COMFYUI_PATH": str(pack.COMFYUI), **environment}, capture_output=True, text=True)
+        env={**os.environ, "COMFYUI_PATH": str(pack.COMFYUI), **environment}, preexec_fn=preexec_fn,
+        capture_output=True, text=True)
 
 
 def test_the_command_says_what_is_missing(done):
@@ -91,6 +92,17 @@ def test_the_command_says_what_is_missing(done):
     with done.records.locked():
         answer = command(done, "--dry-run")
     assert answer.returncode == 1 and "stopped: another batch works in" in answer.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of a process there")
+def test_a_full_disk_is_said(base, tmp_path):
+    """For the process no file may grow."""
+    import resource
+
+    cast = casts.Cast(tmp_path / "cast", base)
+    answer = command(cast, "--dry-run", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert answer.returncode == 1 and not answer.stderr, answer.stderr
+    assert answer.stdout.endswith("stopped: [Errno 27] File too large. Mend that; the same command goes on.\n")
 
 
 def test_models_of_extra_folders_are_part_of_the_id(base, tmp_path):
@@ -180,6 +192,7 @@ def test_a_render_is_kept_where_its_report_fails(base, tmp_path):
     with contextlib.closing(Worker(casts.settings(base))) as worker:
         render = worker.render(job.graph, job.contents())
         *_, last = worker.server.get("/history").values()
+        assert not [*(worker.server.base / "output").iterdir()]  # it lies where it is kept, and nowhere else
     (cached,) = [data["nodes"] for kind, data in last["status"]["messages"] if kind == "execution_cached"]
     assert node_id(job.graph, "StandInSampler") in cached
     batch.rendered(job, render)
@@ -190,6 +203,76 @@ def test_a_render_is_kept_where_its_report_fails(base, tmp_path):
     assert "not measured" in cast.said[0]
     (listed,) = json.loads((cast.records.folder / "ranking.json").read_text())["not_measured"]
     assert listed["files"] == [f"{job.id}.mp4"] and listed["not_measured"].startswith("IdentityReport: ")
+
+
+EXPANDING = """
+import comfy.utils
+from comfy_execution.graph_utils import GraphBuilder
+from server import PromptServer
+
+class Expanding:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        PromptServer.instance.send_sync("their_own", ["no object"])
+        graph = GraphBuilder()
+        step = graph.node("Stepping", images=images)
+        graph.node("SaveImage", images=step.out(0), filename_prefix="inner")
+        return {"result": (step.out(0),), "expand": graph.finalize()}
+
+class Stepping(Expanding):
+    def run(self, images):
+        comfy.utils.ProgressBar(1).update(1)
+        return (images,)
+
+NODE_CLASS_MAPPINGS = {"Expanding": Expanding, "Stepping": Stepping}
+"""
+
+
+def test_a_node_that_comfyui_replaces_by_others(base, tmp_path):
+    """Their progress and what they save have ids that are not in the workflow; and their pack sends events of its own.
+    What the workflow saves is rendered.
+    """
+    cast = casts.Cast(tmp_path / "cast", base, seeds=1)
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    (packs / "expanding.py").write_text(EXPANDING)
+    (tmp_path / "paths.yaml").write_text(json.dumps({"tests": {"custom_nodes": str(packs)}}))
+    file = cast.folder / "workflow.json"
+    graph = json.loads(file.read_text())
+    decoded = [node_id(graph, "VAEDecode"), 0]
+    for node in graph.values():
+        node["inputs"] = {name: ["expanding", 0] if value == decoded else value
+                          for name, value in node["inputs"].items()}
+    file.write_text(json.dumps(graph | {"expanding": {"class_type": "Expanding", "inputs": {"images": decoded}}}))
+    settings = casts.settings(base)
+    run_here(cast.batch(), dataclasses.replace(settings, arguments=(
+        *settings.arguments, "--extra-model-paths-config", str(tmp_path / "paths.yaml"))))
+    assert [len(record["files"]) for record in cast.found().values()] == [1 + casts.LENGTH] * 2, cast.said
+
+
+def test_last_words_that_are_no_text(base, tmp_path):
+    """A library writes bytes of its own, and the server ends. It was given the user's --port, where another ComfyUI may
+    listen, and came up on a port of its own.
+    """
+    endless = casts.endless_job(tmp_path / "endless", base)
+    settings = casts.settings(base)
+    settings = dataclasses.replace(settings, arguments=(*settings.arguments, "--listen", "--port", "1"))
+    with contextlib.closing(Worker(settings)) as worker:
+        (server,) = casts.servers(base)
+
+        def end():
+            with (worker.server.base / "comfyui.log").open("ab") as log:
+                log.write(b"\xff out of memory")
+            server.kill()
+
+        threading.Timer(3, end).start()
+        with pytest.raises(RenderLost, match="out of memory"):
+            worker.render(endless.graph, endless.contents())
 
 
 @pytest.mark.slow

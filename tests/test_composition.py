@@ -21,7 +21,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from packed import pack_layers, scaled_fp8
 
 import standin_core.attention.choice
-import standin_core.wan
+import standin_core.host_attention
 import tiny
 from small_world.tiny_models import TinyWan, adapter_weights, lora_weights
 from standin_core.attention.states import TILED
@@ -191,8 +191,9 @@ def test_a_package_that_gives_states(model, monkeypatch, name):
     monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", attention)
     _, (report,) = tiny.sample(tiny.with_identity(model, strength=0.5))
     assert report.refusals[0] == f"{name}: it runs on cuda, not on cpu"
-    here = dataclasses.replace(getattr(standin_core.wan, module), device_type=None, package=None, state=TILED.state)
-    monkeypatch.setattr(standin_core.wan, module, here)
+    here = dataclasses.replace(getattr(standin_core.host_attention, module), device_type=None, package=None,
+                               state=TILED.state)
+    monkeypatch.setattr(standin_core.host_attention, module, here)
     samples, (report,) = tiny.sample(tiny.with_identity(model, strength=0.5))
     assert report.attention == f"merge, {name}"
     assert_close(samples, plain, WHOLE_RUN)

@@ -131,6 +131,22 @@ def test_the_equations_of_the_paper(model, name, adaln):
         assert_close(found[each], expected.float(), 10 * RELATIVE_RMS[torch.float32])
 
 
+@pytest.mark.parametrize("height, width", [(9, 12), (8, 13), (1, 1)])
+def test_a_video_of_no_whole_tokens(model, height, width):
+    """ComfyUI repeats the first row and the first column behind the last, of the video and so of the reference."""
+    def whole(latent):
+        latent = torch.cat((latent, latent[..., :height % 2, :]), dim=-2)
+        return torch.cat((latent, latent[..., :width % 2]), dim=-1)
+
+    video, latent = tiny.random(1, 16, 3, height, width), tiny.random(1, 16, 2, height, width, seed=1)
+    context, timestep = tiny.random(1, 5, tiny.WAN.text_dim, seed=2), torch.tensor([900.0])
+    wan = Wan(model.model)
+    with references_appended(wan, wan.grid(video.shape), 2, timestep, concat_id.record().own):
+        found = wan(video, timestep, context, latent)
+    expected = naive(whole(video)[0], whole(latent)[0].movedim(1, 0), timestep[0].double(), context[0], adaln=True)
+    assert_close(found[0], expected[..., :height, :width].float(), 10 * RELATIVE_RMS[torch.float32])
+
+
 def gradients(wan, own, checkpointed):
     """Those of a sum of squares, with respect to what the AdaLN variant has beside the native weights."""
     leaves = [each.clone().requires_grad_() for each in (own.weight, own.bias, own.blocks)]
@@ -369,6 +385,17 @@ def test_guidance(model, length):
     assert report.identity_calls < report.model_calls
 
 
+@pytest.mark.parametrize("guidance", ["both passes", "positive pass", "own scale"])
+def test_videos_in_one_batch(model, guidance):
+    """Each is what it is alone."""
+    patched = concat_id.with_reference(model, guidance=guidance, guidance_scale=2.0)
+    noise = tiny.random(2, *tiny.LATENT[1:], seed=9)
+    found = tiny.sample(patched, latent=torch.zeros_like(noise), noise=noise)[0]
+    alone = [tiny.sample(patched, noise=each)[0] for each in noise.split(1)]
+    assert_close(found, torch.cat(alone), WHOLE_RUN)
+    assert relative_rms(*alone) > 100 * WHOLE_RUN
+
+
 def test_the_report(model):
     _, (report,) = tiny.sample(concat_id.with_reference(model, end_percent=0.5, guidance="positive pass"))
     assert as_text(report).splitlines()[2:] == [
@@ -418,11 +445,11 @@ def test_two_people_by_two_nodes(model):
 
 SETTINGS = {
     "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
-    "no such guidance": ({"guidance": "none"}, "guidance is none, but must be one of both passes, positive pass"),
+    "no such guidance": ({"guidance": "none"}, "guidance must be one of both passes, positive pass"),
     "two people": ({"reference": torch.zeros(2, 16, 1, 8, 12)}, "2 reference images came and "
                    "tiny_concat_id.safetensors was trained with 1: pick one"),
-    "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, "shape [1, 16, 1, 8, 8], but for a video of 8x12"),
-    "no video": ({"shape": (1, 16, 8, 12)}, "but must have that of a video, [B, 16, T, h, w]: connect the latent"),
+    "another size": ({"reference": torch.zeros(1, 16, 1, 8, 8)}, r"[1, 16, 1, 8, 12], but has shape [1, 16, 1, 8, 8]"),
+    "no video": ({"shape": (1, 16, 8, 12)}, "must have the shape of a video, [B, 16, T, h, w]"),
 }
 
 

@@ -164,7 +164,7 @@ def test_what_stand_in_cannot_do_beside_it(model, order, wanted, words):
 @pytest.mark.parametrize("order", ORDERS)
 def test_two_scales_of_their_own_are_refused(model, order):
     own = {"guidance": "own scale", "guidance_scale": 2.0}
-    with pytest.raises(UserError, match="two methods on this model have guidance set to own scale"):
+    with pytest.raises(UserError, match="two methods on this model use guidance own scale"):
         tiny.sample(in_order(order, model, lambda model: tiny.with_identity(model, **own), **own))
 
 

@@ -1,6 +1,7 @@
 """Concat-ID's files: each form loads to the same model, and everything else gives one helpful sentence."""
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -38,9 +39,9 @@ def save(path, weights, wrapped=None):
     elif wrapped == "legacy":  # PyTorch's format before 1.6, which is no archive
         torch.save(weights, path, _use_new_zipfile_serialization=False)
     elif wrapped == "module":  # as DeepSpeed writes it, with more beside
-        torch.save({"module": weights, "global_steps": 7, "dp_world_size": 8}, path)
+        torch.save({"module": weights, "global_steps": 7, "best_loss": torch.tensor(math.inf)}, path)
     else:
-        torch.save({wrapped: weights, "epoch": 1} if wrapped else weights, path)
+        torch.save({wrapped: weights, "best_loss": torch.tensor(math.inf)} if wrapped else weights, path)
     return path
 
 
@@ -229,12 +230,12 @@ MISFITS = {
     "a LoRA": (lora_weights, "is an ordinary LoRA: load it with LoraLoaderModelOnly, and choose a Concat-ID file"),
     "a Stand-In adapter": (adapter_weights, "is a Stand-In adapter: load it with Load Stand-In"),
     "a 14B model": (lambda: {**weights(), "patch_embedding.weight": torch.zeros(5120, 16, 1, 2, 2)},
-                    "is a Wan of width 5120, so a 14B model, but must be Concat-ID's"),
+                    "text-to-video of 1.3B, but is a Wan of width 5120, so a 14B model"),
     "an image-to-video model": (i2v, "takes 36 channels, so an image-to-video"),
     "the image embedding of one": (lambda: with_("img_emb.proj.0.weight", torch.zeros(4)), "so an image-to-video"),
     "Wan 2.2's 5B": (lambda: {**weights(), "patch_embedding.weight": torch.zeros(64, 48, 1, 2, 2)},
                      "takes 48 channels"),
-    "VACE": (lambda: TinyWan(text_dim=32).vace_weights(), "is a VACE model, but must be Concat-ID's"),
+    "VACE": (lambda: TinyWan(text_dim=32).vace_weights(), "text-to-video of 1.3B, but is a VACE model"),
     "another control": (lambda: with_("control_adapter.conv.weight", torch.zeros(4)),
                         "has 1 tensors that no Concat-ID has (the first is control_adapter.conv.weight)"),
     "a text encoder": (lambda: {"shared.weight": torch.zeros(4)}, "is not a Wan model under its native names"),
@@ -245,13 +246,13 @@ MISFITS = {
                                       "blocks.1.modulation_ref)"),
     "the projection lost": (lambda: without("time_projection_ref.1.weight"), "time_projection_ref.1.weight"),
     "another width of the reference": (lambda: with_("blocks.0.modulation_ref", torch.zeros(1, 6, 32)),
-                                       "blocks.0.modulation_ref is [1, 6, 32], but must be [1, 6, 64]"),
+                                       "blocks.0.modulation_ref must be [1, 6, 64], but is [1, 6, 32]"),
     "modulation of another shape": (lambda: with_("blocks.2.modulation", torch.zeros(6, 64)),
-                                    "blocks.2.modulation is [6, 64], but must be [1, 6, 64]"),
+                                    "blocks.2.modulation must be [1, 6, 64], but is [6, 64]"),
     "no block": (lambda: {name: tensor for name, tensor in weights().items() if not name.startswith("blocks.")},
                  "that a Concat-ID of 1 blocks has"),
     "a flat patch embedding": (lambda: with_("patch_embedding.weight", torch.zeros(64)),
-                               "patch_embedding.weight is [64], but must be [C, 16, 1, 2, 2]"),
+                               "patch_embedding.weight must be [C, 16, 1, 2, 2], but is [64]"),
     "numbers for names": (lambda: {1: torch.zeros(2)}, "other things than named tensors, so it is no"),
     "something else than tensors": (lambda: {"epoch": 3, "lr": 0.1}, "other things than named tensors, so it is no"),
 }
@@ -266,7 +267,7 @@ def test_misfits(name):
 
 @pytest.mark.parametrize("references", ["0", "-1", "two", "1.5", "9" * 5000])
 def test_numbers_of_references_that_cannot_be(references):
-    with pytest.raises(UserError, match="but the number must be from 1 to 99"):
+    with pytest.raises(UserError, match="trained with, from 1 to 99"):
         parse_concat_id(weights(), "x.pt", metadata={REFERENCES: references})
 
 
@@ -306,6 +307,16 @@ def test_a_file_larger_than_any_that_is_read_whole(tmp_path):
         load_concat_id(tmp_path / "a.pt")
 
 
+def and_then(read, happens):
+    """A reader after which something happens."""
+    def reading(*args, **kwargs):
+        content = read(*args, **kwargs)
+        happens()
+        return content
+
+    return reading
+
+
 @pytest.mark.parametrize("become", [lambda path, other: other.replace(path), lambda path, other: path.unlink()],
                          ids=["replaced", "removed"])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
@@ -314,18 +325,26 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, told_sizes, monkeypatch,
     path = save(tmp_path / name, weights())
     other = save(tmp_path / f"other_{name}", concat_id_weights(TinyWan(text_dim=32, seed=9)))
 
-    def and_then(read):
-        def read_before(*args, **kwargs):
-            content = read(*args, **kwargs)
-            become(path, other)
-            return content
-
-        return read_before
-
     reader = (torch, "load") if name == "a.pt" else (comfy.utils, "load_torch_file")
-    monkeypatch.setattr(*reader, and_then(getattr(*reader)))
-    with pytest.raises(UserError, match=rf"^{name} was replaced, changed or removed while it was read: run the node"):
+    monkeypatch.setattr(*reader, and_then(getattr(*reader), lambda: become(path, other)))
+    with pytest.raises(UserError, match=rf"^{name} was replaced, changed or removed since its reading began: run the"):
         load_concat_id(path)
+
+
+@pytest.mark.parametrize("when", ["before", "while it is read"])
+def test_a_file_that_changes_before_its_model_is_loaded_again(tmp_path, monkeypatch, when):
+    """ComfyUI would go on with the weights of another file, and the pack with the record of the first."""
+    path = save(tmp_path / "a.safetensors", weights())
+    model, _ = load_concat_id(path)
+    other = save(tmp_path / "other.safetensors", concat_id_weights(TinyWan(text_dim=32, seed=9)))
+    assert model.clone(force_deepcopy=True).cached_patcher_init == model.cached_patcher_init
+    if when == "before":
+        other.replace(path)
+    else:
+        monkeypatch.setattr(comfy.utils, "load_torch_file", and_then(comfy.utils.load_torch_file,
+                                                                     lambda: other.replace(path)))
+    with pytest.raises(UserError, match=r"^a\.safetensors was replaced, changed or removed since its reading began"):
+        model.clone(force_deepcopy=True)
 
 
 def test_a_file_that_is_written_again_is_read_again(tmp_path, monkeypatch):
@@ -368,7 +387,7 @@ def test_an_adaln_file_through_load_diffusion_model(tmp_path):
     native = TinyWan(text_dim=32, seed=7)
     path = save(tmp_path / "second_stage_adaln.safetensors", concat_id_weights(native))
     model = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
-    with pytest.raises(UserError, match="drops 32 tensors of an AdaLN file: connect both outputs of Load Concat-ID"):
+    with pytest.raises(UserError, match="drops its AdaLN tensors: connect both outputs of Load Concat-ID"):
         applied(model, adaln=False)
     right, concat_id = load_concat_id(path, {"dtype": torch.float32})
     given = {"samples": torch.zeros(tiny.LATENT)}, None, None, {"samples": tiny.random(1, 16, 1, *tiny.LATENT[-2:])}

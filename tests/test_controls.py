@@ -84,7 +84,7 @@ def test_blocks(model, paper, plain):
     assert not torch.equal(some, paper) and not torch.equal(some, plain)
     assert torch.equal(run(model, first_block=0, last_block=tiny.WAN.blocks - 1)[0], paper)
     assert torch.equal(run(model, last_block=99)[0], paper)
-    with pytest.raises(UserError, match="read in blocks 2 to 1, and the model has blocks 0 to 3"):
+    with pytest.raises(UserError, match="the model has blocks 0 to 3, and 2 to 1 selects none of them"):
         tiny.with_identity(model, first_block=2, last_block=1)
 
 
@@ -131,20 +131,20 @@ def test_the_most_of_strength_and_schedule_is_a_number(model):
     """Beyond it the product could be infinite, and the video NaN."""
     found, _ = run(model, strength=MOST_STRENGTH, schedule=((0.0, MOST_STRENGTH),))
     assert bool(torch.isfinite(found).all())
-    with pytest.raises(UserError, match="strength is 1001, but must be a finite number from 0 to 1000"):
+    with pytest.raises(UserError, match="strength must be a finite number from 0 to 1000, but is 1001"):
         identity(strength=1001.0)
 
 
 @pytest.mark.parametrize("text", ["0.5", "a:1", "0:1:2", "0:"])
 def test_a_schedule_that_cannot_be_read(text):
-    with pytest.raises(UserError, match="but must be percent:factor"):
+    with pytest.raises(UserError, match="must be percent:factor"):
         parse_schedule(text)
 
 
 @pytest.mark.parametrize("schedule", [((0.5, 1), (0.2, 1)), ((0.5, 1), (0.5, 2)), ((0.0, -1),), ((0, 0), (20, 1)),
                                       ((0.0, float("nan")),), ((0.0, float("inf")),), ((0.0, 1e308),)])
 def test_a_schedule_that_makes_no_sense(schedule):
-    with pytest.raises(UserError, match="but must be rising percents"):
+    with pytest.raises(UserError, match="must be rising percents"):
         identity(schedule=schedule)
 
 
@@ -231,13 +231,13 @@ def test_a_guider_with_passes_of_its_own_is_refused(model, guidance):
     guider = Guider_DualCFG(tiny.with_identity(model, guidance=guidance))
     guider.set_conds(POSITIVE, POSITIVE, NEGATIVE)
     guider.set_cfg(4.0, 2.0)
-    with pytest.raises(UserError, match="Guider_DualCFG makes passes of its own"):
+    with pytest.raises(UserError, match="Guider_DualCFG makes other passes"):
         guider.sample(tiny.random(*tiny.LATENT), torch.zeros(tiny.LATENT), comfy.samplers.sampler_object("euler"),
                       torch.tensor([1.0, 0.0]))
 
 
 def test_a_scale_of_its_own_needs_a_cfg(model):
-    with pytest.raises(UserError, match="needs a cfg above 0"):
+    with pytest.raises(UserError, match="only with a cfg above 0"):
         one_step(tiny.with_identity(model, guidance="own scale"), POSITIVE, NEGATIVE, cfg=0.0)
 
 
@@ -338,7 +338,7 @@ def test_numbers_of_masks(count):
 
 
 def test_another_number_of_masks():
-    with pytest.raises(UserError, match="5 masks, but for a video of 3 latent frames it must have 1, 3, or one for"):
+    with pytest.raises(UserError, match=r"must have 1 mask, 3 \(one for each latent frame .* but has 5"):
         region_weights(torch.ones(5, 32, 48), GRID)
 
 

@@ -427,3 +427,13 @@ def test_a_file_that_arrives_or_changes_is_noticed(models_dir):
             seen.add(node.fingerprint_inputs(image=None, **chosen["auto"]))
     assert len(seen) == 1 + 2 * len(files)
     assert node.fingerprint_inputs(image=None, **chosen["named"]) == before["named"]
+
+
+def test_prepared_data_are_made_anew_with_other_face_models(models_dir):
+    """Its presets have a parser, and pairs a face recognition network, that "auto" chooses."""
+    node = pack.node_classes()["PrepareTrainingData"]
+    before = node.fingerprint_inputs(detector=["cascade"], name=["people"])
+    assert before == node.fingerprint_inputs(detector=["cascade"], name=["people"])
+    (models_dir / "facexlib").mkdir(parents=True, exist_ok=True)
+    (models_dir / "facexlib" / BISENET.name).write_bytes(b"broken")
+    assert before != node.fingerprint_inputs(detector=["cascade"], name=["people"])

@@ -292,8 +292,8 @@ def test_alpha_and_the_parser_both_remove(models_dir):
 
 
 @pytest.mark.parametrize("mask, words", [
-    (torch.zeros(64, 64), r"subject_mask is \[1, 64, 64\] .* of the picture, \[1, 512, 512\]"),
-    (torch.full((512, 512), float("nan")), "subject_mask holds values that are not finite")])
+    (torch.zeros(64, 64), r"subject_mask must be of the picture's size, \[1, 512, 512\] .*, but is \[1, 64, 64\]"),
+    (torch.full((512, 512), float("nan")), "the values of subject_mask must be finite")])
 def test_masks_that_cannot_be_used(mask, words):
     with pytest.raises(UserError, match=words):
         faces.crop(faces.astronaut(), given={"subject_mask": mask})
@@ -302,7 +302,7 @@ def test_masks_that_cannot_be_used(mask, words):
 def test_alpha_that_is_no_number():
     photo = torch.cat((faces.as_image(faces.astronaut()), torch.zeros(1, 512, 512, 1)), dim=-1)
     photo[0, 0, 0, 3] = float("nan")
-    with pytest.raises(UserError, match="image holds values that are not finite"):
+    with pytest.raises(UserError, match="the values of image must be finite"):
         crop_faces(photo, FaceSettings())
 
 
@@ -402,9 +402,9 @@ def test_without_a_face_an_error():
 @pytest.mark.parametrize("image, words", [
     (torch.zeros(0, 8, 8, 3), "none of them 0"),
     (torch.zeros(1, 0, 8, 3), "none of them 0"),
-    (torch.full((1, 8, 8, 3), float("nan")), "not finite"),
-    (torch.full((1, 8, 8, 3), float("inf")), "not finite"),
-    (torch.zeros(8, 8, 3), "but must have .number, height, width, channels."),
+    (torch.full((1, 8, 8, 3), float("nan")), "must be finite"),
+    (torch.full((1, 8, 8, 3), float("inf")), "must be finite"),
+    (torch.zeros(8, 8, 3), "must have the shape .number, height, width, channels."),
     (torch.zeros(1, 8, 8, 2), "with 1, 3 or 4 channels")])
 def test_images_that_are_none(image, words):
     with pytest.raises(UserError, match=words):
@@ -413,7 +413,7 @@ def test_images_that_are_none(image, words):
 
 @pytest.mark.parametrize("background", ["", "whiter", "#12"])
 def test_a_background_that_is_no_colour(background):
-    with pytest.raises(UserError, match="but must be the name of a colour"):
+    with pytest.raises(UserError, match="must be the name of a colour"):
         faces.crop(faces.astronaut(), background=background)
 
 

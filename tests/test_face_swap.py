@@ -287,7 +287,7 @@ def two_of_them():
 
 @pytest.mark.parametrize("made, words", [(no_face, "the reference has no face"), (not_cut_out, "is not cut out"),
                                          (only_padded, "is not cut out"),
-                                         (two_of_them, "has 2 faces, one is needed")])
+                                         (two_of_them, "must have one face, but has 2")])
 def test_references_that_cannot_be_pasted(video, made, words):
     with pytest.raises(UserError, match=words):
         prepare_swap(video, made(), PLAIN)
@@ -303,7 +303,7 @@ def test_videos_that_cannot_be_swapped(reference, shape, words):
 def test_a_video_with_nan(reference):
     frames = torch.zeros(5, 160, 160, 3)
     frames[3, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match="images holds values that are not finite"):
+    with pytest.raises(UserError, match="the values of images must be finite"):
         prepare_swap(frames, reference, PLAIN, face_landmarks=gaps(5, ()))
 
 
@@ -414,10 +414,10 @@ def test_comfyui_takes_the_mask_as_it_is(vae, small):
 
 
 @pytest.mark.parametrize("shape, mask, words", [
-    ((8, 32, 32), torch.ones(8, 32, 32), "8 frames came, but there must be 4k"),
-    ((9, 40, 32), torch.ones(9, 40, 32), "the video is 32x40, multiples of 16 are needed"),
-    ((9, 32, 32), torch.ones(8, 32, 32), r"mask is \[8, 32, 32\] .* of the picture, \[9, 32, 32\]"),
-    ((9, 32, 32), torch.ones(9, 16, 32), r"mask is \[9, 16, 32\]"),
+    ((8, 32, 32), torch.ones(8, 32, 32), "the number of frames must be 4k . 1, such as 81, but is 8"),
+    ((9, 40, 32), torch.ones(9, 40, 32), "must be multiples of 16, but are 32x40"),
+    ((9, 32, 32), torch.ones(8, 32, 32), r"mask must be of .* \[9, 32, 32\] .*, but is \[8, 32, 32\]"),
+    ((9, 32, 32), torch.ones(9, 16, 32), r"mask must be of the .*, but is \[9, 16, 32\]"),
     ((9, 32, 32), torch.zeros(9, 32, 32), "the mask covers no latent pixel")])
 def test_what_cannot_be_encoded(vae, shape, mask, words):
     with pytest.raises(UserError, match=words):
@@ -439,7 +439,7 @@ def test_another_vae():
     class Other:
         first_stage_model = torch.nn.Identity()
 
-    with pytest.raises(UserError, match=r"the VAE is Identity, but must be Wan 2\.1's"):
+    with pytest.raises(UserError, match=r"the VAE must be Wan 2\.1's, .*, but is Identity"):
         encode_swap(Other(), torch.zeros(1, 32, 32, 3), torch.ones(1, 32, 32), "locked", "hard")
 
 
@@ -529,7 +529,7 @@ def test_a_mask_at_the_border_fades_before_the_margin():
 def test_a_swapped_video_with_nan():
     swapped = torch.zeros(1, 32, 32, 3)
     swapped[0, 5, 5, 0] = float("nan")
-    with pytest.raises(UserError, match="images holds values that are not finite"):
+    with pytest.raises(UserError, match="the values of images must be finite"):
         composite_swap(torch.zeros(1, 32, 32, 3), swapped, torch.ones(1, 32, 32), 0, 0.0, "surroundings")
 
 
@@ -540,11 +540,11 @@ def test_a_mask_of_everything_has_no_surroundings():
 
 
 @pytest.mark.parametrize("source, images, mask, words", [
-    ((5, 32, 32, 3), (0, 32, 32, 3), (1, 32, 32), r"images has shape \[0, 32, 32, 3\]"),
+    ((5, 32, 32, 3), (0, 32, 32, 3), (1, 32, 32), r"images must have the shape .*, but has \[0, 32, 32, 3\]"),
     ((4, 32, 32, 3), (5, 32, 32, 3), (5, 32, 32), r"the source is \[4, 32, 32\]"),
     ((5, 32, 32, 3), (5, 48, 32, 3), (5, 48, 32), "must fit into it"),
-    ((5, 32, 32, 3), (5, 32, 32, 3), (5, 16, 32), r"mask is \[5, 16, 32\]"),
-    ((5, 32, 32, 3), (5, 32, 32, 3), (3, 32, 32), r"mask is \[3, 32, 32\]")])
+    ((5, 32, 32, 3), (5, 32, 32, 3), (5, 16, 32), r"mask must be of the .*, but is \[5, 16, 32\]"),
+    ((5, 32, 32, 3), (5, 32, 32, 3), (3, 32, 32), r"mask must be of the .*, but is \[3, 32, 32\]")])
 def test_what_cannot_be_composited(source, images, mask, words):
     with pytest.raises(UserError, match=words):
         composite_swap(torch.zeros(source), torch.zeros(images), torch.zeros(mask), 0, 0.0, "surroundings")

@@ -173,7 +173,7 @@ def test_metadata_do_not_decide_what_is_built(tmp_path, key, value):
 def test_whole_numbers_where_the_pack_computes(tmp_path, key):
     safetensors.torch.save_file({name: tensor.int() if name == key else tensor
                                  for name, tensor in weights().items()}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=rf"a\.safetensors: {key} is torch.int32, but must be floating point numbers"):
+    with pytest.raises(UserError, match=rf"a\.safetensors: {key} must hold floating point numbers, but is torch.int32"):
         load_concat_id(tmp_path / "a.safetensors")
 
 

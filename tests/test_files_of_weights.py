@@ -117,7 +117,7 @@ LYING = {
                      "has a twice in its header"),
     "a field twice": (one()[:-2] + ', "shape": [1]}}', 4, "has shape twice in its header"),
     **{f"metadata {said}": (f'{{"__metadata__": {said}, {one()[1:]}', 4, "has metadata that are no texts")
-       for said in ("[]", "0", '""', "false", "null", "5", '["a"]', '{"a": 1}')},
+       for said in ("[]", "0", '""', "false", "5", '["a"]', '{"a": 1}')},
     **{f"dtype {dtype}": (one(dtype=dtype, data_offsets=[0, size], shape=[2 if dtype == "F4" else 1]), size,
                           f"has a tensor of dtype {dtype} (a), in which nothing is computed: take the file in fp32")
        for dtype, size in (("F4", 1), ("F8_E8M0", 1), ("F9", 2))},
@@ -138,6 +138,13 @@ def test_a_header_that_is_no_safetensors(tmp_path, what):
     path.write_bytes(with_header(text, bytes(size)))
     with pytest.raises(UserError, match="^" + re.escape(f"a.safetensors {words}")):
         read_weights(path, "")
+
+
+def test_a_header_that_says_that_there_are_no_metadata(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(with_header('{"__metadata__": null, ' + one()[1:], bytes(4)))
+    assert safetensors.torch.load_file(tmp_path / "a.safetensors") == {"a": torch.zeros(1)}
+    found = read_weights(tmp_path / "a.safetensors", "")
+    assert found.content == {"a": torch.zeros(1)} and found.metadata == {}
 
 
 def test_a_header_of_more_than_any_has(tmp_path):
@@ -194,7 +201,7 @@ def test_parameters_are_read_as_plain_tensors(tmp_path):
     """Also where gradients are kept, as in a training."""
     with torch.inference_mode(False):
         (tmp_path / "a.ckpt").write_bytes(saved({"state_dict": {"a": as_parameter(torch.ones(4))}}))
-        found = read_weights(tmp_path / "a.ckpt", "").content["state_dict"]["a"]
+        found = read_weights(tmp_path / "a.ckpt", "").content["a"]
     assert not found.requires_grad and torch.equal(found, torch.ones(4))
 
 
@@ -217,6 +224,38 @@ def test_weights_that_are_not_finite(tmp_path, value, name, save, dtype):
     (tmp_path / name).write_bytes(save(weights))
     with pytest.raises(UserError, match=rf"{name} has values that are not finite \(NaN or infinite, in {KEYS[5]}\)"):
         load_adapter(tmp_path / name)
+
+
+BESIDE = {
+    "Lightning": ("state_dict", {"callbacks": {f"ModelCheckpoint{{'monitor': {'loss' * LONGEST_KEY}}}": {
+        "kth_value": torch.tensor(math.inf), "best_model_path": "a\nb"}}, "epoch": 3}),
+    "DeepSpeed": ("module", {"best loss": torch.tensor(math.nan), "rng": torch.ones(4).to_sparse()}),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("trainer", BESIDE)
+def test_what_a_trainer_keeps_beside_the_weights_is_none_of_them(tmp_path, trainer, legacy):
+    container, beside = BESIDE[trainer]
+    weights = adapter_weights()
+    (tmp_path / "a.ckpt").write_bytes(saved({container: weights, **beside}, legacy))
+    assert_sound(load_adapter(tmp_path / "a.ckpt"))
+    weights[KEYS[5]][-1, -1] = math.nan
+    (tmp_path / "a.ckpt").write_bytes(saved({container: weights, **beside}, legacy))
+    with pytest.raises(UserError, match=rf"a\.ckpt has values that are not finite \(NaN or infinite, in {KEYS[5]}\)"):
+        load_adapter(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_of_many_tensors(tmp_path, trained, legacy):
+    """As many as the model of SD1.5 has."""
+    weights = {f"model.diffusion_model.input_blocks.{i}.1.transformer_blocks.0.attn2.to_out.0.weight": torch.ones(1)
+               for i in range(1200)}
+    beside = {name: {i: torch.ones(1) for i in range(1200)} for name in ("ema", "exp_avg", "exp_avg_sq", "master")}
+    content = {"state_dict": weights, **(beside if trained else {})}
+    (tmp_path / "a.ckpt").write_bytes(saved(content, legacy))
+    assert read_weights(tmp_path / "a.ckpt", "").content == weights
 
 
 @pytest.mark.parametrize("number", ["1000", "20000000", "9" * 5000, "00", "٣", "1_0", "-1"])
@@ -271,6 +310,16 @@ def test_a_file_larger_than_any_adapter(tmp_path):
         file.truncate(MOST_BYTES + 1)  # takes no room on the disk
     with pytest.raises(UserError, match=rf"a\.safetensors has {MOST_BYTES + 1:,} bytes"):
         load_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo], ids=["a device", "a pipe"])
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
+def test_what_has_no_end(tmp_path, name, make):
+    """It is refused and not read: a device goes on for ever, and a pipe waits."""
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} must be a file, but is a pipe or a device"):
+        load_adapter(tmp_path / name)
 
 
 def test_state_that_holds_itself():

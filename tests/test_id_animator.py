@@ -157,7 +157,7 @@ def test_a_number_by_a_link(case, strength):
     """ComfyUI does not hold it against the widget."""
     adapter = pack.module("standin_core.id_animator.adapter").load_adapter(case.folder / "animator.safetensors")
     with pytest.raises(pack.module("standin_core.errors").UserError,
-                       match=rf"lora_strength is {strength:g}, but must be a finite number from 0 to 2"):
+                       match=rf"lora_strength must be a finite number from 0 to 2, but is {strength:g}"):
         pack.node_classes()["ApplyIDAnimator"].execute(
             model=None, id_animator=adapter, clip_vision=None, reference_image=None, lora_strength=strength)
 
@@ -321,9 +321,9 @@ def test_tiles(case, model):
 
 @pytest.mark.parametrize("change, words", [
     (lambda options: {key: value for key, value in options.items() if key != "uuids"},
-     "the model was called by something else than ComfyUI's sampler"),
+     "the model was called by something other than ComfyUI's sampler"),
     (lambda options: options | {"uuids": 3 * options["uuids"]},
-     r"a batch of 8, and ComfyUI's sampler made one of 24 \(6 prompts with 4 latents each\)"),
+     r"a batch of 8, but ComfyUI's sampler made one of 24 \(6 prompts with 4 latents each\)"),
 ], ids=["no prompts", "a part of the batch"])
 def test_a_call_that_does_not_say_which_prompt_is_which(case, model, change, words):
     patched = sd15.with_face(model, case)
@@ -418,14 +418,14 @@ def test_a_run_is_logged_where_nobody_listens(case, model, caplog):
 
 
 def test_another_kind_of_model(adapter):
-    with pytest.raises(UserError, match="the model is WanModel, but must be an SD1"):
+    with pytest.raises(UserError, match="the model must be an SD1"):
         apply_photos(tiny.load(), adapter, sd15.clip_vision(), sd15.face("a"))
 
 
 def test_a_unet_of_another_size(case, adapter):
     other = load_case(sd15.MOTION)
     with pytest.raises(UserError, match=r"animator\.safetensors is for 16 cross-attentions of widths 32, 64 that read "
-                                        "text of width 32, and the model has 16 cross-attentions of widths 32 that"):
+                                        "text of width 32, but the model has 16 cross-attentions of widths 32 that"):
         apply_photos(sd15.unet(other), adapter, sd15.clip_vision(), sd15.face("a"))
 
 
@@ -443,12 +443,12 @@ def test_another_encoder(case, model):
 
 
 IMAGES = {
-    "no photo": (torch.zeros(0, 224, 224, 3), r"reference_image has shape \[0, 224, 224, 3\]"),
-    "no batch": (torch.zeros(224, 224, 3), r"reference_image has shape \[224, 224, 3\]"),
-    "two channels": (torch.zeros(1, 224, 224, 2), r"reference_image has shape \[1, 224, 224, 2\]"),
-    "of bytes": (torch.full((1, 224, 224, 3), 255.0), "reference_image has values from 255 to 255, but they must lie "
-                                                      "between 0 and 1"),
-    "not finite": (torch.full((1, 224, 224, 3), torch.nan), "reference_image holds values that are not finite"),
+    "no photo": (torch.zeros(0, 224, 224, 3), r"reference_image must have the shape .*, but has \[0, 224, 224, 3\]"),
+    "no batch": (torch.zeros(224, 224, 3), r"reference_image must have the shape .*, but has \[224, 224, 3\]"),
+    "two channels": (torch.zeros(1, 224, 224, 2), r"reference_image must have the .*, but has \[1, 224, 224, 2\]"),
+    "of bytes": (torch.full((1, 224, 224, 3), 255.0), "the values of reference_image must lie "
+                                                      "between 0 and 1, but are from 255 to 255"),
+    "not finite": (torch.full((1, 224, 224, 3), torch.nan), "the values of reference_image must be finite"),
 }
 
 
@@ -472,9 +472,9 @@ def test_grey_and_transparent_photos(model, adapter):
 
 
 @pytest.mark.parametrize("controls, words", [
-    ({"strength": -1.0}, "strength is -1, but must be a finite number from 0 to 1000"),
-    ({"strength": torch.nan}, "strength is nan, but must be a finite number"),
-    ({"start_percent": torch.nan}, "start_percent is nan, but must be a finite number"),
+    ({"strength": -1.0}, "strength must be a finite number from 0 to 1000, but is -1"),
+    ({"strength": torch.nan}, "strength must be a finite number from 0 to 1000, but is nan"),
+    ({"start_percent": torch.nan}, "start_percent must be a finite number from 0 to 1, but is nan"),
     ({"start_percent": 0.5, "end_percent": 0.5}, "would never be read"),
 ])
 def test_controls_that_cannot_be(case, model, controls, words):

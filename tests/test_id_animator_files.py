@@ -111,27 +111,27 @@ REFUSED = {
         r"lacks 7 of the 167 tensors .*image_proj_model"),
     "no attention": (
         lambda w: {key: value for key, value in w.items() if key.startswith(RESAMPLER)},
-        "has weights for the attentions none, but must have them for 1, 3, 5"),
+        "must have weights for the attentions 1, 3, 5 .*, but has them for none"),
     "a place missing": (
-        lambda w: without_place(w, 9), "has weights for the attentions 1, 3, 5, 7, 11, .* without a gap"),
+        lambda w: without_place(w, 9), "without a gap, but has them for 1, 3, 5, 7, 11,"),
     "surplus": (
         lambda w: w | {f"{ATTENTION}1.to_q_lora.alpha": w[UP]}, "has 1 entries that no ID-Animator adapter has"),
     "surplus in a self-attention": (
-        lambda w: w | {f"{ATTENTION}2.to_k_face.weight": w[UP]}, "has weights for the attentions 1, 2, 3"),
+        lambda w: w | {f"{ATTENTION}2.to_k_face.weight": w[UP]}, "but has them for 1, 2, 3"),
     "a layer far away": (
         lambda w: w | {f"{RESAMPLER}layers.9999999999.0.to_q.weight": w[QUERY]},
         r"has 1 entries that no ID-Animator adapter has .*layers\.9999999999"),
     "twice": (lambda w: w | {f"module.{UP}": w[UP]}, f"has {UP} twice, under two names"),
-    "misshapen": (lambda w: w | {UP: w[UP][:, :3]}, rf"{UP} is \[\d+, 3\], but must be \[\d+, 4\]"),
-    "turned": (lambda w: w | {UP: w[UP].T.contiguous()}, rf"{UP} is \[4, \d+\], but must be \[\d+, 4\]"),
-    "a vector": (lambda w: w | {UP: w[UP][0]}, rf"{UP} is \[4\], but must be \[\d+, 4\]"),
+    "misshapen": (lambda w: w | {UP: w[UP][:, :3]}, rf"{UP} must be \[\d+, 4\] .*, but is \[\d+, 3\]"),
+    "turned": (lambda w: w | {UP: w[UP].T.contiguous()}, rf"{UP} must be \[\d+, 4\] .*, but is \[4, \d+\]"),
+    "a vector": (lambda w: w | {UP: w[UP][0]}, rf"{UP} must be \[\d+, 4\] .*, but is \[4\]"),
     "no face tokens": (
         lambda w: w | {f"{RESAMPLER}latents": w[f"{RESAMPLER}latents"][:, :0]},
-        r"latents is \[1, 0, \d+\], but must be \[1, 1 or more, \d+\]"),
+        r"latents must be \[1, 1 or more, \d+\] .*, but is \[1, 0, \d+\]"),
     "of rank 0": (
         lambda w: {key: value[:0] if ".down." in key else value[:, :0] if ".up." in key else value
                    for key, value in w.items()},
-        r"lora\.(down|up)\.weight is \[.*0.*\], but must be \[.*1 or more.*\]"),
+        r"lora\.(down|up)\.weight must be \[.*1 or more.*\] .*, but is \[.*0.*\]"),
     "not finite": (
         lambda w: w | {UP: w[UP] * torch.nan}, rf"has values that are not finite \(NaN or infinite, in {UP}\)"),
     "without data": (
@@ -147,10 +147,11 @@ REFUSED = {
         "has 1 entries that no ID-Animator adapter has"),
     "heads of another size": (
         lambda w: {key: _narrower(key, value) for key, value in w.items()},
-        "the resampler's queries are 96 wide, but the width must be a multiple of 64"),
+        "the resampler's queries must be a multiple of 64, but is 96"),
     "quantised": (
-        lambda w: w | {UP: w[UP].to(torch.float8_e4m3fn)}, f"{UP} is torch.float8_e4m3fn, but must be fp32, fp16 or"),
-    "something beside tensors": (lambda w: w | {QUERY: 3}, f"{QUERY} is of type int, but must be a tensor"),
+        lambda w: w | {UP: w[UP].to(torch.float8_e4m3fn)},
+        f"{UP} must be fp32, fp16 or bf16, but is torch.float8_e4m3fn"),
+    "something beside tensors": (lambda w: w | {QUERY: 3}, f"{QUERY} must be a tensor, but is of type int"),
     "an IP-Adapter": (
         lambda w: {"image_proj": {"latents": w[UP]}, "ip_adapter": {"1.to_k_ip.weight": w[UP]}},
         "is an IP-Adapter, not an ID-Animator adapter: .*ComfyUI_IPAdapter_plus"),
@@ -158,11 +159,11 @@ REFUSED = {
         lambda w: {"image_proj.latents": w[UP], "ip_adapter.1.to_k_ip.weight": w[UP]}, "is an IP-Adapter"),
     "an ordinary LoRA": (
         lambda w: {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": w[UP]},
-        "is not an ID-Animator adapter: it is an ordinary LoRA .*for LoraLoader"),
+        "must be an ID-Animator adapter, .* but it is an ordinary LoRA .*for LoraLoader"),
     "a Stand-In adapter": (
         lambda w: {"blocks.0.self_attn.q_loras.down.weight": w[UP]},
-        r"is not an ID-Animator adapter: the first of its 1 entries is blocks\.0"),
-    "empty": (lambda w: {}, "is not an ID-Animator adapter: it holds no tensors"),
+        r"must be an ID-Animator adapter, .* but the first of its 1 entries is blocks\.0"),
+    "empty": (lambda w: {}, "must be an ID-Animator adapter, .* but it holds no tensors"),
     "a single tensor": (lambda w: w[UP], "holds a Tensor that is not named tensors"),
     "numbers for names": (lambda w: {0: w[UP]}, "holds a dict that is not named tensors"),
 }

@@ -75,5 +75,5 @@ REFUSED = {
 def test_other_models(adapter, name):
     config, has = REFUSED[name]
     with pytest.raises(UserError, match=r"animator\.ckpt is for 16 cross-attentions of widths 320, 640, 1280 that read "
-                                        f"text of width 768, and the model has {has}: connect an SD1"):
+                                        f"text of width 768, but the model has {has}: connect an SD1"):
         apply_face_tokens(model(config), adapter, torch.zeros(2, 16, 768))

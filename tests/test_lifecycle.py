@@ -255,10 +255,10 @@ def test_the_bytes_are_announced_while_the_model_loads(model):
 
 CONTROLS = {
     "never": ({"start_percent": 0.6, "end_percent": 0.3}, "the identity would never be read"),
-    "less than nothing": ({"strength": -1.0}, "strength is -1, but must be a finite number from 0 to 1000"),
+    "less than nothing": ({"strength": -1.0}, "strength must be a finite number from 0 to 1000, but is -1"),
     "a strength that cannot be concatenated": (
-        {"attention": "concatenate", "strength": 0.5}, "strength 0.5 needs another"),
-    "no such path": ({"attention": "sage"}, "attention is sage, but must be one of auto, merge, concatenate"),
+        {"attention": "concatenate", "strength": 0.5}, "strength 0.5 needs a different weight"),
+    "no such path": ({"attention": "sage"}, "attention must be one of auto, merge, concatenate"),
 }
 
 

@@ -276,7 +276,7 @@ def test_a_preset_sets_the_guidance(given, runs):
 
 def test_an_unknown_preset_is_refused():
     with pytest.raises(pack.module("standin_core.errors").UserError,
-                       match="preset is fastest, but must be one of custom, paper, closer likeness"):
+                       match="preset must be one of custom, paper, closer likeness, but is fastest"):
         identified(preset="fastest")
 
 

@@ -171,7 +171,7 @@ def test_a_vae_other_than_the_one_that_made_the_latents(model, vae, person):
 
 def test_a_person_and_a_reference(model, vae, person, photos):
     for image, latent in ((photos, None), (None, VIDEO)):
-        with pytest.raises(UserError, match="a person and another reference came"):
+        with pytest.raises(UserError, match="only one of a person and another reference can be read"):
             apply_reference(model, tiny.adapter(), vae, image, latent, person=person)
 
 
@@ -238,7 +238,7 @@ def read(path):
 BAD = {
     "changed tensor": (changed_tensor, "was changed after Save Person wrote it"),
     "changed name": (changed_name, "was changed after Save Person wrote it"),
-    "later version": (later_version, "is a person of version 2, version 1 is needed"),
+    "later version": (later_version, "must be a person of version 1, but is of version 2"),
     "of bfloat16": (of_a_type_that_numpy_lacks, "cannot be read as weights"),
     "flat photos": (sealed(photos=torch.zeros(4, dtype=torch.uint8)), "cannot be read as weights"),
     "no photos": (sealed(photos=torch.zeros(0, 8, 8, 3, dtype=torch.uint8)), "cannot be read as weights"),
@@ -298,5 +298,5 @@ def test_in_a_server(server, photo):
     adapters = server.get("/object_info")["LoadStandIn"]["input"]["required"]["adapter"]
     assert ADAPTER in json.dumps(adapters) and "kept" not in json.dumps(adapters)
     saving["save"]["inputs"] |= {"name": "../kept"}
-    with pytest.raises(PromptFailed, match="but must be one for a file"):
+    with pytest.raises(PromptFailed, match="must be one for a file"):
         server.run(saving)

@@ -166,8 +166,8 @@ def test_before_and_after(video):
 
 
 REFUSED = {
-    "no frames": (noise(0), [], PLAIN, r"images has shape \[0, "),
-    "size": (noise(1), boxes((30, 20, 16, 20)), RefineSettings(size=100), "size is 100, a multiple of 16"),
+    "no frames": (noise(0), [], PLAIN, r"images must have the shape .*, but has \[0, "),
+    "size": (noise(1), boxes((30, 20, 16, 20)), RefineSettings(size=100), "size must be a multiple of 16, but is 100"),
 }
 
 
@@ -197,8 +197,8 @@ def test_what_cannot_be_put_back():
     new, mask = noise(5, 64, 64), torch.ones(5, 64, 64)
     for source, images, given, words in ((noise(4), new, mask, "the source is"),
                                          (noise(5, 60), new, mask, "the source is"),
-                                         (noise(5), new[:4], mask[:4], "the refined face is"),
-                                         (noise(5), new, mask[:, :32], "the refined face is")):
+                                         (noise(5), new[:4], mask[:4], "the refined face must be"),
+                                         (noise(5), new, mask[:, :32], "the refined face must be")):
         with pytest.raises(UserError, match=words):
             put_back(source, images, given, track, 4, 1.0, "face")
 

@@ -57,5 +57,5 @@ def test_a_plain_wan_beside_the_file_is_refused(server, prompt):
 
 
 def test_a_vace_model_is_refused(server, prompt):
-    with pytest.raises(PromptFailed, match="is a VACE model, but must be Concat-ID's"):
+    with pytest.raises(PromptFailed, match=r"must be Concat-ID's model, .*, but is a VACE model"):
         server.run(change(prompt, "LoadConcatID", file="tiny_wan_vace.safetensors"))

@@ -124,11 +124,11 @@ def test_an_adapter_that_is_written_anew_is_read_anew(server, prompt):
 ERRORS = {
     "an ordinary LoRA": (
         lambda prompt: change(prompt, "LoadIDAnimator", adapter=LORA),
-        "LoadIDAnimator: .*is not an ID-Animator adapter: it is an ordinary LoRA"),
+        "LoadIDAnimator: .*must be an ID-Animator adapter, .* but it is an ordinary LoRA"),
     "a Wan": (
         lambda prompt: {**change(prompt, "ApplyIDAnimator", model=["wan", 0]), "wan": {
             "class_type": "UNETLoader", "inputs": {"unet_name": DIFFUSION_MODEL, "weight_dtype": "default"}}},
-        "ApplyIDAnimator: .*the model is WanModel, but must be an SD1.5 model"),
+        "ApplyIDAnimator: .*the model must be an SD1.5 model, but is WanModel"),
 }
 
 

@@ -60,7 +60,7 @@ def arguments(node):
     functions = [each.args for each in inside if isinstance(each, FUNCTIONS)
                  and (each is node or each.name == "__init__")]
     return {*(argument.arg for each in functions for argument in (
-                *each.posonlyargs, *each.args, *each.kwonlyargs, *filter(None, (each.vararg, each.kwarg)))),
+        *each.posonlyargs, *each.args, *each.kwonlyargs, *filter(None, (each.vararg, each.kwarg)))),
             *(each.target.id for each in inside if isinstance(each, ast.AnnAssign))}
 
 
@@ -77,6 +77,8 @@ def test_a_docstring_has_one_argument_a_line():
     assert list(crowded_lines('''def f(a, b):
         """The sum. a: one number; b: another; c: none."""
         """Not a docstring. a: one."""''')) == ["f: The sum. a: one number; b: another; c: none."]
+    assert list(crowded_lines('''def f(a, *b, **c):
+        """The sum. b: more; c: others."""''')) == ["f: The sum. b: more; c: others."]
     assert not list(crowded_lines('''class C:
         """One of a kind: a thing.
 

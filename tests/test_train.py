@@ -25,6 +25,7 @@ from standin_core.train.data.shards import Example
 from standin_core.train.flow_matching import flow_matching_loss
 from standin_core.train.loop import MOST_BAD_STEPS, Trainer
 from standin_core.train.method import Batch
+from standin_core.train.session import loaded_again
 from standin_core.wan import WITH_GRADIENTS, Wan, differentiable
 from tolerances import WHOLE_RUN, assert_close
 
@@ -265,6 +266,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(wan, tmp_path, caplog
         resume(trainer(wan), file)
 
 
+def test_a_checkpoint_beyond_the_memory_is_not_damaged(wan, tmp_path, monkeypatch):
+    """The one before it would lose steps."""
+    first = trainer(wan)
+    for _ in range(2):
+        first.train_step()
+        save_checkpoint(first, tmp_path / "checkpoint.pt")
+
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("standin_core.train.checkpoints.unpickled", too_large)
+    with pytest.raises(UserError, match=r"checkpoint.pt in .* does not fit into memory"):
+        resume(trainer(wan), tmp_path / "checkpoint.pt")
+
+
 def test_a_checkpoint_with_code_is_not_run(wan, tmp_path):
     torch.save({"step": Opens(tmp_path / "opened"), "settings": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(UnpicklingError\)"):
@@ -287,7 +303,7 @@ def test_a_kill_between_two_checkpoints(wan, tmp_path):
 def test_what_is_no_adapter_is_not_replaced(tmp_path, what):
     file = tmp_path / "mine.safetensors"
     file.mkdir() if what == "folder" else file.write_bytes(b"broken")
-    with pytest.raises(UserError, match="is there already, and not of this training"):
+    with pytest.raises(UserError, match="is there already, but not of this training"):
         check_replaceable(file, {"rank": "4"})
 
 
@@ -476,8 +492,9 @@ def test_it_learns(wan):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"learning_rate": 0.0}, "learning_rate is 0.0"), ({"ema": 1.0}, "ema is 1.0"),
-    ({"noise_from": 0.875, "noise_to": 0.5}, "the noise levels are 0.875 to 0.5")])
+    ({"learning_rate": 0.0}, "learning_rate must be more than 0, but is 0.0"),
+    ({"ema": 1.0}, "ema must be .*, but is 1.0"),
+    ({"noise_from": 0.875, "noise_to": 0.5}, "the noise levels must be .*, but are 0.875 to 0.5")])
 def test_settings_that_make_no_sense(change, words):
     with pytest.raises(UserError, match=words):
         dataclasses.replace(SETTINGS, **change)
@@ -530,3 +547,13 @@ def test_another_method_trains_with_the_same_loop(tmp_path):
         losses = [sum(flow_matching_loss(each.learner, batch) for batch in batches)
                   for each in (trainer(), run.trainer)]
     assert losses[1] < 0.99 * losses[0]
+
+
+def test_no_memory_for_a_second_model_is_left_to_comfyui():
+    def load(*args, **kwargs):
+        raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    model = tiny.load()
+    model.cached_patcher_init = (load, ())
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="out of memory"):
+        loaded_again(model)

@@ -284,7 +284,7 @@ def test_one_stage_follows_the_other(diffusion_models):
     assert json.loads(following.metadata["config"]) == json.loads(WAN.metadata()["config"])
     first = ConcatIDMethod(ConcatIDSettings("mine", variant=FIRST_STAGE))
     wan = Wan(first.load(diffusion_models / "stage_two.safetensors").model, WITH_GRADIENTS)
-    with pytest.raises(UserError, match="variant is first stage, and the model's file has the modulation of an AdaLN"):
+    with pytest.raises(UserError, match="variant is first stage, but the model's file has the modulation of an AdaLN"):
         first.check(wan, (16, 3, 6, 10), (16, 1, 6, 10), TO_CLIP)
 
 
@@ -347,9 +347,9 @@ def test_pictures_while_it_trains(tmp_path):
 @pytest.mark.parametrize("settings, data, words", [
     ({}, {"photo": (16, 1, 8, 8)}, r"they were cropped, at 64x64, .* a clip of 80x48: prepare data with method Conc"),
     ({}, {"fit": AS_CROPPED}, r"encoded as they were cropped, at 80x48, .* or fit = \"to the clip\" in \[photos\]"),
-    ({"references": 2}, {}, "references is 2, and the data have photos of 1 persons"),
-    ({}, {"dim": 2048}, "a Wan of width 2048, and Concat-ID is trained on"),
-    ({}, {"weights": TinyWan(text_dim=32).vace_weights()}, "takes more than noise and text, and Concat-ID"),
+    ({"references": 2}, {}, "references is 2, but the data have photos of 1 persons"),
+    ({}, {"dim": 2048}, "a Wan of width 2048, but Concat-ID is trained on"),
+    ({}, {"weights": TinyWan(text_dim=32).vace_weights()}, "takes more than noise and text, but Concat-ID"),
     ({}, {"dtype": torch.float8_e4m3fn}, "weights are in fp8 or quantised"),
     ({}, {"weights": scaled_fp8(WAN.weights())[0]}, "weights are in fp8 or quantised")])
 def test_what_cannot_be_trained(settings, data, words):
@@ -362,9 +362,11 @@ def test_what_cannot_be_trained(settings, data, words):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"variant": "second"}, "variant is second, but must be one of first stage, AdaLN"),
-    ({"weights": "some"}, "weights is some, but must be one of all, low rank"), ({"rank": 0}, "rank is 0"),
-    ({"references": 0}, "references is 0"), ({"expert": "low noise"}, "Wan 2.1, which has no experts")])
+    ({"variant": "second"}, "variant must be one of first stage, AdaLN, but is second"),
+    ({"weights": "some"}, "weights must be one of all, low rank, but is some"),
+    ({"rank": 0}, "rank must be at least 1, but is 0"),
+    ({"references": 0}, "references must be at least 1, but is 0"),
+    ({"expert": "low noise"}, "Wan 2.1, which has no experts")])
 def test_settings_that_make_no_sense(changes, words):
     with pytest.raises(UserError, match=words):
         ConcatIDSettings("mine", **changes)
@@ -373,7 +375,7 @@ def test_settings_that_make_no_sense(changes, words):
 def test_the_optimiser():
     """The authors' decay, and none for the modulation of the reference; LoRA+ for low-rank weights alone."""
     settings = dataclasses.replace(SETTINGS, loraplus_ratio=4.0)
-    with pytest.raises(UserError, match=r"loraplus_ratio is 4\.0, and all weights of the model are trained"):
+    with pytest.raises(UserError, match=r"loraplus_ratio is 4\.0, but all weights of the model are trained"):
         learner(weights=ALL).optimizer(settings)
     for made, ratio in ((learner(weights=ALL), 1.0), (learner(weights=LOW_RANK, rank=4), 4.0)):
         groups = {id(tensor): group for group in made.optimizer(dataclasses.replace(settings, loraplus_ratio=ratio)

@@ -287,9 +287,9 @@ def test_videos_of_comfyui(videos):
     assert [(source.name, source.caption) for source in found] == [("face.mp4", "a"), ("late.mp4", "b")]
     made = InputImpl.VideoFromComponents(Types.VideoComponents(images=torch.zeros(2, 8, 8, 3), frame_rate=Fraction(8)))
     other = InputImpl.VideoFromFile(str(videos / "more" / "face.mp4"))
-    for given, captions, words in (([made], ["a"], "a video is not a file"),
-                                   ([face], ["a", "b"], "1 videos and 2 captions"),
-                                   ([face.as_trimmed(0.5, 1.0)], ["a"], "a video is trimmed"),
+    for given, captions, words in (([made], ["a"], "one video is not a file"),
+                                   ([face], ["a", "b"], "each of the 1 videos must have a caption, but 2 captions"),
+                                   ([face.as_trimmed(0.5, 1.0)], ["a"], "one video is trimmed"),
                                    ([face, other], ["a", "b"], r"two videos are called face\.mp4")):
         with pytest.raises(UserError, match=words):
             sources_of(given, captions)
@@ -302,8 +302,9 @@ def test_other_settings_are_refused(videos, prepared_once):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"frames": 16}, "frames is 16"), ({"frames": 1}, "frames is 1"), ({"width": 100}, "width is 100"),
-    ({"fps": 0.0}, "fps is 0")])
+    ({"frames": 16}, "frames must be .*, but is 16"), ({"frames": 1}, "frames must be .*, but is 1"),
+    ({"width": 100}, "width must be a multiple of 16, .*, but is 100"),
+    ({"fps": 0.0}, "fps must be more than 0, but is 0")])
 def test_settings_that_make_no_sense(change, words):
     with pytest.raises(UserError, match=words):
         dataclasses.replace(SETTINGS, **change)
@@ -534,9 +535,9 @@ def test_two_people_from_left_to_right(encoders, tmp_path):
     for person, picture in enumerate(strip.split(64, dim=1)):
         expected = encoders.photos(torch.nn.functional.pad(picture, (0, 0, 32, 32))[None])[0]
         torch.testing.assert_close(example.photos[0, :, person:person + 1], expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(UserError, match="people is 2, but pairs of other videos are matched by a single face"):
+    with pytest.raises(UserError, match="matched by a single face, but people is 2"):
         make_dataset(sources, tmp_path / "data", settings, encoders, said.append, PairSettings())
-    with pytest.raises(UserError, match="people is 2, and only Concat-ID takes several, each photo fitted to the clip"):
+    with pytest.raises(UserError, match="only Concat-ID is trained on several people, but people is 2"):
         make_dataset(sources, tmp_path / "data", settings, encoders, said.append)
 
 
@@ -551,7 +552,7 @@ def test_photos_from_the_clip_itself(videos, tmp_path):
         for file in clip.references:
             assert clip.start <= int(file.rpartition("_")[2].removesuffix(".png")) < clip.start + settings.frames
     dropped = {line["video"]: line["dropped"] for line in read_lines(tmp_path / "manifest.jsonl")}
-    assert dropped["short.mp4"][0][1:] in [["too short", f"{count} frames at 25 fps, but a clip needs 17"]
+    assert dropped["short.mp4"][0][1:] in [["too short", f"{count} frames at 25 fps, but a clip takes 17"]
                                            for count in (12, 13)]
 
 

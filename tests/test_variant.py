@@ -55,7 +55,7 @@ def test_what_files_say(tmp_path):
 def test_an_unknown_name_is_refused(tmp_path):
     file, said = tmp_path / "a.safetensors", {"stand_in_positions": "elsewhere"}
     safetensors.torch.save_file(adapter_weights(), file, metadata=said)
-    with pytest.raises(UserError, match="says stand_in_positions elsewhere, and this pack knows conditional, shared:"):
+    with pytest.raises(UserError, match="says stand_in_positions elsewhere, but this pack knows conditional, shared:"):
         load_adapter(file)
 
 

@@ -85,13 +85,14 @@ REFUSED = {
     "the same tensor twice": (lambda w: w | {"dit." + KEY: w[KEY]}, f"has {KEY} twice, under two names"),
     "two layouts in one file": (lambda w: w | peft(w), "twice, under two names"),
     "something beside tensors": (lambda w: w | {"epoch": 3}, "has 1 entries that no Stand-In adapter has .*epoch"),
-    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} is \[32, 3\], but must be a matrix .*\[32, 5\]"),
-    "turned": (lambda w: w | {KEY: w[KEY].T.contiguous()}, rf"{KEY} is \[5, 32\]"),
-    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, rf"{KEY} is \[5\], but must be a matrix"),
-    "no matrices at all": (lambda w: {k: v[0] for k, v in w.items()}, "but must be a matrix"),
+    "misshapen": (lambda w: w | {KEY: w[KEY][:, :3]}, rf"{KEY} must be a matrix .*\[32, 5\], but is \[32, 3\]"),
+    "turned": (lambda w: w | {KEY: w[KEY].T.contiguous()}, rf"{KEY} must be a matrix .*, but is \[5, 32\]"),
+    "not a matrix": (lambda w: w | {KEY: w[KEY][0]}, rf"{KEY} must be a matrix .*, but is \[5\]"),
+    "no matrices at all": (lambda w: {k: v[0] for k, v in w.items()}, "must be a matrix"),
     "quantised": (
-        lambda w: w | {KEY: w[KEY].to(torch.float8_e4m3fn)}, f"{KEY} is torch.float8_e4m3fn, but must be fp32, fp16"),
-    "empty": (lambda w: {}, "is not a Stand-In adapter: it holds no tensors"),
+        lambda w: w | {KEY: w[KEY].to(torch.float8_e4m3fn)},
+        f"{KEY} must be fp32, fp16 or bf16, but is torch.float8_e4m3fn"),
+    "empty": (lambda w: {}, "must be a Stand-In adapter, .* but it holds no tensors"),
     "a single tensor": (lambda w: w[KEY], "holds a Tensor that is not named tensors"),
     "a list": (lambda w: [w[KEY]], "holds a list that is not named tensors"),
     "numbers for names": (lambda w: {0: w[KEY]}, "holds a dict that is not named tensors"),
@@ -104,7 +105,7 @@ REFUSED = {
         lambda w: peft(w) | {"blocks.0.self_attn.q.alpha": torch.tensor(4.0)}, "is an ordinary LoRA"),
     "a whole model": (
         lambda w: {"blocks.0.self_attn.q.weight": w[KEY], "patch_embedding.weight": w[KEY]},
-        "is not a Stand-In adapter: the first of its 2 entries is blocks.0.self_attn.q.weight"),
+        "must be a Stand-In adapter, .* but the first of its 2 entries is blocks.0.self_attn.q.weight"),
 }
 
 

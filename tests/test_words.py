@@ -12,6 +12,7 @@ from comfy_api.latest import io
 import pack
 from support.browser import PACK_NAME
 from support.environment import PACK
+from support.workflow_graphs import WORKFLOWS
 
 LANGUAGES = ("en", "zh")
 MENDING = {"en": "## When something goes wrong", "zh": "## 出错时"}
@@ -74,9 +75,10 @@ def test_the_template_browser_names_the_pack(language):
 
 @pytest.mark.parametrize("readme", ("README.md", "README_zh.md"))
 def test_the_readmes_name_every_template_and_node(readme):
+    """The templates in the order in which the page shows them."""
     text = (PACK / readme).read_text(encoding="utf-8")
-    templates = {path.stem for path in (PACK / "workflows").glob("*.json")}
-    assert {name for name in templates if f"[{name}](workflows/{name}.json)" not in text} == set()
+    listed = re.findall(r"^\| \[(\w+)\]\(workflows/\1\.json\)", text, re.MULTILINE)
+    assert listed == [workflow.name for workflow in WORKFLOWS]
     language = "zh" if "_zh" in readme else "en"
     named = {node["display_name"] for node in words(language).values()}
     assert {name for name in named if f"**{name}**" not in text} == set()
@@ -90,6 +92,18 @@ def test_chinese_is_chinese():
 
 def is_chinese(text):
     return any("\u4e00" <= letter <= "\u9fff" for letter in text)
+
+
+# numbers that count what there is, or only name something
+NOT_TURNED = ("seed", "seeds", "people", "frames_per_video", "trim_latent")
+
+
+@pytest.mark.parametrize(("language", "turned"), [("en", "[Hh]igher|[Ll]ower"), ("zh", "调高|调低|越大")])
+def test_a_number_says_what_turning_it_does(language, turned):
+    numbers = [(name, each.id) for name, schema in schemas().items() for each in schema.inputs
+               if isinstance(each, io.Int.Input | io.Float.Input) and each.id not in NOT_TURNED]
+    assert [(name, number) for name, number in numbers
+            if not re.search(turned, words(language)[name]["inputs"][number]["tooltip"])] == []
 
 
 # ComfyUI shows its own samplers and schedulers by one name in every language

@@ -91,8 +91,9 @@ def started_server(comfyui: Path, base: Path, log: Path, *arguments: str, **pope
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(port),
-               "--disable-auto-launch", *arguments]
+    # ComfyUI takes the last value of an argument, and who starts his own with --port may give that here too
+    command = [sys.executable, str(comfyui / "main.py"), "--disable-auto-launch", *arguments, "--listen", "127.0.0.1",
+               "--port", str(port)]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **popen)
     try:
@@ -106,6 +107,11 @@ def started_server(comfyui: Path, base: Path, log: Path, *arguments: str, **pope
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def last_words(log: Path, count: int) -> str:
+    """The last characters of a log, into which drivers and libraries may have written what is no text."""
+    return log.read_text(encoding="utf-8", errors="replace")[-count:]
 
 
 class Server:
@@ -124,7 +130,7 @@ class Server:
                         if response.status == 200:
                             return
                 await asyncio.sleep(0.2)
-        raise RuntimeError(f"ComfyUI did not come up; its last words in {log}:\n" + log.read_text()[-3000:])
+        raise RuntimeError(f"ComfyUI did not come up; its last words in {log}:\n" + last_words(log, 3000))
 
     def get(self, path: str):
         """The JSON at a path of the server."""
@@ -187,12 +193,13 @@ class Server:
                     continue
                 event = json.loads(message.data)
                 data = event["data"]
-                if data.get("prompt_id") != answer["prompt_id"]:
-                    continue
+                if not isinstance(data, dict) or data.get("prompt_id") != answer["prompt_id"]:
+                    continue  # another pack's, or of another prompt
                 match event["type"]:
                     case "progress":
                         result.progress.append((data["value"], data["max"]))
-                        on_progress(prompt[data["node"]]["class_type"], data["value"], data["max"])
+                        if data["node"] in prompt:  # and is none that ComfyUI put in place of another
+                            on_progress(prompt[data["node"]]["class_type"], data["value"], data["max"])
                         if data["value"] == interrupt_at:
                             await session.post(f"{self.url}/interrupt")
                     case "executed":

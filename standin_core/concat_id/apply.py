@@ -46,9 +46,9 @@ def apply_concat_id(model, concat_id: ConcatID, video: dict, vae=None, image: to
                              for each in pictures])
     reference = reference_from(vae, image, latent)
     if tuple(reference.shape[1:]) != (model.model.latent_format.latent_channels, 1, height, width):
-        raise UserError(f"the reference latent has shape {list(reference.shape)}, but for a video of {height}x{width} "
-                        f"latent pixels it must be [{concat_id.references}, 16, 1, {height}, {width}]: encode a "
-                        "picture of the video's size with Wan 2.1's VAE, or connect reference_image.")
+        raise UserError(f"the reference latent must be of the video's size, [{concat_id.references}, 16, 1, {height}, "
+                        f"{width}], but has shape {list(reference.shape)}: encode a picture of the video's size with "
+                        "Wan 2.1's VAE, or connect reference_image.")
     patched = model.clone()
     install(patched, AppendedReference(concat_id=concat_id, latent=model.model.process_latent_in(reference),
                                        **settings))

@@ -99,7 +99,7 @@ def references_appended(wan: Wan, grid: tuple[int, int, int], references: int, t
     with contextlib.ExitStack() as stack:
         for i, block in enumerate(wan.blocks):
             if "forward" in block.block.__dict__:
-                raise UserError("another node replaced the transformer blocks of this model, and Concat-ID needs its "
+                raise UserError("another node replaced the transformer blocks of this model, but Concat-ID needs its "
                                 "own: take that node out.")
             stack.enter_context(exchanged(
                 block.block, _with_references, reference_rotation=rotation,
@@ -120,7 +120,7 @@ def _forward(self, x, e, freqs, context, context_img_len=257, transformer_option
     freqs: [1, (T + M) * n, 1, D/2, 2, 2]
     """
     if e.ndim == 4 and e.shape[1] != 1:
-        raise UserError("this model gives every frame a timestep of its own, and Concat-ID knows one for all: load it "
+        raise UserError("this model gives every frame a timestep of its own, but Concat-ID knows one for all: load it "
                         "with Load Concat-ID.")
     count = self.reference_rotation.shape[1]
     of_video = modulation(self, e.reshape(e.shape[0], 6, -1))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import comfy.sd
 import comfy.utils
+import safetensors
 import torch
 from comfy.model_management import (
     OOM_EXCEPTION,
@@ -30,12 +31,14 @@ from ..weights import (
     ORDINARY_LORA,
     SAFETENSORS,
     check_claim,
-    check_metadata,
     check_size,
     check_tensors,
+    checked_metadata,
     download_again,
     refusing_damage,
+    size_of,
     unpickled,
+    weights_in,
 )
 from ..words import shown
 from .forward import ReferenceModulation
@@ -95,13 +98,19 @@ def load_concat_id(path: str | Path, model_options: dict | None = None):
     native, concat_id = parse_concat_id(weights, shown(path.name), _sha256_of_same(path, came), metadata)
     model = _model(native, metadata, path, model_options)
     # with these ComfyUI loads the model anew, without what is only the pack's
-    model.cached_patcher_init = (load_native, (path, model_options))
+    model.cached_patcher_init = (load_native, (path, model_options, came))
     return model, concat_id
 
 
-def load_native(path: Path, model_options: dict, disable_dynamic: bool = False):
-    """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time."""
+def load_native(path: Path, model_options: dict, came: Fingerprint, disable_dynamic: bool = False):
+    """The ModelPatcher of a file alone, as ComfyUI asks for it where it needs the model a second time.
+
+    came: the file's when the model was loaded first.
+
+    Raises UserError where the file cannot be read, and where it is another by now.
+    """
     weights, metadata, _ = _read(path)
+    _check_same(path, came)
     native, _ = parse_concat_id(weights, shown(path.name), metadata=metadata)
     return _model(native, metadata, path, model_options, disable_dynamic)
 
@@ -117,8 +126,12 @@ def is_adaln(path: Path) -> bool:
 
     Raises UserError where the file cannot be read.
     """
-    with refusing_damage(path, "put the file back, or load the model anew"):
-        return any(key.endswith(OWN_WEIGHT) for key in comfy.utils.load_torch_file(str(path)))
+    with refusing_damage(path, "put the file back, or load the model anew",
+                         throw_exception_if_processing_interrupted) as ask:
+        if path.suffix.lower() not in SAFETENSORS:
+            return any(key.endswith(OWN_WEIGHT) for key in weights_in(unpickled(path, ask)))
+        with safetensors.safe_open(path, "pt") as file:
+            return any(key.endswith(OWN_WEIGHT) for key in file.offset_keys())
 
 
 def check_fit(concat_id: ConcatID, model) -> None:
@@ -128,7 +141,7 @@ def check_fit(concat_id: ConcatID, model) -> None:
     """
     wan = Wan(model.model)
     if not wan.from_text_alone:
-        raise UserError("the model takes more than noise and text (image-to-video, VACE or another control), and "
+        raise UserError("the model takes more than noise and text (image-to-video, VACE or another control), but "
                         "Concat-ID was trained on plain text-to-video: connect the model of Load Concat-ID.")
     if (len(wan.blocks), wan.dim) != concat_id.marks.shape[::2]:
         blocks, _, dim = concat_id.marks.shape
@@ -136,8 +149,8 @@ def check_fit(concat_id: ConcatID, model) -> None:
                         f"{len(wan.blocks)} blocks and width {wan.dim}: connect the model of Load Concat-ID.")
     if not _same_weights(concat_id, wan):
         raise UserError(f"the model does not have the weights of {concat_id.name}. It may be a plain Wan, or a "
-                        "Concat-ID file loaded with Load Diffusion Model, which drops 32 tensors of an AdaLN file: "
-                        "connect both outputs of Load Concat-ID.")
+                        "Concat-ID file loaded with Load Diffusion Model, which drops its AdaLN tensors: connect both "
+                        "outputs of Load Concat-ID.")
 
 
 def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
@@ -151,31 +164,42 @@ def _same_weights(concat_id: ConcatID, wan: Wan) -> bool:
     return bool((own - marks).square().mean() <= rounding**2 * marks.square().mean())
 
 
-def _read(path: Path) -> tuple[dict, dict | None, Fingerprint]:
+def _read(path: Path) -> tuple[dict, dict[str, str], Fingerprint]:
     """The content, the metadata and the fingerprint of a file; a safetensors by ComfyUI's loader, which maps it: it has
     gigabytes."""
     with refusing_damage(path, download_again("a Concat-ID model"), throw_exception_if_processing_interrupted) as ask:
-        came, metadata = fingerprint_of(path), None
-        size = came[-1]
+        size, came, metadata = size_of(path), fingerprint_of(path), {}
         if path.suffix.lower() in SAFETENSORS:
             weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-            check_metadata({} if metadata is None else metadata)  # the loader does not look
+            metadata = checked_metadata(metadata)  # the loader does not look
         else:
             check_size(size)
             check_claim(path, size)
-            weights = unpickled(path, ask)
+            weights = weights_in(unpickled(path, ask))
         check_tensors(weights, size, ask)
     return weights, metadata, came
 
 
 def _sha256_of_same(path: Path, came: Fingerprint) -> str:
     """Raises UserError where the file is not the one any more that has been read."""
-    with contextlib.suppress(OSError):
+    try:
         sha256 = sha256_of(path, throw_exception_if_processing_interrupted)
+    except OSError as error:
+        raise _other_by_now(path) from error
+    _check_same(path, came)
+    return sha256
+
+
+def _check_same(path: Path, came: Fingerprint) -> None:
+    with contextlib.suppress(OSError):
         if fingerprint_of(path) == came:
-            return sha256
-    raise UserError(f"{shown(path.name)} was replaced, changed or removed while it was read: run the node again once "
-                    "the file is in its place.")
+            return
+    raise _other_by_now(path)
+
+
+def _other_by_now(path: Path) -> UserError:
+    return UserError(f"{shown(path.name)} was replaced, changed or removed since its reading began: run the workflow "
+                     "again once the file is in its place.")
 
 
 def parse_concat_id(weights: dict, name: str, sha256: str = "",
@@ -184,11 +208,8 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
 
     weights: key -> tensor, as in the file.
 
-    Raises UserError with what came, what is needed and what to do.
+    Raises UserError for any other file.
     """
-    for around in ("state_dict", "module"):
-        if isinstance(weights, dict) and isinstance(weights.get(around), dict):
-            weights = weights[around]
     if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(each, torch.Tensor)
                                                 for key, each in weights.items()):
         raise UserError(f"{name} holds a {type(weights).__name__} of other things than named tensors, so it is no "
@@ -213,8 +234,8 @@ def parse_concat_id(weights: dict, name: str, sha256: str = "",
                         "first_stage.pt or second_stage_adaln.pt as the authors publish them.")
     references = (metadata or {}).get(REFERENCES, "1")
     if not NUMBER_OF_REFERENCES.fullmatch(references):
-        raise UserError(f"{name} says that it was trained with {shown(references)} references, but the number must be "
-                        "from 1 to 99: download the file again.")
+        raise UserError(f"{name} must say how many references it was trained with, from 1 to 99, but says "
+                        f"{shown(references)}: download the file again.")
     dim = native["patch_embedding.weight"].shape[0]
     marks = _stacked(native, "blocks.{}.modulation", blocks, dim, name)
     return native, ConcatID(name, sha256, marks, _own(own, blocks, dim, name) if own else None, int(references))
@@ -239,10 +260,10 @@ def _stacked(tensors: dict[str, torch.Tensor], key: str, blocks: int, dim: int, 
 
 def _check_shape(tensors: dict[str, torch.Tensor], key: str, needed: tuple[int, ...], name: str) -> None:
     if tuple(tensors[key].shape) != needed:
-        raise UserError(f"{name}: {key} is {list(tensors[key].shape)}, but must be {list(needed)}: download the file "
+        raise UserError(f"{name}: {key} must be {list(needed)}, but is {list(tensors[key].shape)}: download the file "
                         "again.")
     if not tensors[key].is_floating_point():
-        raise UserError(f"{name}: {key} is {tensors[key].dtype}, but must be floating point numbers: download the "
+        raise UserError(f"{name}: {key} must hold floating point numbers, but is {tensors[key].dtype}: download the "
                         "file again.")
 
 
@@ -269,22 +290,22 @@ def _without_prefix(weights: dict, metadata: dict | None, name: str) -> dict[str
 
 def _refuse_others(native: dict[str, torch.Tensor], name: str) -> None:
     """Raise UserError for a Wan that Concat-ID was not made from."""
-    needed = "but must be Concat-ID's, a fine-tuned Wan 2.1 text-to-video of 1.3B: take first_stage.pt or " \
-             "second_stage_adaln.pt."
+    must_be = f"{name} must be Concat-ID's model, a fine-tuned Wan 2.1 text-to-video of 1.3B, but is"
+    remedy = "take first_stage.pt or second_stage_adaln.pt."
     if any(key.startswith("vace_") for key in native):
-        raise UserError(f"{name} is a VACE model, {needed}")
+        raise UserError(f"{must_be} a VACE model: {remedy}")
     patches = native.get("patch_embedding.weight")
     if patches is None:  # said with all that is missing
         return
     if patches.ndim != 5:
-        raise UserError(f"{name}: patch_embedding.weight is {list(patches.shape)}, but must be [C, {CHANNELS}, 1, 2, "
-                        "2]: download the file again.")
+        raise UserError(f"{name}: patch_embedding.weight must be [C, {CHANNELS}, 1, 2, 2], but is "
+                        f"{list(patches.shape)}: download the file again.")
     dim, channels = patches.shape[:2]
     if channels != CHANNELS or any(key.startswith("img_emb.") for key in native):
-        raise UserError(f"{name} is a Wan that takes {channels} channels, so an image-to-video, a control or a 5B "
-                        f"model, {needed}")
+        raise UserError(f"{must_be} a Wan that takes {channels} channels, so an image-to-video, a control or a 5B "
+                        f"model: {remedy}")
     if dim > WIDEST:
-        raise UserError(f"{name} is a Wan of width {dim}, so a 14B model, {needed}")
+        raise UserError(f"{must_be} a Wan of width {dim}, so a 14B model: {remedy}")
 
 
 def _check_sizes_told(metadata: dict[str, str]) -> None:
@@ -295,12 +316,12 @@ def _check_sizes_told(metadata: dict[str, str]) -> None:
         raise ValueError(f"its metadata set {', '.join(wrong)}")
 
 
-def _model(native: dict[str, torch.Tensor], metadata: dict | None, path: Path, model_options: dict,
+def _model(native: dict[str, torch.Tensor], metadata: dict[str, str], path: Path, model_options: dict,
            disable_dynamic: bool = False):
     # the layouts stand beside the layers now; in the metadata, the layers may have names with a prefix
-    metadata = {key: value for key, value in (metadata or {}).items() if key != LAYOUTS}
+    metadata = {key: value for key, value in metadata.items() if key != LAYOUTS}
     try:
-        _check_sizes_told(metadata or {})
+        _check_sizes_told(metadata)
         model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, metadata=metadata,
                                                          disable_dynamic=disable_dynamic)
     except OOM_EXCEPTION:

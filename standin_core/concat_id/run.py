@@ -73,7 +73,7 @@ def check_place(applied: AppendedReference, shape: tuple[int, ...], window=None)
     window: ComfyUI's IndexListContextWindow where the call sees a part of the video, else None.
     """
     if window is not None and window.dim != TIME:
-        raise UserError("Concat-ID needs the whole picture in every call of the model, and context windows along "
+        raise UserError("Concat-ID needs the whole picture in every call of the model, but context windows along "
                         f"height or width show it a part: set their dim to {TIME}.")
     size, video = tuple(applied.latent.shape[-2:]), tuple(shape[-2:])
     if size != video:

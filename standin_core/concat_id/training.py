@@ -89,12 +89,12 @@ class ConcatIDSettings(MethodSettings):
         MethodSettings.__post_init__(self)
         for name, known in (("variant", VARIANTS), ("weights", WEIGHTS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be one of {', '.join(known)}.")
+                raise UserError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)}.")
         for name in ("rank", "references"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}.")
         if self.expert != "single":
-            raise UserError(f"expert is {self.expert}, and Concat-ID is trained on Wan 2.1, which has no experts: set "
+            raise UserError(f"expert is {self.expert}, but Concat-ID is trained on Wan 2.1, which has no experts: set "
                             "expert to single.")
 
 
@@ -143,23 +143,23 @@ class ConcatIDMethod:
     def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...], fit: str) -> None:
         if not wan.from_text_alone or wan.dim > WIDEST:
             raise UserError(f"this is a Wan of width {wan.dim}"
-                            f"{'' if wan.from_text_alone else ' that takes more than noise and text'}, and Concat-ID "
+                            f"{'' if wan.from_text_alone else ' that takes more than noise and text'}, but Concat-ID "
                             "is trained on Wan 2.1's text-to-video model of 1.3B, or on a Concat-ID file: take one of "
                             "those.")
         # what is quantised has the dtype of what it is made into
         if any(parameter.dtype not in NUMBERS or isinstance(parameter, QuantizedTensor)
                for parameter in wan.model.parameters()):
-            raise UserError("the model's weights are in fp8 or quantised, and training changes them: take the model "
+            raise UserError("the model's weights are in fp8 or quantised, but training changes them: take the model "
                             "in fp32, fp16 or bf16.")
         if self.own is not None and self.settings.variant == FIRST_STAGE:
-            raise UserError(f"variant is {FIRST_STAGE}, and the model's file has the modulation of an AdaLN: set "
+            raise UserError(f"variant is {FIRST_STAGE}, but the model's file has the modulation of an AdaLN: set "
                             f"variant to {ADALN}, or begin with another file.")
         if fit == AS_CROPPED or photo[2:] != video[2:]:
-            raise UserError(f"the photos are encoded as they were cropped, at {in_pixels(photo)}, and Concat-ID "
+            raise UserError(f"the photos are encoded as they were cropped, at {in_pixels(photo)}, but Concat-ID "
                             f"appends the photo to a clip of {in_pixels(video)}: prepare data with method Concat-ID, "
                             f'or fit = "{TO_CLIP}" in [photos].')
         if photo[1] != self.settings.references:
-            raise UserError(f"references is {self.settings.references}, and the data have photos of {photo[1]} "
+            raise UserError(f"references is {self.settings.references}, but the data have photos of {photo[1]} "
                             "persons in each clip: set references to that, or take other data.")
 
     def lines(self, size: ModelSize) -> list[str]:
@@ -213,7 +213,7 @@ def train_concat_id(model, shards: Path, concat_id: ConcatIDSettings, settings: 
     if start_from is not None:
         check_fit(start_from, model)
     elif came_from_concat_id(model):
-        raise UserError("the model is one of Load Concat-ID, and concat_id is not connected, without which an AdaLN "
+        raise UserError("the model is one of Load Concat-ID, but concat_id is not connected, without which an AdaLN "
                         "file loses its own modulation: connect both outputs of Load Concat-ID.")
     elif file is not None and is_adaln(file):
         raise UserError(f"{shown(file.name)} is an AdaLN Concat-ID, whose own modulation is lost in every other loader "
@@ -253,7 +253,7 @@ class ConcatIDLearner:
 
     def optimizer(self, settings: TrainSettings) -> torch.optim.Optimizer:
         if settings.loraplus_ratio != 1:
-            raise UserError(f"loraplus_ratio is {settings.loraplus_ratio}, and all weights of the model are trained, "
+            raise UserError(f"loraplus_ratio is {settings.loraplus_ratio}, but all weights of the model are trained, "
                             "none of which are low-rank: take it out.")
         return torch.optim.AdamW([{"params": [self.weights[name] for name in self.dtypes],
                                    "weight_decay": settings.weight_decay}, *self._own_group()],

@@ -63,7 +63,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if APPENDED in kwargs:
-        raise UserError("another node appends frames of its own to the video (as WanPhantomSubjectToVideo does), and "
+        raise UserError("another node appends frames of its own to the video (as WanPhantomSubjectToVideo does), but "
                         "Concat-ID's reference must be the only one: take that node out.")
     check_place(run.applied, x.shape, options.get(WINDOW))
     base = executor.class_obj

@@ -244,7 +244,7 @@ def load_embedder(settings: CompareSettings, clip_vision, download_missing: bool
 def _named(settings: CompareSettings, download_missing: bool) -> Embedder:
     name = settings.embedder
     if settings.region == "whole frame":
-        raise UserError(f"{name} compares faces, and region is whole frame: set region to face, or embedder to clip "
+        raise UserError(f"{name} compares faces, but region is whole frame: set region to face, or embedder to clip "
                         "vision.")
     if download_missing:
         download_face_embedder(name)

@@ -84,7 +84,7 @@ def clip_embedder(clip_vision, whole: bool, min_score: float) -> Embedder:
             place = square_around(face.box, height, width, HEAD_SCALE, "all sides")
         crop = place.cut(picture, CROP_PX, WHITE)
         encoded = clip_vision.encode_image(torch.from_numpy(crop)[None].float() / 255)["image_embeds"]
-        check_finite(encoded, "what clip_vision makes of a picture")
+        check_finite(encoded, "the output of clip_vision")
         return Seen(encoded[0].float().cpu().numpy(), crop)
 
     found = "the whole frame" if detector is None else f"faces found by {detector.name}"

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UserError
 from ..likeness import Verdict, judge
+from ..words import counted
 from .compare import CompareSettings, Comparison, compare_each
 
 
@@ -43,8 +44,8 @@ def rank(videos: list[torch.Tensor], photos: torch.Tensor, settings: CompareSett
     if not videos:
         raise UserError("no video came: connect a list of videos, or a batch and set frames_per_video.")
     if seeds is not None and len(seeds) != len(videos):
-        raise UserError(f"{len(seeds)} seeds came for {len(videos)} videos, one for each is needed: connect the list "
-                        "of seeds that they were sampled with.")
+        raise UserError(f"each of the {len(videos)} videos must have a seed, but {counted(len(seeds), 'seed')} came: "
+                        "connect the list of seeds that they were sampled with.")
     tried = []
     for index, found in enumerate(compare_each(videos, photos, settings, clip_vision, progress)):
         means = {name: summary.mean for name, summary in found.summaries.items()}

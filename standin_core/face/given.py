@@ -53,7 +53,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     given = {name: value for name, value in (("face_box", boxes), ("face_mask", mask), ("face_landmarks", landmarks))
              if value is not None}
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are connected, but only one of them can be: disconnect the others.")
+        raise UserError(f"only one of {' and '.join(given)} can be read, but all are connected: disconnect the others.")
     if boxes is not None:
         return _from_boxes(boxes)
     if mask is not None:
@@ -66,7 +66,7 @@ def given_detector(pictures: tuple[int, int, int], boxes, mask: torch.Tensor | N
     if not isinstance(size, list | tuple) or len(size) != 2:
         raise _no_landmarks(f"has the picture's size {shown(size)}")
     if tuple(size) != pictures[1:]:
-        raise UserError(f"face_landmarks were found in a picture of {shown(size[1])}x{shown(size[0])} and this one is "
+        raise UserError(f"face_landmarks were found in a picture of {shown(size[1])}x{shown(size[0])}, but this one is "
                         f"{pictures[2]}x{pictures[1]}: connect the same picture to both nodes.")
     return _from_landmarks(landmarks)
 
@@ -142,7 +142,8 @@ def _checked_landmarks(found: dict) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _no_landmarks(came: str) -> UserError:
-    return UserError(f"face_landmarks {came}: connect the output of Detect Face Landmarks (MediaPipe).")
+    return UserError("face_landmarks must be the output of Detect Face Landmarks (MediaPipe), but "
+                     f"{came}: connect that output.")
 
 
 def _of_photo(for_each, index: int, name: str):

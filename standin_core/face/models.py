@@ -125,8 +125,10 @@ def insightface_refusal(what: str, patterns: tuple[str, ...]) -> Refusal | None:
         return Refusal(f"no model pack with {what} is in models/insightface/models", " or ".join(patterns))
     try:
         importlib.import_module(INSIGHTFACE_MODULE)
-    except ImportError as error:  # of a package that it needs
-        return Refusal(f"insightface cannot be imported: {shown(error)}", "pip install what it lacks")
+    except MemoryError:
+        raise
+    except Exception as error:  # a package that it needs is not there, or was compiled for another NumPy
+        return Refusal(f"insightface cannot be imported: {shown(error)}", "install what it lacks, or insightface again")
     return None
 
 

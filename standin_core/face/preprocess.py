@@ -204,7 +204,7 @@ def _place(photo: np.ndarray, face: Face | None, rules: Preset, settings: FaceSe
     if face is None or not settings.level_eyes:
         return Place(square, rules.size), done
     if face.keypoints is None:
-        raise UserError("level_eyes needs key points, and this face was found without them: set detector to "
+        raise UserError("level_eyes needs key points, but this face was found without them: set detector to "
                         "retinaface or yunet, connect face_landmarks, or switch level_eyes off.")
     roll, _ = pose(face.keypoints)
     return Place(square, rules.size, levelling(face.centre, roll)), [f"turned by {roll:.1f}°", *done]
@@ -304,6 +304,6 @@ def _rgb(colour: str) -> tuple[int, int, int]:
         if max(red, green, blue) > 255:
             raise ValueError
     except (ValueError, OverflowError) as error:
-        raise UserError(f"background is {shown(colour)!r}, but must be the name of a colour (white, grey, ...) or "
-                        "#rrggbb.") from error
+        raise UserError("background must be the name of a colour (white, grey, ...) or #rrggbb, but is "
+                        f"{shown(colour)!r}.") from error
     return red, green, blue

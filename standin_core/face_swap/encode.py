@@ -31,12 +31,12 @@ def encode_swap(vae, images: torch.Tensor, mask: torch.Tensor, background: str, 
     images = checked_pictures(images, "images")
     count = len(images)
     if count % FRAMES_PER_LATENT != 1:
-        raise UserError(f"{count} frames came, but there must be 4k + 1 (1, 5, 9, ... 81): put Face Swap Prepare "
-                        "before this node, which trims them.")
+        raise UserError(f"the number of frames must be 4k + 1, such as 81, but is {count}: put Face Swap Prepare "
+                        "before this node, it trims them.")
     height, width = images.shape[1:3]
     if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
-        raise UserError(f"the video is {width}x{height}, multiples of {PIXELS_PER_TOKEN} are needed: put Face Swap "
-                        "Prepare before this node, it crops them.")
+        raise UserError(f"width and height of the video must be multiples of {PIXELS_PER_TOKEN}, but are "
+                        f"{width}x{height}: put Face Swap Prepare before this node, it crops the video.")
     if background == "free":
         return {"samples": _encoded(vae, images)}
     masks = checked_masks(mask, "mask", (count, height, width)).expand(count, -1, -1)

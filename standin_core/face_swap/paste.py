@@ -109,7 +109,7 @@ def paste(frame: np.ndarray, reference: np.ndarray, reference_points: np.ndarray
 def _checked_reference(face: FaceCrop) -> tuple[np.ndarray, CroppedFace]:
     """The reference, [S, S, 4] uint8, and the face in it."""
     if len(face.rgba) != 1:
-        raise UserError(f"the reference has {len(face.rgba)} faces, one is needed: set which_face to largest in "
+        raise UserError(f"the reference must have one face, but has {len(face.rgba)}: set which_face to largest in "
                         "FacePreprocess and give it one photo.")
     (person,) = face.faces
     if person.points is None:
@@ -129,8 +129,8 @@ def _trim(images: torch.Tensor) -> tuple[int, int, int, int, int]:
     length = frames_of(latent_frames_of(count))
     height, width = (side // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for side in (full_height, full_width))
     if not height or not width:
-        raise UserError(f"the video is {full_width}x{full_height}, at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN} "
-                        "is needed: resize it first.")
+        raise UserError(f"the video must be at least {PIXELS_PER_TOKEN}x{PIXELS_PER_TOKEN}, but is "
+                        f"{full_width}x{full_height}: resize it first.")
     return length, (full_height - height) // 2, (full_width - width) // 2, height, width
 
 

@@ -101,7 +101,7 @@ def enlarge_small_face(images: torch.Tensor, settings: RefineSettings, face_box=
     """
     images = checked_pictures(images, "images")
     if settings.size % PIXELS_PER_TOKEN:
-        raise UserError(f"size is {settings.size}, a multiple of {PIXELS_PER_TOKEN} is needed.")
+        raise UserError(f"size must be a multiple of {PIXELS_PER_TOKEN}, but is {settings.size}.")
     count, height, width = images.shape[:3]
     detector = ready_detector(settings, (count, height, width), face_box, face_mask, face_landmarks)
     seen = _seen(images, detector, Follower(settings.which_face, settings.face_index))
@@ -259,10 +259,10 @@ def ellipse(box: np.ndarray, track: FaceTrack, i: int, pixels: int) -> np.ndarra
 def _check(source: torch.Tensor, images: torch.Tensor, mask: torch.Tensor, track: FaceTrack) -> None:
     last = track.first + max(np.flatnonzero(track.refined).tolist(), default=0)
     if tuple(source.shape[1:3]) != track.size or len(source) <= last:
-        raise UserError(f"the source is {list(source.shape[:3])} (frames, height, width), and the face was enlarged "
+        raise UserError(f"the source is {list(source.shape[:3])} (frames, height, width), but the face was enlarged "
                         f"from {list(track.size)} (height, width) up to frame {last + 1}: connect the frames that "
                         "went into Refine Faces Prepare.")
     if len(images) < len(track.refined) or images.shape[1] != images.shape[2] or mask.shape[:3] != images.shape[:3]:
-        raise UserError(f"the refined face is {list(images.shape[:3])} (frames, height, width) with masks of "
-                        f"{list(mask.shape)}, but must be {len(track.refined)} square frames with their masks: "
-                        "connect VAE Decode, and the mask of the same Refine Faces Prepare.")
+        raise UserError(f"the refined face must be {len(track.refined)} square frames and their masks, but is "
+                        f"{list(images.shape[:3])} (frames, height, width) with masks of {list(mask.shape)}: connect "
+                        "VAE Decode, and the mask of the same Refine Faces Prepare.")

@@ -85,7 +85,7 @@ def load_adapter(path: str | Path, ask: Ask = lambda: None) -> Adapter:
 
 
 def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
-    """weights: key -> tensor, as in the file. Raises UserError with what came, what is needed and what to do."""
+    """weights: key -> tensor, as in the file. Raises UserError for any other file."""
     found = _official(weights, name)
     depth = len({match[1] for match in map(LAYER.match, found) if match})
     indices = sorted({int(match[1]) for match in map(PLACE.match, found) if match})
@@ -100,8 +100,8 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
                         f"first is {missing[0]}): the file is cut off or was converted wrongly, download it again.")
     sizes = _sizes(found, shapes, name)
     if sizes["a"] % HEAD_DIM:
-        raise UserError(f"{name}: the resampler's queries are {sizes['a']} wide, but the width must be a multiple of "
-                        f"{HEAD_DIM}: download the file again.")
+        raise UserError(f"{name}: the width of the resampler's queries must be a multiple of {HEAD_DIM}, but is "
+                        f"{sizes['a']}: download the file again.")
 
     def part(first_word: str) -> dict[str, torch.Tensor]:
         return {key.removeprefix(first_word): found[key] for key in shapes if key.startswith(first_word)}
@@ -116,8 +116,6 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
 
 def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     """The tensors under the authors' names without ``module.``. Raises UserError for another kind of file."""
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                         "choose an ID-Animator file.")
@@ -134,17 +132,17 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
         lora = next((key for key in flat if ORDINARY_LORA.search(key)), None)
         if lora is not None:
             came = f"it is an ordinary LoRA (it has {lora}), for LoraLoader"
-        raise UserError(f"{name} is not an ID-Animator adapter: {came}. Its tensors are named {RESAMPLER}* and "
-                        f"{ATTENTION}*: choose an ID-Animator file.")
+        raise UserError(f"{name} must be an ID-Animator adapter, with tensors named {RESAMPLER}* and {ATTENTION}*, but "
+                        f"{came}: choose an ID-Animator file.")
     if len(found) < len(flat):
         twice, _ = Counter(map(_official_name, flat)).most_common(1)[0]
         raise UserError(f"{name} has {twice} twice, under two names: take the file as the authors publish it.")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{name}: {key} is of type {type(value).__name__}, but must be a tensor: take the file as "
+            raise UserError(f"{name}: {key} must be a tensor, but is of type {type(value).__name__}: take the file as "
                             "the authors publish it.")
         if value.dtype not in DTYPES:
-            raise UserError(f"{name}: {key} is {value.dtype}, but must be fp32, fp16 or bf16: take the file in one of "
+            raise UserError(f"{name}: {key} must be fp32, fp16 or bf16, but is {value.dtype}: take the file in one of "
                             "these.")
     return found
 
@@ -160,8 +158,8 @@ def _official_name(key: str) -> str:
 def _check_indices(indices: list[int], name: str) -> None:
     if not indices or indices != list(range(1, 2 * len(indices), 2)):
         came = shown(", ".join(map(str, indices))) or "none"
-        raise UserError(f"{name} has weights for the attentions {came}, but must have them for 1, 3, 5 and so on "
-                        "without a gap: it is cut off or was converted wrongly, download it again.")
+        raise UserError(f"{name} must have weights for the attentions 1, 3, 5 and so on without a gap, but has them "
+                        f"for {came}: the file is cut off or was converted wrongly, download it again.")
 
 
 def _shapes(depth: int, indices: list[int]) -> dict[str, list[str]]:
@@ -187,6 +185,6 @@ def _sizes(found: dict[str, torch.Tensor], shapes: dict[str, list[str]], name: s
             sizes["2a"] = 2 * sizes["a"]
         if came != tuple(sizes.get(letter) for letter in letters):
             needed = ", ".join(str(sizes.get(letter, "1 or more")) for letter in letters)
-            raise UserError(f"{name}: {key} is {list(came)}, but must be [{needed}] to fit the tensors before it: "
+            raise UserError(f"{name}: {key} must be [{needed}] to fit the tensors before it, but is {list(came)}: "
                             "download the file again.")
     return sizes

@@ -41,7 +41,7 @@ def cross_attentions(base) -> tuple[CrossAttention, ...]:
     """
     unet = base.diffusion_model
     if not isinstance(unet, UNetModel):
-        raise UserError(f"the model is {type(unet).__name__}, but must be an SD1.5 model: connect one from Load "
+        raise UserError(f"the model must be an SD1.5 model, but is {type(unet).__name__}: connect one from Load "
                         "Checkpoint.")
     blocks = [*((("input", number), f"input_blocks.{number}", block) for number, block in enumerate(unet.input_blocks)),
               *((("output", number), f"output_blocks.{number}", block)
@@ -62,7 +62,7 @@ def check_fit(adapter: Adapter, places: tuple[CrossAttention, ...]) -> None:
     """Raises UserError unless the adapter was made for a model with these cross-attentions."""
     needed = [(each.key.shape[0], each.key.shape[1]) for each in adapter.projections]
     if [place.shape for place in places] != needed or any(place.depth != 1 for place in places):
-        raise UserError(f"{adapter.name} is for {_described(needed)}, and the model has "
+        raise UserError(f"{adapter.name} is for {_described(needed)}, but the model has "
                         f"{_described([place.shape for place in places for _ in range(place.depth)])}: connect an "
                         "SD1.5 model (SD2, SDXL and others are built otherwise).")
 

@@ -15,6 +15,7 @@ from ..contracts import CroppedFace, FaceCrop
 from ..errors import UserError
 from ..face import to_uint8
 from ..files import replacing
+from ..latents import CHANNELS
 from ..weights import read_weights, refusing_damage
 from ..words import shown
 from .record import Person, Use
@@ -27,8 +28,8 @@ OTHERWISE = "choose another name, or switch replace on"  # and for one that is i
 SHAPES: dict[str, tuple] = {
     "photos": (torch.uint8, None, None, 3), "image": (torch.uint8, None, None, 3), "rgba": (torch.uint8, None, None, 4),
     "points": (None, 5, 2), "hidden_states": (torch.float32, None, None),
-    "vae": (torch.float32, 16, 1, 2, 2),
-    **dict.fromkeys((Use.STAND_IN, Use.CONCAT_ID), (torch.float32, 16, 1, None, None))}
+    "vae": (torch.float32, CHANNELS, 1, 2, 2),
+    **dict.fromkeys((Use.STAND_IN, Use.CONCAT_ID), (torch.float32, CHANNELS, 1, None, None))}
 
 
 class _Found(pydantic.BaseModel, strict=True, extra="forbid"):
@@ -81,8 +82,8 @@ def load_person(file: Path) -> Person:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{shown(file.name)} holds no person: choose a file that Save Person wrote.")
     if metadata.get("version") != VERSION:
-        raise UserError(f"{shown(file.name)} is a person of version {shown(metadata.get('version'))}, version "
-                        f"{VERSION} is needed: update the node pack, or {MAKE_ANEW}.")
+        raise UserError(f"{shown(file.name)} must be a person of version {VERSION}, but is of version "
+                        f"{shown(metadata.get('version'))}: update the node pack, or {MAKE_ANEW}.")
     tensors, written = weights.content, metadata.pop("sha256", None)
     with refusing_damage(file, MAKE_ANEW):
         is_whole = content_sha256(tensors, metadata) == written

@@ -57,7 +57,7 @@ def make_person(name: str, photos: torch.Tensor, settings: PersonSettings, vae=N
         min_score=settings.min_score, download_missing=settings.download_missing),
         progress=lambda: progress.update(1)) for use, preset in presets.items()}
     if any(face.points is None for face in crops[Use.STAND_IN].faces):
-        raise UserError("a person is kept with the points of a face, and detector is none: choose another detector.")
+        raise UserError("a person is kept with the points of a face, but detector is none: choose another detector.")
     latents = {}
     if vae is not None:
         latents[Use.STAND_IN] = encode_reference(vae, crops[Use.STAND_IN].image).float().cpu()

@@ -61,7 +61,7 @@ class Person:
         which made the latents.
         """
         if image is not None or latent is not None:
-            raise UserError("a person and another reference came, one of them is needed: disconnect one.")
+            raise UserError("only one of a person and another reference can be read, but both came: disconnect one.")
         kept = self.latents.get(use)
         if kept is not None and size in (None, tuple(kept.shape[-2:])):
             if vae is not None:
@@ -82,7 +82,7 @@ class Person:
         lines = [f"{self.name}: {counted(count, 'photo')} of {width}x{height}", f"made by {self.made_by}"]
         stand_in, concat_id = self.latents.get(Use.STAND_IN), self.latents.get(Use.CONCAT_ID)
         lines.append("Stand-In: " + ("needs the VAE" if stand_in is None else "latents kept, needs no VAE"))
-        lines.append("Concat-ID: needs the VAE" + ("" if concat_id is None else
-                     f", except for a video of {in_pixels(tuple(concat_id.shape))}"))
+        lines.append("Concat-ID: needs the VAE" + (
+            "" if concat_id is None else f", except for a video of {in_pixels(concat_id.shape)}"))
         lines.append("ID-Animator: needs " + ("CLIP vision" if self.hidden_states is None else "no CLIP vision"))
         return "\n".join(lines)

@@ -90,8 +90,6 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
 
     Raises UserError where they are no Stand-In adapter.
     """
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
                         "choose a Stand-In file.")
@@ -101,8 +99,8 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         "LoraLoaderModelOnly, and choose a Stand-In file here.")
     if not found:
         came = f"the first of its {len(foreign)} entries is {foreign[0]}" if foreign else "it holds no tensors"
-        raise UserError(f"{name} is not a Stand-In adapter: {came}. Its tensors are named "
-                        "blocks.N.self_attn.{q,k,v}_loras.{down,up}.weight: choose a Stand-In file.")
+        raise UserError(f"{name} must be a Stand-In adapter, with tensors named "
+                        f"blocks.N.self_attn.{{q,k,v}}_loras.{{down,up}}.weight, but {came}: choose a Stand-In file.")
     if foreign:
         raise UserError(f"{name} has {len(foreign)} entries that no Stand-In adapter has (the first is "
                         f"{foreign[0]}): take the file as the authors or Kijai publish it.")
@@ -115,17 +113,17 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         "download it again.")
     for key, weight in sorted(found.items()):
         if weight.dtype not in DTYPES:
-            raise UserError(f"{name}: {official_key(*key)} is {weight.dtype}, but must be fp32, fp16 or bf16: take "
-                            "the file in one of these.")
+            raise UserError(f"{name}: {official_key(*key)} must be fp32, fp16 or bf16, but is {weight.dtype}: take the "
+                            "file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)
     if 0 in (rank, dim):
-        raise UserError(f"{name}: {official_key(0, 'q', 'down')} is {list(found[0, 'q', 'down'].shape)}, but must be a "
-                        "matrix of at least one row and column: download it again.")
+        raise UserError(f"{name}: {official_key(0, 'q', 'down')} must be a matrix of at least one row and column, but "
+                        f"is {list(found[0, 'q', 'down'].shape)}: download it again.")
     for (block, which, factor), weight in sorted(found.items()):
         shape = (rank, dim) if factor == "down" else (dim, rank)
         if tuple(weight.shape) != shape:
-            raise UserError(f"{name}: {official_key(block, which, factor)} is {list(weight.shape)}, but must be a "
-                            f"matrix like the first block's, {list(shape)}: download it again.")
+            raise UserError(f"{name}: {official_key(block, which, factor)} must be a matrix like the first block's, "
+                            f"{list(shape)}, but is {list(weight.shape)}: download it again.")
     blocks = tuple(
         BlockAdapter(**{which: LowRank(found[block, which, "down"], found[block, which, "up"]) for which in "qkv"})
         for block in range(count)

@@ -120,12 +120,13 @@ class Applied:
         needs = (*identity.needs, *settings.needs)
         if settings.attention == "concatenate" and needs:
             words = " and ".join(map(str, needs))
-            raise UserError(f"attention is set to concatenate, which gives all identities the same weight, but {words} "
-                            "needs another: set attention to auto or merge, or take that setting back.")
+            raise UserError("attention is set to concatenate, which works only at strength 1, but "
+                            f"{words} needs a different weight: set attention to auto or merge, or take that setting "
+                            "back.")
         differing = settings.differing(self.settings) if self.identities else []
         if differing:
-            raise UserError(f"{differing[0]} differs between the Apply Identity Branch nodes of this model, but a "
-                            "run can use only one value: set it to the same in all of them.")
+            raise UserError(f"{differing[0]} differs between the Apply Identity Branch nodes of this model, but a run "
+                            "can use only one value: set it to the same in all of them.")
         return Applied((*self.identities, identity), settings)
 
     def _for_ordinary_attention(self, identity: Identity, settings: RunSettings) -> RunSettings:

@@ -37,7 +37,7 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     """A clone of the ModelPatcher whose runs read this identity, beside those that the model reads already.
 
     reference_latent: [R, 16, 1, h, w], VAE space.
-    settings: the fields of Identity and of RunSettings.
+    settings: those of Identity and of RunSettings.
 
     Raises UserError for a model that is not Wan, or that the adapter or the reference does not fit, and for settings
     that cannot work together, before any work.
@@ -55,9 +55,9 @@ def apply_identity_branch(model, adapter: Adapter, reference_latent: torch.Tenso
     applied = installed(model).with_identity(identity, RunSettings(**common))
     blocks = len(Wan(model.model).blocks)
     if not identity.blocks(blocks):
-        raise UserError(f"the identity is read in blocks {identity.first_block} to {identity.last_block}, and the "
-                        f"model has blocks 0 to {blocks - 1}: set the first below the last (-1 is the last there "
-                        "is).")
+        raise UserError(f"the model has blocks 0 to {blocks - 1}, and {identity.first_block} to "
+                        f"{identity.last_block} selects none of them: set first_block no higher than last_block (-1 is "
+                        "the last block).")
     patched = remove_identity_branch(model)
     install(patched, applied)
     return patched

@@ -140,9 +140,8 @@ def of_blocks(mass: torch.Tensor, first_block: int, last_block: int) -> torch.Te
     blocks = len(mass)
     end = blocks if last_block == -1 else min(last_block + 1, blocks)
     if first_block >= end:
-        raise UserError(f"the model has blocks 0 to {blocks - 1}, and first_block {first_block} to last_block "
-                        f"{last_block} selects none of them: set first_block no higher than last_block (-1 is the "
-                        "last block).")
+        raise UserError(f"the model has blocks 0 to {blocks - 1}, and {first_block} to {last_block} selects none of "
+                        "them: set first_block no higher than last_block (-1 is the last block).")
     return mass[first_block:end].mean(dim=0)
 
 

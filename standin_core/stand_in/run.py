@@ -170,7 +170,7 @@ class StandInRun(Run):
                             f"or take out {what}.")
         seen = grid if window is None else (window.total_frames, *grid[1:])
         if seen != self.whole:
-            raise UserError("the model sees a part of the picture, as it does for a prompt with an area, and "
+            raise UserError("the model sees a part of the picture, as it does for a prompt with an area, but "
                             f"{what} would not lie where it should: take out the area, or {what}.")
 
     def reported(self, wan: Wan) -> list[StandInIdentity]:

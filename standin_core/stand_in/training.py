@@ -50,7 +50,7 @@ class AdapterSettings(MethodSettings):
     def __post_init__(self):
         MethodSettings.__post_init__(self)
         if self.rank < 1:
-            raise UserError(f"rank is {self.rank}, but must be at least 1; the authors take 128.")
+            raise UserError(f"rank must be at least 1, but is {self.rank}; the authors take 128.")
 
 
 class StandInMethod:
@@ -88,13 +88,13 @@ class StandInMethod:
 
     def check(self, wan: Wan, video: tuple[int, ...], photo: tuple[int, ...], fit: str) -> None:
         if not wan.from_text_alone:
-            raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), and adapters are "
+            raise UserError("this Wan takes more than noise and text (image-to-video, VACE, 5B), but adapters are "
                             "trained on the text-to-video models: connect one of those; the adapter serves VACE too.")
         if photo[1] != 1:
-            raise UserError(f"the data have {photo[1]} persons in a clip, and an adapter is trained on one: prepare "
+            raise UserError(f"the data have {photo[1]} persons in a clip, but an adapter is trained on one: prepare "
                             "data with one person in each clip.")
         if fit == TO_CLIP:
-            raise UserError("the data's photos are fitted to the clip, as Concat-ID needs them, and an adapter reads "
+            raise UserError("the data's photos are fitted to the clip, as Concat-ID needs them, but an adapter reads "
                             f'them as they were cropped: prepare data with method Stand-In, or fit = "{AS_CROPPED}" in '
                             "[photos].")
         if self.start_from is not None:

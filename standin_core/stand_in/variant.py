@@ -32,7 +32,7 @@ class Variant:
     def __post_init__(self):
         for name, known in (("positions", POSITIONS), ("self_attention", SELF_ATTENTIONS)):
             if getattr(self, name) not in known:
-                raise UserError(f"the adapter's file says {METADATA_KEYS[name]} {getattr(self, name)}, and this pack "
+                raise UserError(f"the adapter's file says {METADATA_KEYS[name]} {getattr(self, name)}, but this pack "
                                 f"knows {', '.join(known)}: update this pack, or take another adapter.")
 
     @property

@@ -117,7 +117,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     group, split_tokens = options.get(RANKS), None
     if group is not None:
         if run.applied.is_ordinary:
-            raise UserError("the video is split over several GPUs, and an adapter that was trained with ordinary "
+            raise UserError("the video is split over several GPUs, but an adapter that was trained with ordinary "
                             "attention cannot follow it: take an adapter of restricted attention, or one GPU.")
         split_tokens = math.prod(grid)
         attend = over_ranks(attend, group, split_tokens)
@@ -169,10 +169,10 @@ def _bringing(conds: dict[str, list[dict]], models: list) -> dict[str, list[dict
 def _check_map(applied: Applied) -> None:
     """Raise UserError where the attention gives no log-sum-exp to make a map of."""
     if applied.is_ordinary:
-        raise UserError("an attention map needs log-sum-exps, and an adapter that was trained with ordinary attention "
+        raise UserError("an attention map needs log-sum-exps, but an adapter that was trained with ordinary attention "
                         "gives none: switch attention_map off, or take an adapter of restricted attention.")
     if applied.settings.attention == "concatenate":
-        raise UserError("an attention map needs log-sum-exps, and attention is set to concatenate: set it to auto "
+        raise UserError("an attention map needs log-sum-exps, but attention is set to concatenate: set it to auto "
                         "or merge in Apply Identity Branch, or switch attention_map off.")
 
 

@@ -40,7 +40,8 @@ def resume(trainer: Trainer, file: Path) -> None:
     """Go on from a checkpoint, from the one before it where it is damaged or was lost, and from the beginning where
     there is none.
 
-    Raises UserError for one of another training, and where all that are there are damaged.
+    Raises UserError for one of another training, for one that does not fit into memory, and where all that are there
+    are damaged.
     """
     saved = _last_whole(file)
     if saved is None:
@@ -62,6 +63,9 @@ def _last_whole(file: Path) -> dict | None:
             step, _ = saved["step"], saved["settings"]
         except InterruptProcessingException:
             raise
+        except MemoryError as error:
+            raise UserError(f"{each.name} in {file.parent} does not fit into memory: close other programs and start "
+                            "again.") from error
         except Exception as error:  # torch's readers raise whatever the damage leads them to
             damaged.append(f"{each.name} is damaged ({type(error).__name__})")
             continue
@@ -92,7 +96,7 @@ def check_replaceable(file: Path, origin: dict[str, str]) -> None:
           safetensors.safe_open(file, "pt") as weights):
         said = weights.metadata() or {}
     if said is None or any(said.get(key, "") != value for key, value in origin.items()):
-        raise UserError(f"{file} is there already, and not of this training: take another name.")
+        raise UserError(f"{file} is there already, but not of this training: take another name.")
 
 
 class TrainingRun:

@@ -69,5 +69,5 @@ def _captioner(name: str) -> Captioner | None:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"captioner is {name}, which cannot be imported ({error}): give module:function, a "
-                        "function of frames [n, H, W, 3] uint8 that returns a caption.") from error
+        raise UserError("captioner must be module:function, a function of frames [n, H, W, 3] uint8 that returns a "
+                        f"caption, but {name} cannot be imported ({error}).") from error

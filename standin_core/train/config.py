@@ -84,7 +84,7 @@ def parse_config(table: dict, methods: Mapping[str, type[Method]]) -> TrainConfi
     name = table.get("method", next(iter(methods)))
     if not isinstance(name, str) or name not in methods:
         known = ", ".join(f"{known} ({method.makes})" for known, method in methods.items())
-        raise UserError(f"method is {name!r}, but must be one of {known}.")
+        raise UserError(f"method must be one of {known}, but is {name!r}.")
     method = methods[name]
     kind = pydantic.create_model(TrainConfig.__name__, __base__=TrainConfig,
                                  settings=(method.Settings, pydantic.Field(alias=method.table)))
@@ -123,8 +123,8 @@ def _in_words(error: pydantic_core.ErrorDetails, kind: type[TrainConfig]) -> str
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{where} has {key!r}, which nothing reads; it may have {', '.join(_keys(kind, tables))}."
         case "dataclass_type":
-            return f"[{'.'.join(map(str, error['loc']))}] is {error['input']!r}, but must be a table."
-    return f"{where} {key} is {error['input']!r}, but must be {error['msg'].removeprefix('Input should be ')}."
+            return f"[{'.'.join(map(str, error['loc']))}] must be a table, but is {error['input']!r}."
+    return f"{where} {key} must be {error['msg'].removeprefix('Input should be ')}, but is {error['input']!r}."
 
 
 def _keys(kind: type, tables: Sequence[str]) -> list[str]:

@@ -50,7 +50,7 @@ class Method(Protocol):
     """A method with its settings, before there is a model.
 
     The class has:
-    title: the method's name, as people know it.
+    title: its name on the nodes.
     makes: what comes of a training, in a few words.
     table: the name of the configuration's table that holds the method's settings.
     Settings: the dataclass of that table.

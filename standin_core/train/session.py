@@ -133,6 +133,8 @@ def loaded_again(model):
     """
     try:
         return model.clone(disable_dynamic=True) if _is_dynamic(model) else model.clone(force_deepcopy=True)
+    except comfy.model_management.OOM_EXCEPTION:  # may be a RuntimeError, and ComfyUI knows what to do about it
+        raise
     except (TypeError, RuntimeError) as error:  # before 0.30, or a loader that does not say how to load again
         raise UserError(f"this model cannot be loaded again for training ({error}): take Load Diffusion Model of "
                         "ComfyUI 0.30 or newer, or train with scripts/train.py.") from error

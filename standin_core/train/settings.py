@@ -64,17 +64,17 @@ class TrainSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "together", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
             if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be more than 0.")
+                raise UserError(f"{name} must be more than 0, but is {getattr(self, name)}.")
         if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}, but must be at least 0 and less than 1, like 0.999.")
+            raise UserError(f"ema must be at least 0 and less than 1, such as 0.999, but is {self.ema}.")
         if not 0 <= self.reference_dropout < 1:
-            raise UserError(f"reference_dropout is {self.reference_dropout}, but must be at least 0 and less than 1, "
-                            "like 0.1.")
+            raise UserError("reference_dropout must be at least 0 and less than 1, such as 0.1, but is "
+                            f"{self.reference_dropout}.")
         if self.cosine and self.linear:
             raise UserError("cosine and linear cannot both be true: set one of them to false.")
         if not 0 <= self.noise_from < self.noise_to <= 1:
-            raise UserError(f"the noise levels are {self.noise_from} to {self.noise_to}, but must be a range within 0 "
-                            "to 1, like 0.875 to 1 for Wan 2.2's high-noise expert.")
+            raise UserError("the noise levels must be a range within 0 to 1, such as 0.875 to 1 for Wan 2.2's "
+                            f"high-noise expert, but are {self.noise_from} to {self.noise_to}.")
 
     def sigma(self, uniform: torch.Tensor) -> torch.Tensor:
         """Noise levels of numbers evenly spread over 0 to 1: ``shift s / (1 + (shift - 1) s)``, as a sampler's."""

@@ -46,12 +46,11 @@ def make_dataset(sources: list[Source], folder: Path, settings: DataSettings, en
     nothing is left to train on, and where the disk is full.
     """
     if pairs is not None and settings.people > 1:
-        raise UserError(f"people is {settings.people}, but pairs of other videos are matched by a single face: "
-                        "remove [pairs], or set people to 1.")
+        raise UserError("pairs of other videos are matched by a single face, but people is "
+                        f"{settings.people}: remove [pairs], or set people to 1.")
     if settings.people > 1 and photos.fit == AS_CROPPED:
-        raise UserError(f"people is {settings.people}, and only Concat-ID takes several, each photo fitted to the "
-                        f'clip: set people to 1, or prepare data with method Concat-ID, or fit = "{TO_CLIP}" in '
-                        "[photos].")
+        raise UserError(f"only Concat-ID is trained on several people, but people is {settings.people}: set people to "
+                        f'1, or prepare the data with method Concat-ID, or with fit = "{TO_CLIP}" in [photos].')
     try:
         # encoders and detectors would keep what a backward pass needs
         with torch.inference_mode():

@@ -45,8 +45,8 @@ class PairSettings:
 
     def __post_init__(self):
         if not -1 <= self.lowest < self.highest <= 1:
-            raise UserError(f"the similarity of pairs is {self.lowest:g} to {self.highest:g}, but must be a range "
-                            "within -1 to 1, like 0.7 to 0.9.")
+            raise UserError("the similarity of pairs must be a range within -1 to 1, such as 0.7 to 0.9, but is "
+                            f"{self.lowest:g} to {self.highest:g}.")
 
 
 def pair(clips: list[Clip], vectors: dict[str, np.ndarray], settings: PairSettings,

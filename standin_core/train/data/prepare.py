@@ -94,7 +94,7 @@ def _examine(source: Source, size: int, folder: Path, settings: DataSettings, ca
         raise Unusable(Cause.NO_CAPTION, "there is no captioner to ask")
     count = sum(1 for _ in decoded(path, settings.fps))
     if count < length + outside:
-        raise Unusable(Cause.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, but a clip needs {length}"
+        raise Unusable(Cause.TOO_SHORT, f"{count} frames at {settings.fps:g} fps, but a clip takes {length}"
                        + outside * " and more to take a reference photo from")
     starts = range(0, count - length + 1, length)
     video = hashlib.sha256(f"{source.name} {size}".encode()).hexdigest()[:12]

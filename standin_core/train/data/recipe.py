@@ -46,16 +46,17 @@ class DataSettings:
 
     def __post_init__(self):
         if self.frames % FRAMES_PER_LATENT != 1 or self.frames < 5:
-            raise UserError(f"frames is {self.frames}, but must be 4k + 1, such as 81, because Wan's VAE makes one "
-                            "latent frame of every 4 frames.")
+            raise UserError("frames must be 4k + 1, such as 81, because Wan's VAE makes one latent frame of every "
+                            f"{FRAMES_PER_LATENT} frames, but is {self.frames}.")
         for name in ("width", "height"):
             if getattr(self, name) % PIXELS_PER_TOKEN or getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be a multiple of 16, like 832 or 480.")
+                raise UserError(f"{name} must be a multiple of {PIXELS_PER_TOKEN}, such as 832 or 480, but is "
+                                f"{getattr(self, name)}.")
         for name in ("fps", "references", "people"):
             if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be more than 0.")
+                raise UserError(f"{name} must be more than 0, but is {getattr(self, name)}.")
         if self.photos_from not in PHOTOS_FROM:
-            raise UserError(f"photos_from is {self.photos_from}, but must be one of {', '.join(PHOTOS_FROM)}.")
+            raise UserError(f"photos_from must be one of {', '.join(PHOTOS_FROM)}, but is {self.photos_from}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,10 @@ class PhotoSettings:
 
     def __post_init__(self):
         if self.fit not in FITS:
-            raise UserError(f"fit is {self.fit}, but must be one of {', '.join(FITS)}.")
+            raise UserError(f"fit must be one of {', '.join(FITS)}, but is {self.fit}.")
         for name in ("noise_draws", "noise_deviation"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 0.")
+                raise UserError(f"{name} must be at least 0, but is {getattr(self, name)}.")
 
     def size(self, data: DataSettings) -> tuple[int, int]:
         """(height, width) in pixels of a photo as it is encoded."""

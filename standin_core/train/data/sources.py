@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UserError
-from ...words import printable
+from ...words import counted, printable
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".flv")  # those of ComfyUI's dataset nodes
 
@@ -47,17 +47,18 @@ def sources_of(videos: list, captions: list[str]) -> list[Source]:
     captions than of videos.
     """
     if len(videos) != len(captions):
-        raise UserError(f"{len(videos)} videos and {len(captions)} captions came, but each video needs one: connect "
-                        "both outputs of Load Video-Text (from Folder).")
+        raise UserError(f"each of the {len(videos)} videos must have a caption, but "
+                        f"{counted(len(captions), 'caption')} came: connect both outputs of Load Video-Text (from "
+                        "Folder).")
     sources: dict[str, Source] = {}
     for video, caption in zip(videos, captions):
         path = video.get_stream_source()
         if hasattr(video, "get_active_trim_window") and any(video.get_active_trim_window()):
-            raise UserError("a video is trimmed, but training reads its whole file: save the trimmed video, and load "
-                            "its folder with Load Video-Text (from Folder).")
+            raise UserError("one video is trimmed, but training reads the whole file: save the trimmed video, then "
+                            "load its folder with Load Video-Text (from Folder).")
         if not isinstance(path, str):
-            raise UserError("a video is not a file, but training reads files: save it, and load its folder with Load "
-                            "Video-Text (from Folder).")
+            raise UserError("one video is not a file, but training reads files: save the video, then load its folder "
+                            "with Load Video-Text (from Folder).")
         sources.setdefault(path, Source(Path(path), printable(Path(path).name), caption))
     names = Counter(source.name for source in sources.values())
     twice = next((name for name, count in names.items() if count > 1), None)
