@@ -248,12 +248,14 @@ def through_vae(vae: torch.nn.Module, frames: np.ndarray) -> np.ndarray:
     return ((decoded.movedim(0, -1) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()
 
 
-def calibrate(reader: Reader | None = None) -> dict[str, dict]:
+def calibrate(reader: Reader | None = None, people: int | None = None) -> dict[str, dict]:
     """What the reader says of real videos of people who were never trained on, and how often it is right on each trait.
 
     The videos are as rendered, through the VAE, and through the VAE with the first frame alone.
+
+    people: how many; None for CALIBRATED_ON.
     """
-    reader, vae, some, found = reader or load_reader(), new_vae().eval(), cases(CALIBRATED_ON, seed=1), {}
+    reader, vae, some, found = reader or load_reader(), new_vae().eval(), cases(people or CALIBRATED_ON, seed=1), {}
     for name, shown in {"rendered": real, "through the VAE": lambda case: through_vae(vae, real(case)),
                         "still, through the VAE": lambda case: through_vae(vae, still(real(case)[0]))}.items():
         readings = [read(reader, shown(case)) for case in some]

@@ -276,7 +276,7 @@ def on_tiny_models(workflow: Path, photo: str, width: int = 128, height: int = 1
             case "StandInSampler" | "TrainStandIn" | "KSampler":
                 inputs["steps"] = steps
             case "PrepareTrainingData":
-                inputs["frames"] = length
+                inputs |= {"frames": length, "photo_size": min(width, height)}
             case "PrimitiveInt" if inputs["value"] == FULL_SIZE["length"]:
                 inputs["value"] = length
             case "Video Slice":

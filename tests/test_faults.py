@@ -97,8 +97,10 @@ def held(monkeypatch):
 def state_of(model):
     """Classes of the modules, what is in their dictionaries, and ComfyUI's globals.
 
-    An error while ComfyUI loads the model leaves that model off its list, with or without an identity.
+    An error while ComfyUI loads the model leaves that model off its list, with or without an identity. A model that
+    another test has left in a cycle is on the list until Python collects it.
     """
+    gc.collect()
     modules = {name: (type(module), sorted(vars(module))) for name, module in model.model.named_modules()
                if name != "model_sampling"}
     others = [type(each.model) for each in comfy.model_management.loaded_models() if each.model is not model.model]

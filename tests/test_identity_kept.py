@@ -46,7 +46,7 @@ def adapter():
 
 @pytest.fixture(scope="module")
 def calibration(world):
-    return calibrate(world.reader)
+    return calibrate(world.reader, people=32)
 
 
 @pytest.fixture(scope="module")
