@@ -1,6 +1,6 @@
 """Train the tiny Wan of the small world: captions in, videos of somebody out.
 
-    .standin/venv/bin/python small_world/train_wan.py --minutes 240     # goes on where it was stopped
+    .standin/venv/bin/torchrun --nproc-per-node 2 small_world/train_wan.py --minutes 240  # goes on where it was stopped
 
 It begins with the weights that are there. Who is in a video stands in no caption, so the model learns to make anybody
 up. A share of the clips begins with a photo of the person that is not noised, at timestep 0, as the films that real
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from comfy.model_sampling import time_snr_shift
 
+from small_world import processes
 from small_world.captions import caption_contexts
 from small_world.data import CLIPS, Clip, training_clip, training_examples
 from small_world.latents import TOKEN, head_weights, nearest
@@ -107,7 +108,8 @@ def optimizers_of(model: WithTraits) -> list[torch.optim.Optimizer]:
 
 
 def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None:
-    examples = {people: CachedExamples(training_examples(cache, people)) for people in CLIPS}
+    with processes.one_first():
+        examples = {people: CachedExamples(training_examples(cache, people)) for people in CLIPS}
     truths = {people: [truth_of(training_clip(number, people)[0]) for number in range(count)]
               for people, count in CLIPS.items()}
     nothing = caption_contexts()[""][0]
@@ -116,20 +118,20 @@ def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None
     def losses_of(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         people = 2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1
         photo_first = people == 1 and rng.random() < PHOTO_FIRST
-        numbers = rng.integers(CLIPS[people], size=BATCH)
+        numbers = rng.integers(CLIPS[people], size=BATCH // processes.count())
         chosen = [examples[people][int(number)] for number in numbers]
         clean = torch.stack([example.video for example in chosen]).float()
         known = [truths[people][number] for number in numbers]
         truth = Truth(*(torch.stack([getattr(each, part) for each in known]) for part in Truth.__slots__))
         context = torch.stack([nothing if rng.random() < NO_CAPTION else example.context for example in chosen])
-        noise, uniform = torch.randn(clean.shape), torch.rand(BATCH)
+        noise, uniform = torch.randn(clean.shape), torch.rand(len(numbers))
         sigma = time_snr_shift(SHIFT, uniform)
         wide = sigma.reshape(-1, 1, 1, 1, 1)
         noisy, timestep = (1 - wide) * clean + wide * noise, 1000 * sigma[:, None].expand(-1, clean.shape[2])
         if photo_first:
             photos = torch.stack([example.photos[rng.integers(len(example.photos))].float() for example in chosen])
             noisy = torch.cat((photos, noisy), dim=2)
-            timestep = torch.cat((torch.zeros(BATCH, 1), timestep), dim=1)
+            timestep = torch.cat((torch.zeros(len(numbers), 1), timestep), dim=1)
         predicted, logits = model(noisy, timestep, context, clean.shape[2])
         wrong = (truth.weight * (predicted - (noise - clean)).square()).mean()
         return {"velocity": wrong, "naming": NAMING_WEIGHT * naming_loss(logits, truth)}
@@ -137,7 +139,8 @@ def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None
     file = out / WAN_FILE.name
     average = train(model, optimizers_of(model), minutes, state, losses_of,
                     lambda weights, record: save(of_wan(weights), file, {"seed": seed, **record}), seed)
-    save(of_wan(average), file)
+    if processes.number() == 0:
+        save(of_wan(average), file)
 
 
 def of_wan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -152,4 +155,5 @@ if __name__ == "__main__":
     parser.add_argument("--state", type=Path, default=PACK / ".standin" / "small_world" / "wan.state")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
+    processes.begin()
     main(options.minutes, options.seed, options.cache, options.state, options.out)

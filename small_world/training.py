@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from small_world import processes
 from standin_core.files import replacing
 
 WARM_UP = 100  # steps
@@ -33,10 +34,16 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for parameter in (each for each in group["params"] if each.grad is not None):
+            parameters = [each for each in group["params"] if each.grad is not None]
+            updates = [torch.zeros_like(each) for each in parameters]
+            for index, (parameter, update) in enumerate(zip(parameters, updates)):
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                update = orthogonal(parameter.grad.lerp(momentum, MOMENTUM).flatten(1)).reshape(parameter.shape)
+                if index % processes.count() == processes.number():
+                    wanted = parameter.grad.lerp(momentum, MOMENTUM)
+                    update.copy_(orthogonal(wanted.flatten(1)).view_as(update))
+            processes.add_up(updates)
+            for parameter, update in zip(parameters, updates):
                 size = 0.2 * max(len(parameter), parameter[0].numel()) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
 
@@ -57,7 +64,7 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
           seed: int = 0) -> dict[str, torch.Tensor]:
     """Train for so many minutes in all and return the average of the weights over the last steps.
 
-    What is drawn in a step follows from the seed and the step; how many steps there are, from the machine.
+    What is drawn in a step follows from the seed, the step and the process; how many steps there are, from the machine.
 
     optimizers: of disjoint parts of the module; their rates rise over WARM_UP steps and fall in the last DECAY_SHARE.
     state: the file of a training that was stopped, which goes on; written every SAVED_EVERY seconds.
@@ -77,7 +84,7 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
     begun = saved = time.monotonic()
     before = spent
     while spent < 60 * minutes:
-        rng = np.random.default_rng([seed, step])
+        rng = np.random.default_rng([seed, step, processes.number()])
         torch.manual_seed(int(rng.integers(2**62)))
         left = 1 - spent / (60 * minutes)
         factor = min(1.0, (step + 1) / WARM_UP) * max(LEAST_RATE, min(1.0, left / DECAY_SHARE))
@@ -86,7 +93,8 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
         for optimizer in optimizers:
             optimizer.zero_grad()
         found = losses_of(rng)
-        sum(found.values()).backward()
+        (sum(found.values()) / processes.count()).backward()
+        processes.add_up([each.grad for each in module.parameters() if each.grad is not None])
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -96,7 +104,11 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
             for key, value in module.state_dict().items():
                 average[key].lerp_(value, 1 - decay)
         losses.append([float(loss.detach()) for loss in found.values()])
-        spent = before + time.monotonic() - begun
+        clock = torch.tensor([time.monotonic() - begun], dtype=torch.float64)
+        processes.add_up([clock])
+        spent = before + float(clock) / processes.count()
+        if processes.number() > 0:
+            continue
         if step % REPORTED_EVERY == 0:
             means = dict(zip(found, np.mean(losses, axis=0).round(4).tolist()))
             record = {"minutes": round(spent / 60, 1), "step": step, **means}
@@ -107,7 +119,8 @@ def train(module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], minu
         if time.monotonic() - saved > SAVED_EVERY:
             _keep(state, module, average, optimizers, step, spent)
             saved = time.monotonic()
-    _keep(state, module, average, optimizers, step, spent)
+    if processes.number() == 0:
+        _keep(state, module, average, optimizers, step, spent)
     return average
 
 
