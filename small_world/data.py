@@ -21,6 +21,7 @@ from .people import Person, split
 from .photos import photo
 from .render import picture, video
 from .scenes import Scene, caption, photo_scene, random_pair, random_scene
+from .tiny_models import text_encoder_weights
 
 CLIPS = {1: 18_000, 2: 2_000}  # by the number of people in them
 PHOTOS = 2
@@ -85,8 +86,11 @@ def training_examples(cache: Path, people: int = 1, count: int | None = None) ->
 
 
 def _hash() -> str:
-    drawn = b"".join((HERE / f"{name}.py").read_bytes() for name in ("people", "scenes", "render", "photos", "data"))
-    read = b"".join(context.numpy().tobytes() for context in caption_contexts().values())
+    """Of files and weights alone: what a model computes differs in its last bits from machine to machine."""
+    drawn = b"".join((HERE / f"{name}.py").read_bytes()
+                     for name in ("people", "scenes", "render", "photos", "captions", "data"))
+    read = b"".join(tensor.numpy().tobytes() for _, tensor in sorted(text_encoder_weights().items())
+                    if tensor.is_floating_point())
     return hashlib.sha256(encoder_hash().encode() + drawn + read).hexdigest()[:12]
 
 
