@@ -30,9 +30,7 @@ def read_workflow(file: Path) -> dict:
     if not isinstance(graph, dict) or not all(isinstance(node, dict) and "class_type" in node
                                               and isinstance(node.get("inputs"), dict) for node in graph.values()):
         raise UserError(f"{file} is not in ComfyUI's API format: export it with File, Export (API).")
-    missing = [words for words, there in (
-        ("Load Image", of_class(graph, "LoadImage")), ("sampler with a positive prompt", _positive(graph)),
-        ("seed", _seeded(graph)), ("Save Video or Save Image of frames", _saved(graph))) if not there]
+    missing = _missing(graph)
     if missing:
         raise UserError(f"{file} has no {' and no '.join(missing)}: a batch needs them to know what to change.")
     links = {(key, name): value for key, node in graph.items() for name, value in node["inputs"].items()
@@ -43,6 +41,10 @@ def read_workflow(file: Path) -> dict:
     if unlinked:
         raise UserError(f"{file} has inputs that are linked to no node (the first is {unlinked[0]!a:.100}): export it "
                         "again with File, Export (API).")
+    idle = _missing(_needed(graph, *of_class(graph, *SAVES)))
+    if idle:
+        raise UserError(f"{file} has a {' and a '.join(idle)} that is no part of what it saves: link what is saved to "
+                        "it, and export the workflow again.")
     if not all(isinstance(graph[key]["inputs"].get("file"), str) for key in of_class(graph, "LoadVideo")):
         raise UserError(f"{file} has a Load Video without the name of a file: choose the video in that node, and "
                         "export it again with File, Export (API).")
@@ -131,6 +133,13 @@ def videos_named(graph: dict) -> list[str]:
 def _report(graph: dict) -> str:
     """The Identity Report of a filled workflow whose figures are kept."""
     return graph[RECORD]["inputs"]["source"][0]
+
+
+def _missing(graph: dict) -> list[str]:
+    """What a batch changes and the workflow does not have."""
+    found = {"Load Image": of_class(graph, "LoadImage"), "sampler with a positive prompt": _positive(graph),
+             "seed": _seeded(graph), "Save Video or Save Image of frames": _saved(graph)}
+    return [words for words, nodes in found.items() if not nodes]
 
 
 def _needed(graph: dict, *keys: str) -> dict:

@@ -30,8 +30,10 @@ from casting.workflow import (
     of_class,
     of_kept_person,
     photos_measured,
+    pictures_needed,
     read_workflow,
     unmeasured,
+    videos_named,
 )
 from examples import examples
 from standin_core.errors import UserError
@@ -486,7 +488,7 @@ def changed(draw, good):
     """Other JSON in one place of what is good, or that place is not there."""
     new = copy.deepcopy(good)
     here, key = new, draw(st.sampled_from(sorted(new)))
-    while isinstance(here[key], dict) and draw(st.booleans()):
+    while isinstance(here[key], dict) and here[key] and draw(st.booleans()):
         here = here[key]
         key = draw(st.sampled_from(sorted(here)))
     if draw(st.booleans()):
@@ -582,6 +584,33 @@ def test_inputs_that_a_batch_needs(tmp_path, workflow, node, name, words):
         file.write_text(json.dumps(graph))
         with pytest.raises(UserError, match=words):
             read_workflow(file)
+
+
+@given(st.sampled_from(FIT).flatmap(lambda file: changed(json.loads(file.read_text()))).flatmap(changed) | ANY_JSON)
+@examples("workflows of a batch that are changed", 80, 5000)
+def test_workflows_that_are_changed(says):
+    """They are refused, or a batch can fill them in every way it does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "workflow.json"
+        file.write_text(json.dumps(says))
+        try:
+            graph = read_workflow(file)
+        except UserError:
+            return
+    videos = dict.fromkeys(videos_named(graph), "a.mp4")
+    photos = [f"{number}.png" for number in range(pictures_needed(graph))]
+    made = filled(graph, photos, videos, "words of mine", 7)
+    assert unmeasured(made).keys() <= made.keys() and RECORD in photos_measured(made)
+    if len(photos) == 1:
+        assert not of_class(filled(of_kept_person(graph, "anna.safetensors"), [], videos, "w", 7), "LoadImage")
+
+
+def test_a_prompt_that_is_no_part_of_what_is_saved(tmp_path):
+    graph, file = json.loads(WORKFLOW.read_text()), tmp_path / "workflow.json"
+    graph[node_id(graph, "VAEDecode")]["inputs"]["samples"] = [node_id(graph, "LoadImage"), 0]
+    file.write_text(json.dumps(graph))
+    with pytest.raises(UserError, match="a positive prompt and a seed that is no part of what it saves"):
+        read_workflow(file)
 
 
 def test_videos_without_frames(tmp_path):
