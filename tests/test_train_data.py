@@ -667,6 +667,18 @@ def test_a_damaged_shard_is_made_anew(tmp_path, damage):
     assert len(CachedExamples(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("harm", [lambda file: file.write_bytes(file.read_bytes()[:-8]), lambda file: file.unlink()],
+                         ids=["cut short", "removed"])
+def test_a_shard_that_is_harmed_while_a_training_runs(tmp_path, harm):
+    example = Example(torch.zeros(16, 1, 2, 2), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))
+    list(write_shards(tmp_path, ["a"], lambda missing: iter([("a", example)])))
+    examples = CachedExamples(tmp_path)
+    assert torch.equal(examples[0].context, example.context)
+    harm(tmp_path / "shard_00000.safetensors")
+    with pytest.raises(UserError, match=r"shard_00000\.safetensors is damaged .*prepare the data again"):
+        examples[0]
+
+
 def test_shards_of_different_data_are_refused(tmp_path):
     """An earlier version left unsaid how the photos were fitted; what is said must agree."""
     example = Example(torch.zeros(16, 1, 2, 2), torch.zeros(1, 16, 1, 2, 2), torch.ones(3, 4))

@@ -4,6 +4,7 @@ A shard that is there is whole, so a run that was interrupted goes on with the n
 """
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -83,7 +84,8 @@ class CachedExamples:
 
     fit: of ``write_shards``; "" in the shards of an earlier version.
 
-    Raises UserError where there are none, for a shard that is damaged, and where shards disagree on ``fit``.
+    Raises UserError where there are none, for a shard that is damaged or was removed, and where shards disagree on
+    ``fit``.
     """
 
     def __init__(self, folder: Path):
@@ -91,13 +93,9 @@ class CachedExamples:
         fits = set()
         for file in sorted(folder.glob("shard_*.safetensors")):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            try:
-                with safetensors.safe_open(file, "pt") as shard:
-                    keys = shard.offset_keys()
-                    fits.add((shard.metadata() or {}).get("fit", ""))
-            except safetensors.SafetensorError as error:
-                raise UserError(f"{file} is damaged ({error}): prepare the data again, which makes what is missing."
-                                ) from error
+            with _refusing_damage(file), safetensors.safe_open(file, "pt") as shard:
+                keys = shard.offset_keys()
+                fits.add((shard.metadata() or {}).get("fit", ""))
             self._files |= {key.removeprefix(VIDEO): file for key in keys if key.startswith(VIDEO)}
         said = sorted(fits - {""})
         if len(said) > 1:
@@ -113,11 +111,20 @@ class CachedExamples:
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        with safetensors.safe_open(self._files[name], "pt") as shard:
+        file = self._files[name]
+        with _refusing_damage(file), safetensors.safe_open(file, "pt") as shard:
             video, photos, context = (shard.get_tensor(f"{part}/{name}").float()
                                       for part in ("video", "photos", "context"))
             padding = int(shard.get_tensor(f"padding/{name}"))
         return Example(video, photos, torch.nn.functional.pad(context, (0, 0, 0, padding)))
+
+
+@contextlib.contextmanager
+def _refusing_damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}): prepare the data again, which makes what is missing.") from error
 
 
 def _is_complete(file: Path) -> bool:
