@@ -17,9 +17,9 @@ from standin_core.stand_in.adapter import Adapter, load_adapter
 from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.parameters import as_adapter, new_adapter
 
-from .ablations import ABLATIONS, trained_adapter
+from . import ablations
 from .measure import Case, World, empty_latent
-from .models import ADAPTER_FILE, SEEDS, SIDE, SNAPSHOTS, WAN, adapter_file, concat_id_file, snapshot_file
+from .models import ADAPTER_FILE, SIDE, SNAPSHOTS, WAN, concat_id_file, snapshot_file
 from .photos import subject
 from .settings import CLOSER, PAPER, PLAIN
 
@@ -29,7 +29,7 @@ SCHEDULES = {"low early, high late": "0:0.25, 0.5:1, 1:2", "high early, low late
 SPANS = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0))
 BLOCKS = {"first half of the blocks": (0, WAN.blocks // 2 - 1), "second half of the blocks": (WAN.blocks // 2, -1)}
 OWN_SCALES = (1.5, 2.0, 3.0, 4.0)
-CFGS, STEPS = (1.0, 2.0, 5.0), (4, 8, 25)
+CFGS, STEPS = (1.0, 3.0, 5.0), (4, 8, 25)
 PHOTOS = (2, 3, 5, 8)
 
 
@@ -99,12 +99,11 @@ def conditions(world: World, trained: Path) -> dict[str, Condition]:
 
 def _of_trainings(folder: Path, identity: Callable) -> dict[str, Condition]:
     found = {}
-    for ablation in (None, *ABLATIONS):
-        for seed in SEEDS:
-            file = adapter_file(ablation, seed, folder)
+    for variant in ablations.VARIANTS:
+        for seed in ablations.SEEDS:
+            file = ablations.compared_file(folder, variant, seed)
             if file.exists():
-                name = f"{ablation or 'the paper'}, seed {seed}"
-                found[name] = Condition(identity(trained_adapter(file, ablation)), ablation or "the paper", seed)
+                found[f"{variant}, seed {seed}"] = Condition(identity(load_adapter(file)), variant, seed)
     for steps in SNAPSHOTS:
         file = snapshot_file(folder, steps)
         if file.exists():

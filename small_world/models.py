@@ -16,18 +16,11 @@ from .tiny_models import VAE_FILE, TinyWan, random_weights, tiny_vae, vae_weight
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("wan", "stand_in"))
-SEEDS = (0, 1, 2)  # of the adapters' trainings; the first ones ship
 SNAPSHOTS = (125, 250, 500, 1000)  # steps after which a training keeps what it has
 SIDE, FRAMES = 64, 9
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
 ENCODER = ("encoder.", "conv1.")  # the part of the VAE's weights that makes latents
 STORED = torch.bfloat16
-
-
-def adapter_file(ablation: str | None = None, seed: int = 0, folder: Path = WEIGHTS) -> Path:
-    """The adapter, or the one that was trained without a part of the paper or from another seed."""
-    parts = [ADAPTER_FILE.stem, *(ablation or "").split(), *([str(seed)] if seed else [])]
-    return folder / ADAPTER_FILE.with_stem("_".join(parts)).name
 
 
 def snapshot_file(folder: Path, steps: int) -> Path:

@@ -15,6 +15,7 @@ sys.path[:0] = [str(PACK)]
 
 from matplotlib.figure import Figure
 
+from small_world.ablations import VARIANTS
 from small_world.settings import PAPER, PLAIN, RECORD
 
 IMAGES = PACK / "docs" / "images"
@@ -24,7 +25,6 @@ TITLES = {"strength": "strength", "own scale": "guidance_scale, with guidance â€
           "start and end": "start to end", "schedule": "strength_schedule", "blocks": "blocks that read the photo",
           "training": "steps of training", "trainings": "without a part of the paper, three seeds each", "cfg": "cfg",
           "steps": "sampling steps"}
-VARIANTS = ("the paper", "shared positions", "ordinary attention")
 INK, LINE, OTHER = "#222222", "#2a6fb0", "#c06a2b"
 PANEL, LETTERS = (4.6, 3.1), 10  # inches, and letters in a line
 

@@ -17,6 +17,7 @@ sys.path[:0] = [str(PACK)]
 
 import numpy as np
 
+from small_world.ablations import VARIANTS
 from small_world.settings import CLOSER, PAPER, PLAIN, RECORD
 from standin_core.files import replacing
 
@@ -24,7 +25,6 @@ DOCUMENT = PACK / "docs" / "small_world.md"
 PLACE = re.compile(r"(<!-- (?P<name>[\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SHOWN = ("real, through the VAE", "the photo, still", PLAIN.measured_as, PAPER.measured_as, CLOSER.measured_as,
          "adapter not trained", "photo before clutter", "background tokens dropped", "fp8 cache")
-VARIANTS = ("the paper", "shared positions", "ordinary attention")
 
 
 def filled(text: str, record: dict) -> str:

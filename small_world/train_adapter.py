@@ -1,9 +1,10 @@
 """Train the Stand-In adapter of the small world, the base model frozen.
 
     .standin/venv/bin/python small_world/train_adapter.py
-    .standin/venv/bin/python small_world/train_adapter.py --ablation "shared positions" --seed 1
+    .standin/venv/bin/python small_world/train_adapter.py --compared "shared positions" --seed 1
 
-The run lies in --cache and goes on where it was stopped; so do the adapters that the paper's first seed had on the way.
+With --compared, it is one of the trainings that are compared: shorter, in --cache, where the benchmark looks for it.
+The run lies in --cache and goes on where it was stopped; so do the adapters that the one that ships had on the way.
 """
 from __future__ import annotations
 
@@ -19,24 +20,27 @@ import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
 import safetensors.torch
 
-from small_world.ablations import ABLATIONS, variant_of
+from small_world.ablations import SEEDS, VARIANTS, compared_file
 from small_world.method_training import settings_of, train_method
-from small_world.models import SNAPSHOTS, STORED, WEIGHTS, adapter_file, snapshot_file
+from small_world.models import ADAPTER_FILE, SNAPSHOTS, STORED, WEIGHTS, snapshot_file
 from standin_core.stand_in.training import AdapterSettings, StandInMethod
+from standin_core.stand_in.variant import PAPER
 from standin_core.train.checkpoints import TrainingRun
 
+STEPS, STEPS_COMPARED = 2000, 500
 RANK = 32
 LEARNING_RATE, LORAPLUS_RATIO = 5e-3, 2.0
 
 
-def main(steps: int, seed: int, ablation: str | None, cache: Path, out: Path) -> None:
-    file = adapter_file(ablation, seed, out)
+def main(steps: int | None, seed: int, compared: str | None, cache: Path, out: Path) -> None:
+    file = compared_file(cache, compared, seed) if compared else out / ADAPTER_FILE.name
+    steps = steps or (STEPS_COMPARED if compared else STEPS)
 
     def on_step(run: TrainingRun, step: int) -> None:
-        if step in SNAPSHOTS and ablation is None and seed == 0:
+        if step in SNAPSHOTS and not compared:
             run.finish(snapshot_file(cache, step))
 
-    train_method(StandInMethod(AdapterSettings(file.stem, rank=RANK), variant=variant_of(ablation)),
+    train_method(StandInMethod(AdapterSettings(file.stem, rank=RANK), variant=VARIANTS.get(compared, PAPER)),
                  settings_of(steps, seed, learning_rate=LEARNING_RATE, loraplus_ratio=LORAPLUS_RATIO), file, cache,
                  on_step=on_step)
     with safetensors.safe_open(file, "pt") as trained:
@@ -47,10 +51,10 @@ def main(steps: int, seed: int, ablation: str | None, cache: Path, out: Path) ->
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--ablation", choices=ABLATIONS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help=f"{STEPS}, or {STEPS_COMPARED} of those that are compared")
+    parser.add_argument("--compared", choices=VARIANTS)
+    parser.add_argument("--seed", type=int, choices=SEEDS, default=0)
     parser.add_argument("--cache", type=Path, default=PACK / ".standin" / "small_world")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.steps, options.seed, options.ablation, options.cache, options.out)
+    main(options.steps, options.seed, options.compared, options.cache, options.out)

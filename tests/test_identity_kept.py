@@ -11,11 +11,11 @@ import torch
 
 import pack
 import tiny
-from small_world.ablations import ABLATIONS, trained_adapter
+from small_world.ablations import VARIANTS, compared_file
 from small_world.conditions import concat_id_of, with_concat_id
 from small_world.data import CLIPS
 from small_world.measure import World, calibrate, cases, clip_of, kept, pairs, real, score, still
-from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS, adapter_file
+from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS
 from small_world.people import split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
@@ -140,10 +140,10 @@ def test_the_nodes_give_what_the_trainer_gives(world, some, monkeypatch):
     assert_close(tiny.velocity(patched, NOISY, context), expected, WHOLE_RUN)
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_is_sampled_as_it_was_trained(world, some, name):
+@pytest.mark.parametrize("variant", [name for name, what in VARIANTS.items() if what != PAPER])
+def test_an_ablation_is_sampled_as_it_is_trained(world, adapter, some, variant):
     """The forward pass of its training, and that of its sampling, which are not those of the paper's method."""
-    adapter, case = trained_adapter(adapter_file(name), name), some[0]
+    adapter, case = dataclasses.replace(adapter, variant=VARIANTS[variant]), some[0]
     wan, context, reference = Wan(world.model.model), world.contexts[case.clip.caption], world.reference(case.photo)
     inside = world.model.model.process_latent_in(reference)
 
@@ -206,8 +206,6 @@ TRAININGS = {
     "decoder": ["train_vae.py", "--minutes", "0.05", "--decoder"],
     "wan": ["train_wan.py", "--minutes", "0.05"],
     "adapter": ["train_adapter.py", "--steps", "2"],
-    "shared positions": ["train_adapter.py", "--steps", "1", "--ablation", "shared positions"],
-    "ordinary attention": ["train_adapter.py", "--steps", "1", "--ablation", "ordinary attention"],
     "reader": ["train_reader.py", "--minutes", "0.03", "--clips", "4"],
 }
 
@@ -227,11 +225,19 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
     assert all(made[key].shape == tensor.shape and made[key].dtype == tensor.dtype for key, tensor in shipped.items())
     if program == "train_adapter.py":  # begins anew, with up at zero
         assert all(tensor.any() for key, tensor in made.items() if "up" in key and "q_loras" not in key)
-        assert load_adapter(file).variant == ABLATIONS.get(what, PAPER)
+        assert load_adapter(file).variant == PAPER
     else:
         changed = {key for key, tensor in made.items() if not torch.equal(tensor, shipped[key])}
         assert changed
         assert what != "decoder" or not any(key.startswith(ENCODER) for key in changed)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_compared_training_runs(variant, tmp_path_factory, monkeypatch):
+    """What it writes lies where the benchmark looks for it, and says how it was trained."""
+    cache = tmp_path_factory.getbasetemp() / "trainings" / "cache"
+    _run("train_adapter.py", ["--steps", "1", "--compared", variant, "--seed", "1", "--cache", str(cache)], monkeypatch)
+    assert load_adapter(compared_file(cache, variant, 1)).variant == VARIANTS[variant]
 
 
 def test_a_training_of_concat_id_runs(tmp_path_factory, world, monkeypatch):
