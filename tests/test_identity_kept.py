@@ -79,8 +79,8 @@ def test_the_reader_is_right_on_renders(calibration):
     actions, of which the VAE blurs the small ones."""
     rendered, decoded = calibration["rendered"], calibration["through the VAE"]
     assert rendered["agreement"] > 0.95 and min(rendered["traits"].values()) > 0.9
-    assert decoded["agreement"] > 0.85
-    assert rendered["actions"] > 0.85 and decoded["actions"] > 0.4
+    assert decoded["agreement"] > 0.95
+    assert rendered["actions"] > 0.95 and decoded["actions"] > 0.75
 
 
 def test_the_reader_is_wrong_about_other_people(world, some, truth):
@@ -94,12 +94,11 @@ def test_the_reader_is_wrong_about_other_people(world, some, truth):
 
 
 def test_the_person_is_kept(some, readings, truth):
-    """Three times as much as without the branch, of which chance is 0; and so for 95 % of other draws of people."""
+    """Half of the person and more, and about nothing without the branch, in 95 % of other draws of people too."""
     found, without = (kept(some, readings[which], truth) for which in ("with", "without"))
-    assert found.kept > 0.25
-    assert found.kept > 3 * max(without.kept, 0.05)
-    assert without.low < 0.05
-    assert kept(some, readings["with"], truth, readings["without"]).low > 0.1
+    assert found.low > 0.45
+    assert without.high < 0.2
+    assert kept(some, readings["with"], truth, readings["without"]).low > 0.4
 
 
 def test_motion_and_action_stay(some, readings, calibration):
