@@ -19,12 +19,13 @@ from small_world.ablations import VARIANTS
 from small_world.settings import PAPER, PLAIN, RECORD
 
 IMAGES = PACK / "docs" / "images"
+LOSSES = PACK / "small_world" / "weights" / "small_world_wan.log"
 FIGURES = {"controls": ("strength", "own scale", "photos", "start and end", "schedule", "blocks"),
-           "trainings": ("training", "trainings"), "sampling": ("cfg", "steps")}
+           "trainings": ("base model", "training", "trainings"), "sampling": ("cfg", "steps")}
 TITLES = {"strength": "strength", "own scale": "guidance_scale, with guidance “own scale”", "photos": "photos",
           "start and end": "start to end", "schedule": "strength_schedule", "blocks": "blocks that read the photo",
-          "training": "steps of training", "trainings": "without a part of the paper, three seeds each", "cfg": "cfg",
-          "steps": "sampling steps"}
+          "base model": "loss of the base model, by minutes", "training": "steps of the adapter's training",
+          "trainings": "without a part of the paper", "cfg": "cfg", "steps": "sampling steps"}
 INK, LINE, OTHER = "#222222", "#2a6fb0", "#c06a2b"
 PANEL, LETTERS = (4.6, 3.1), 10  # inches, and letters in a line
 
@@ -34,9 +35,16 @@ def draw(record: dict, name: str, file: Path) -> None:
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure((columns * PANEL[0], rows * PANEL[1]), layout="tight")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    panels = figure.subplots(rows, columns, squeeze=False)
     for panel, curve in zip(panels.flat, curves):
-        _frame(panel, record, TITLES[curve])
+        panel.set_title(TITLES[curve], fontsize=11, color=INK)
+        panel.grid(axis="y", alpha=0.3)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+        if curve == "base model":
+            _losses(panel)
+            continue
+        _frame(panel, record)
         if curve == "trainings":
             _trainings(panel, record)
         else:
@@ -44,18 +52,18 @@ def draw(record: dict, name: str, file: Path) -> None:
             if curve == "photos":
                 _curve(panel, record, "photos, normalized", OTHER, "normalize_references")
                 panel.legend(frameon=False, loc="upper left")
-    for row in panels:
-        row[0].set_ylabel("kept of the person")
     figure.savefig(file)
 
 
-def _frame(panel, record: dict, title: str) -> None:
+def _losses(panel) -> None:
+    steps = [json.loads(line) for line in LOSSES.read_text(encoding="utf-8").splitlines()]
+    panel.plot([step["minutes"] for step in steps], [step["velocity"] for step in steps], color=LINE)
+
+
+def _frame(panel, record: dict) -> None:
     """With what the paper's settings and the base model keep."""
-    panel.set_title(title, fontsize=11, color=INK)
     panel.set_ylim(-0.1, 1.05)
-    panel.grid(axis="y", alpha=0.3)
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
+    panel.set_ylabel("kept of the person")
     panel.axhspan(record[PAPER.measured_as]["low"], record[PAPER.measured_as]["high"], color=LINE, alpha=0.12, lw=0)
     panel.axhline(record[PLAIN.measured_as]["kept"], color=INK, lw=0.8, ls=":")
 
