@@ -3,8 +3,8 @@
     .standin/venv/bin/python benchmarks/small_world.py --people 48
 
 Every condition generates the same cases: the same people, photos, captions and seeds. What is measured is explained in
-small_world/measure.py, what differs between the conditions in small_world/conditions.py. It goes on where it was
-stopped and writes benchmarks/results/small_world_<name>.json.
+small_world/measure.py, what differs between the conditions in small_world/conditions.py. Readings of conditions are
+kept, so a run that was stopped goes on. It writes benchmarks/results/small_world_<name>.json.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -25,198 +25,30 @@ import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
 import numpy as np
 import torch
-from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 
 from machine import machine
-from small_world.conditions import Condition, concat_id_of, conditions, subject_tokens, with_concat_id
-from small_world.measure import (
-    CFG,
-    SHIFT,
-    STEPS,
-    Case,
-    World,
-    by_trait,
-    calibrate,
-    cases,
-    clip_of,
-    kept,
-    pairs,
-    real,
-    score,
-    still,
-    validity,
-)
-from small_world.models import ADAPTER_FILE, FRAMES, SIDE
-from small_world.photos import chin, points, subject
-from small_world.reader import Reader, Readings, features, halves, read
-from small_world.render import face_points
-from small_world.settings import PAPER, PLAIN
-from standin_core.concat_id.training import ADALN
-from standin_core.face_swap import COLOR_REGIONS, composite_swap, encode_swap
-from standin_core.face_swap.paste import paste
-from standin_core.files import replacing
-from standin_core.likeness import judge
-from standin_core.sampler import SamplerSettings, sample
-from standin_core.stand_in.adapter import load_adapter
-from standin_core.stand_in.apply import apply_identity_branch
+from small_world.cases import Case, cases, real, still
+from small_world.conditions import Condition, conditions, subject_tokens
+from small_world.kept_readings import KeptReadings
+from small_world.measure import by_trait, calibrate, kept, score, validity
+from small_world.reader import Readings, read
+from small_world.tasks import WITH, WITHOUT, drift, ranking, side_by_side, swapped
+from small_world.world import SAMPLED, World
 
 RESULTS = Path(__file__).resolve().parent / "results"
-WITHOUT, WITH = PLAIN.measured_as, PAPER.measured_as
-SWAP_DENOISE = 0.85  # the authors'
-RANKED = 4  # seeds
 TURNS = 5
-LONG, PARTS_OF_LONG = 33, 4
-PARTS = tuple(field.name for field in dataclasses.fields(Readings))
-
-
-class KeptReadings:
-    """What the reader found so far, in a folder, so that a run that was stopped goes on."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def readings(self, name: str, made: Callable[[], Iterator[Readings]]) -> list[Readings]:
-        file = self._folder / f"{name}.npz"
-        if not file.exists():
-            fresh = list(made())
-            with replacing(file) as unfinished, unfinished.open("wb") as opened:
-                np.savez(opened, **{part: np.stack([getattr(reading, part) for reading in fresh]) for part in PARTS})
-        with np.load(file) as found:
-            arrays = [found[part] for part in PARTS]
-        return [Readings(*each) for each in zip(*arrays)]
-
-
-def swapped(world: World, some: list[Case]) -> dict[str, dict[str, float]]:
-    """Face swap with a locked background, every person into the real video of the next: the agreement with who came in
-    and with who was there, and how far what the model gives is, outside the mask, from the source through the VAE, of
-    255. Beside it the pasted frames alone, and the same without the branch.
-    """
-    adapter, found = load_adapter(ADAPTER_FILE), {}
-    for case, other in zip(some, [*some[1:], some[0]]):
-        source = real(other)
-        frames, mask = pasted(case, other, source)
-        latent = encode_swap(world.vae, frames, mask, "locked", "soft")
-        positive, negative = ([[world.contexts[words], {}]] for words in (other.clip.caption, ""))
-        settings = SamplerSettings(case.seed, STEPS, CFG, shift=SHIFT, denoise=SWAP_DENOISE)
-        outside = torch.nn.functional.max_pool2d(mask[:, None], 9, 1, 4)[:, 0].numpy() == 0
-        unchanged = world.through_vae(source).astype(float)
-        shown = {"the paste": frames}
-        for name, model in ((WITHOUT, world.model), ("with it", world.with_identity(case, adapter))):
-            sampled, _ = sample(model, None, positive, negative, latent, settings)
-            shown[name] = world.vae.decode(sampled["samples"])[0]
-        for name, given in shown.items():
-            whole = composite_swap(torch.from_numpy(source).float() / 255, given, mask, 2, 0.0, COLOR_REGIONS[0])
-            reading = read(world.reader, (255 * whole).round().to(torch.uint8).numpy())
-            apart = np.abs(255 * given.clamp(0, 1).numpy() - unchanged)[outside].mean()
-            found.setdefault(name, []).append((reading.agreement(case.person), reading.agreement(other.person), apart))
-    return {name: dict(zip(("with_who_came", "with_who_was_there", "outside_of_255"),
-                           np.mean(rows, axis=0).round(4).tolist())) for name, rows in found.items()}
-
-
-def pasted(case: Case, other: Case, source: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The head of a case's photo on every frame of another's video: frames [F, H, W, 3] and mask [F, H, W] in 0..1."""
-    head = subject(case.person, case.photo_scene)
-    head[chin(case.photo_scene):] = False
-    reference = np.dstack((case.photo, (255 * head).astype(np.uint8)))
-    there = points(case.photo_scene)
-    frames, masks = zip(*(paste(frame, reference, there, face_points(other.scene, i / (FRAMES - 1), SIDE))
-                          for i, frame in enumerate(source)))
-    return tuple(torch.from_numpy(np.stack(each)).float() / 255 for each in (frames, masks))
-
-
-def side_by_side(world: World, kept_readings: KeptReadings, count: int, folder: Path) -> dict[str, dict]:
-    """Two people in one frame: how much of each is kept in their half, and how much of the other one there.
-
-    folder: of the Concat-ID trainings, of which that with two references takes part if it is there.
-    """
-    adapter, both = load_adapter(ADAPTER_FILE), pairs(count)
-    left = torch.zeros(1, SIDE, SIDE)
-    left[..., :SIDE // 2] = 1
-
-    def model(pair: tuple[Case, Case], regions: bool):
-        patched = world.model
-        for case, region in zip(pair, (left, 1 - left)):
-            patched = apply_identity_branch(patched, adapter, world.reference(case.photo),
-                                            region=region if regions else None)
-        return patched
-
-    ways = {"real, through the VAE": lambda pair: world.through_vae(clip_of(*pair).video()),
-            "without the branch": lambda pair: world.generate(clip_of(*pair), pair[0].seed),
-            "with regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, True)),
-            "without regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, False))}
-    if trained := concat_id_of(folder, ADALN, people=2):
-        ways["Concat-ID, two references"] = lambda pair: world.generate(
-            clip_of(*pair), pair[0].seed, with_concat_id(world, *trained, *pair))
-    readings = {name: kept_readings.readings(f"two people, {name}",
-                                             functools.partial(in_halves, world.reader, video, both))
-                for name, video in ways.items()}
-    own, others = [case for pair in both for case in pair], [case for pair in both for case in pair[::-1]]
-    truth = readings["real, through the VAE"]
-    swapped_truth = [reading for i in range(0, len(truth), 2) for reading in (truth[i + 1], truth[i])]
-    return {name: {"own": dataclasses.asdict(kept(own, found, truth)),
-                   "the other's": dataclasses.asdict(kept(others, found, swapped_truth))}
-            for name, found in readings.items()}
-
-
-def ranking(world: World, some: list[Case]) -> dict[str, float]:
-    """How much better the render is that Best of N and a batch put first, of RANKED seeds of the same person.
-
-    They see photo and video alone, here by the reader's features; who the person is decides which render is right.
-    """
-    adapter, of_first, of_all, best = load_adapter(ADAPTER_FILE), [], [], []
-    for case in some:
-        model, wanted = world.with_identity(case, adapter), features(world.reader, case.photo[None])[0]
-        videos = [world.generate(case.clip, seed, model) for seed in range(RANKED)]
-        verdicts = [judge(1.0, float((features(world.reader, video) @ wanted).mean()), 0.0) for video in videos]
-        right = [read(world.reader, video).agreement(case.person) for video in videos]
-        first = right[min(range(RANKED), key=lambda i: verdicts[i].sort_key)]
-        of_first.append(first)
-        of_all.append(np.mean(right))
-        best.append(first == max(right))
-    gain = np.subtract(of_first, of_all)
-    return {"seeds": RANKED, "agreement of the first": float(np.mean(of_first)), "of all": float(np.mean(of_all)),
-            "gain's standard error": float(gain.std(ddof=1) / np.sqrt(len(gain))), "the first is the best": float(
-                np.mean(best))}
-
-
-def drift(world: World, some: list[Case]) -> dict[str, list[float]]:
-    """The agreement along a video of LONG frames, made by core's context windows of FRAMES, in PARTS_OF_LONG parts."""
-    adapter, found = load_adapter(ADAPTER_FILE), {}
-    models = {WITHOUT: lambda case: world.model, WITH: lambda case: world.with_identity(case, adapter)}
-    for name, model_of in models.items():
-        course = []
-        for case in some:
-            video = world.generate(case.clip, case.seed, in_windows(model_of(case)), LONG)
-            right = read(world.reader, video).traits == case.person.labels
-            course.append([part[:, case.person.visible].mean() for part in np.array_split(right, PARTS_OF_LONG)])
-        found[name] = np.mean(course, axis=0).round(4).tolist()
-    return found
-
-
-def in_windows(model):
-    """The model as core's Wan Context Windows patches it: windows of FRAMES that share half of their frames."""
-    return WanContextWindowsManualNode.execute(
-        model, context_length=FRAMES, context_overlap=FRAMES // 2, context_schedule="standard_static",
-        context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=True).args[0]
-
-
-def in_halves(reader: Reader, video: Callable, both: list[tuple[Case, Case]]) -> Iterator[Readings]:
-    """Left and right of each pair's video."""
-    for pair in both:
-        yield from (read(reader, half) for half in halves(video(pair)))
 
 
 @torch.inference_mode()
 def main(people: int, name: str, cache: Path) -> None:
-    world, some, kept_readings = World(), cases(people), KeptReadings(cache / f"readings_{people}")
+    world, some, kept_readings = World(), cases(people), KeptReadings(cache, people)
 
-    def readings_of(what: str, video: Callable[[Case], np.ndarray]) -> list[Readings]:
-        return kept_readings.readings(what, lambda: (read(world.reader, video(case)) for case in some))
+    def readings_of(what: str, video: Callable[[Case], np.ndarray], weights: Path | None = None) -> list[Readings]:
+        return kept_readings.readings(what, lambda: (read(world.reader, video(case)) for case in some), weights)
 
     truth = readings_of("real, through the VAE", lambda case: world.through_vae(real(case)))
     photo = readings_of("the photo, still", lambda case: world.through_vae(still(case.photo)))
-    found = {**machine(), "people": people, "calibration": calibrate(world.reader),
+    found = {**machine(), "people": people, "sampled": SAMPLED, "calibration": calibrate(world.reader),
              "tokens without background": float(np.mean([len(subject_tokens(case)) for case in some])),
              "real, through the VAE": dataclasses.asdict(score(some, truth)),
              "the photo, still": measured(some, photo, truth)}
@@ -224,7 +56,7 @@ def main(people: int, name: str, cache: Path) -> None:
     measurable = conditions(world, cache)
     for what, condition in measurable.items():
         begun = time.monotonic()
-        readings = readings_of(what, functools.partial(generated, world, condition))
+        readings = readings_of(what, functools.partial(generated, world, condition), condition.weights)
         found[what] = {"curve": condition.curve, "at": condition.at, **measured(some, readings, truth),
                        "traits": by_trait(some, readings), "more_than": {
                            other: dataclasses.asdict(kept(some, readings, truth, those))

@@ -21,13 +21,13 @@ import PIL.ImageFont
 import torch
 
 from small_world.animation import animated_webp, enlarged, there_and_back
-from small_world.measure import World, cases
+from small_world.cases import DEMONSTRATED, cases
 from small_world.models import ADAPTER_FILE
 from small_world.settings import SETTINGS
+from small_world.world import World
 from standin_core.stand_in.adapter import load_adapter
 
 IMAGE = PACK / "docs" / "images" / "small_world.webp"
-PEOPLE = 6
 HEIGHT, GAP, LABELS = 128, 6, 132  # px: of a picture, between two, and of the words at the left
 LETTERS, LINE = 18, 11  # px, and letters in a line
 WHITE, INK = (255, 255, 255), (60, 60, 60)
@@ -49,7 +49,7 @@ def sheet(rows: list[list[np.ndarray]], labels: list[str]) -> PIL.Image.Image:
 
 @torch.inference_mode()
 def main() -> None:
-    world, adapter, some = World(), load_adapter(ADAPTER_FILE), cases(PEOPLE)
+    world, adapter, some = World(), load_adapter(ADAPTER_FILE), cases(DEMONSTRATED)
     videos = [[there_and_back(world.generate(
         case.clip, case.seed, world.with_identity(case, adapter, **setting.controls))) for case in some]
         for setting in SETTINGS]

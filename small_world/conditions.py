@@ -18,17 +18,19 @@ from standin_core.stand_in.apply import apply_identity_branch
 from standin_core.stand_in.parameters import as_adapter, new_adapter
 
 from . import ablations
-from .measure import Case, World, empty_latent
+from .cases import Case
+from .latents import TOKEN
 from .models import ADAPTER_FILE, SIDE, SNAPSHOTS, WAN, concat_id_file, snapshot_file
 from .photos import subject
 from .settings import CLOSER, PAPER, PLAIN
+from .world import World, empty_latent
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.5, 2.0, 3.0, 4.0)
 SCHEDULES = {"low early, high late": "0:0.25, 0.5:1, 1:2", "high early, low late": "0:2, 0.5:1, 1:0.25",
              "rising within the first fifth": "0:0, 0.2:1"}
 SPANS = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0))
 BLOCKS = {"first half of the blocks": (0, WAN.blocks // 2 - 1), "second half of the blocks": (WAN.blocks // 2, -1)}
-OWN_SCALES = (1.5, 2.0, 3.0, 4.0)
+OWN_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 CFGS, STEPS = (1.0, 3.0, 5.0), (4, 8, 25)
 PHOTOS = (2, 3, 5, 8)
 
@@ -41,12 +43,14 @@ class Condition:
     curve: the name of what is turned, which has a plot; "" for a condition that stands alone.
     at: how far it is turned, or the words for it.
     sampled: settings of the sampler that differ.
+    weights: the file of the training that is sampled, if it is not the one that ships.
     """
 
     model_of: Callable[[Case], object]
     curve: str = ""
     at: float | str = ""
     sampled: dict = field(default_factory=dict)
+    weights: Path | None = None
 
 
 def conditions(world: World, trained: Path) -> dict[str, Condition]:
@@ -92,7 +96,8 @@ def conditions(world: World, trained: Path) -> dict[str, Condition]:
         **{f"cfg {at:g}": Condition(identity(), "cfg", at, {"cfg": at}) for at in CFGS},
         **{f"steps {at}": Condition(identity(), "steps", at, {"steps": at}) for at in STEPS},
         **_of_trainings(trained, identity),
-        **{f"Concat-ID, {variant}": Condition(functools.partial(with_concat_id, world, *found))
+        **{f"Concat-ID, {variant}": Condition(
+            functools.partial(with_concat_id, world, *found), weights=concat_id_file(trained, variant))
            for variant in VARIANTS if (found := concat_id_of(trained, variant))},
     }
 
@@ -103,11 +108,13 @@ def _of_trainings(folder: Path, identity: Callable) -> dict[str, Condition]:
         for seed in ablations.SEEDS:
             file = ablations.compared_file(folder, variant, seed)
             if file.exists():
-                found[f"{variant}, seed {seed}"] = Condition(identity(load_adapter(file)), variant, seed)
+                found[f"{variant}, seed {seed}"] = Condition(identity(load_adapter(file)), variant, seed,
+                                                               weights=file)
     for steps in SNAPSHOTS:
         file = snapshot_file(folder, steps)
         if file.exists():
-            found[f"{steps} steps of training"] = Condition(identity(load_adapter(file)), "training", steps)
+            found[f"{steps} steps of training"] = Condition(identity(load_adapter(file)), "training", steps,
+                                                             weights=file)
     return found
 
 
@@ -126,4 +133,4 @@ def with_concat_id(world: World, model, concat_id: ConcatID, *cases: Case):
 def subject_tokens(case: Case) -> torch.Tensor:
     """The tokens of the photo in which the person is, as reference_mask keeps them."""
     mask = torch.from_numpy(subject(case.person, case.photo_scene).astype(np.float32))[None]
-    return kept_tokens(mask, (SIDE // 16, SIDE // 16))
+    return kept_tokens(mask, (SIDE // TOKEN, SIDE // TOKEN))

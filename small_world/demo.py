@@ -21,19 +21,20 @@ import PIL.Image
 import skimage.data
 from support.comfyui_server import PromptFailed, Server, node_id, running_server
 
+from small_world.cases import DEMONSTRATED, Case, cases, real
 from small_world.demo_page import Shown, Video, write_report
-from small_world.measure import Case, cases, real, through_vae
 from small_world.models import new_vae
 from small_world.photos import photo as drawn_photo
 from small_world.reader import load_reader, read
 from small_world.settings import SETTINGS, Setting
 from small_world.tiny_models import with_record
 from small_world.workflow import on_small_world, write_small_world
+from small_world.world import through_vae
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 HOME = PACK / ".standin" / "demo"
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
-PEOPLE, PHOTO_PX = 6, 256
+PHOTO_PX = 256
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     say("starting ComfyUI")
     with running_server(COMFYUI, base, HOME / "comfyui.log", "--use-pytorch-cross-attention") as server:
         shown = [person(server, case, result / f"person_{number}")
-                 for number, case in enumerate(cases(PEOPLE), start=1)]
+                 for number, case in enumerate(cases(DEMONSTRATED), start=1)]
         photo, crop, verdict = photograph(server, result)
     (result / "report.json").write_text(json.dumps([each.record for each in shown], indent=1))
     page = write_report(result, shown, photo, crop, verdict)

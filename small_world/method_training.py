@@ -7,25 +7,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import comfy.sd
-import torch
-
 from standin_core.train import SampleSettings, TrainSettings
 from standin_core.train.checkpoints import TrainingRun
 from standin_core.train.method import Method
 from standin_core.train.session import training_run
 
 from .data import training_examples
-from .models import WAN, WAN_FILE, load
+from .models import WAN_FILE, base_model
 
 BATCH = 32
 REPORTED_EVERY = 100  # steps
-
-
-def base_model():
-    """The ModelPatcher of the base model, in fp32."""
-    return comfy.sd.load_diffusion_model_state_dict(load(WAN_FILE), model_options={"dtype": torch.float32},
-                                                    metadata=WAN.metadata())
 
 
 def settings_of(steps: int, seed: int, **method: float) -> TrainSettings:

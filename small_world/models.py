@@ -40,11 +40,11 @@ def new_vae() -> torch.nn.Module:
     return vae
 
 
-def new_wan():
-    """A ComfyUI BaseModel of WAN, from its file or from random weights, in fp32."""
+def base_model():
+    """The ModelPatcher of WAN, from its file or from random weights, in fp32."""
     weights = load(WAN_FILE) if WAN_FILE.exists() else WAN.weights()
     return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32},
-                                                    metadata=WAN.metadata()).model
+                                                    metadata=WAN.metadata())
 
 
 def encoder_hash() -> str:

@@ -19,7 +19,7 @@ from small_world.ablations import VARIANTS
 from small_world.settings import PAPER, PLAIN, RECORD
 
 IMAGES = PACK / "docs" / "images"
-LOSSES = PACK / "small_world" / "weights" / "small_world_wan.log"
+WEIGHTS = PACK / "small_world" / "weights"
 FIGURES = {"controls": ("strength", "own scale", "photos", "start and end", "schedule", "blocks"),
            "trainings": ("base model", "training", "trainings"), "sampling": ("cfg", "steps")}
 TITLES = {"strength": "strength", "own scale": "guidance_scale, with guidance “own scale”", "photos": "photos",
@@ -56,8 +56,13 @@ def draw(record: dict, name: str, file: Path) -> None:
 
 
 def _losses(panel) -> None:
-    steps = [json.loads(line) for line in LOSSES.read_text(encoding="utf-8").splitlines()]
+    steps = _log("wan")
     panel.plot([step["minutes"] for step in steps], [step["velocity"] for step in steps], color=LINE)
+
+
+def _log(model: str) -> list[dict]:
+    text = (WEIGHTS / f"small_world_{model}.log").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _frame(panel, record: dict) -> None:
@@ -71,8 +76,12 @@ def _frame(panel, record: dict) -> None:
 def _curve(panel, record: dict, curve: str, colour: str, label: str) -> None:
     """A line where it is turned by a number, else one point for each word."""
     points = [each for each in record.values() if isinstance(each, dict) and each.get("curve") == curve]
-    if curve in ("strength", "photos", "photos, normalized", "own scale"):  # 1 is the paper's setting
-        points.append(record[PAPER.measured_as] | {"at": 1})
+    papers = {"strength": 1, "photos": 1, "photos, normalized": 1, "training": _log("stand_in")[-1]["step"],
+              **record["sampled"]}  # where the paper's settings, which are measured once, stand
+    if curve in papers:
+        points.append(record[PAPER.measured_as] | {"at": papers[curve]})
+    if curve == "training":
+        points.append(record["adapter not trained"] | {"at": 0})
     words = any(isinstance(each["at"], str) for each in points)
     if not words:
         points.sort(key=lambda each: each["at"])

@@ -1,6 +1,7 @@
 """One training in several processes: torchrun starts them, each takes a share of every batch, and gradients are added.
 
-On two cores (AVX2) a step of the base model takes 0.70 of its time in two processes, and 0.91 in one of two threads.
+On two cores (AVX2), two processes take 0.70 of the time of one process with one thread for a step of the base model,
+and one process with two threads takes 0.91 of it.
 """
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from small_world.settings import CLOSER, PAPER, PLAIN, RECORD
 from standin_core.files import replacing
 
 DOCUMENT = PACK / "docs" / "small_world.md"
-PLACE = re.compile(r"(<!-- (?P<name>[\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("real, through the VAE", "the photo, still", PLAIN.measured_as, PAPER.measured_as, CLOSER.measured_as,
          "adapter not trained", "photo before clutter", "background tokens dropped", "fp8 cache")
 
@@ -31,7 +31,7 @@ def filled(text: str, record: dict) -> str:
     """The document with its tables anew."""
     tables = {"scale": scale, "methods": methods, "trainings": trainings, "two people": two_people, "traits": traits,
               "swap": swap, "long": long_video, "cost": cost}
-    return PLACE.sub(lambda found: found[1] + _table(tables[found["name"]](record)), text)
+    return PLACE.sub(lambda found: found[1] + _table(tables[found["name"]](record)) + found[3], text)
 
 
 def scale(record: dict) -> list[list[str]]:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from small_world.data import Clip, random_clip, training_clip
-from small_world.measure import calibrate, through_vae
+from small_world.measure import calibrate
+from small_world.world import through_vae
 from small_world.models import FRAMES, WEIGHTS, new_vae, save
 from small_world.people import Person, split
 from small_world.photos import photo

@@ -1,7 +1,7 @@
 """Train the VAE of the small world: clips and photos of drawn people in, the same out.
 
     .standin/venv/bin/python small_world/train_vae.py --minutes 40     # goes on where it was stopped
-    .standin/venv/bin/python small_world/train_vae.py --minutes 40 --decoder      # the latents stay what they are
+    .standin/venv/bin/python small_world/train_vae.py --minutes 40 --decoder   # a training of its own, after the first
 
 It begins with the weights that are there. Latents are drawn towards the mean and the deviation that ComfyUI takes off
 for Wan, so that the model sees numbers near a normal distribution. The decoder alone can be trained on at the end,
@@ -105,7 +105,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--decoder", action="store_true", help="train it alone")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--state", type=Path, default=PACK / ".standin" / "small_world" / "vae.state")
+    parser.add_argument("--state", type=Path)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    main(options.minutes, options.decoder, options.seed, options.state, options.out)
+    kept = PACK / ".standin" / "small_world" / ("decoder.state" if options.decoder else "vae.state")
+    main(options.minutes, options.decoder, options.seed, options.state or kept, options.out)

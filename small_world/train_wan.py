@@ -29,7 +29,7 @@ from small_world import processes
 from small_world.captions import caption_contexts
 from small_world.data import CLIPS, Clip, training_clip, training_examples
 from small_world.latents import TOKEN, head_weights, nearest
-from small_world.models import SIDE, WAN, WAN_FILE, WEIGHTS, new_wan, save
+from small_world.models import SIDE, WAN, WAN_FILE, WEIGHTS, base_model, save
 from small_world.people import TRAITS
 from small_world.training import Muon, train
 from standin_core.train.data.shards import CachedExamples
@@ -113,7 +113,7 @@ def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None
     truths = {people: [truth_of(training_clip(number, people)[0]) for number in range(count)]
               for people, count in CLIPS.items()}
     nothing = caption_contexts()[""][0]
-    model = WithTraits(new_wan().diffusion_model.requires_grad_(True)).train()
+    model = WithTraits(base_model().model.diffusion_model.requires_grad_(True)).train()
 
     def losses_of(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         people = 2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from .measure import CFG, SHIFT, STEPS
 from .models import ADAPTER_FILE, FRAMES, SIDE, VAE_FILE, WAN_FILE
 from .tiny_models import TEXT_ENCODER, on_tiny_models, text_encoder_weights
+from .world import CFG, SHIFT, STEPS
 
 FILES = {"diffusion_models": WAN_FILE, "vae": VAE_FILE, "stand_in": ADAPTER_FILE}
 

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from small_world.cases import cases, real
 from small_world.demo_page import Shown, Video, write_report
-from small_world.measure import cases, real
 from small_world.reader import load_reader, read
 from small_world.settings import SETTINGS
 from support.browser import ARGUMENTS, CHROMIUM

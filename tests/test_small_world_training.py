@@ -1,4 +1,4 @@
-"""One training of the small world shared by several processes is the training of one."""
+"""A training by the clock: what several processes share is the training of one, and what was stopped goes on."""
 import multiprocessing
 import os
 import sys
@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import distributed
 
-from small_world import processes
+from small_world import processes, training
 from small_world.training import Muon
 
 STEPS, RATE = 5, 0.1
+SECONDS_A_STEP, MINUTES = 10, 2
 PATIENCE_SECONDS = 300
 
 
@@ -59,3 +60,34 @@ def test_two_processes_train_as_one(tmp_path):
         before, parameters = torch.load(tmp_path / f"{number}.pt", weights_only=True)
         assert before == earlier
         torch.testing.assert_close(parameters, expected, rtol=0, atol=1e-5)  # sums in another order, five steps long
+
+
+def trained_by_the_clock(state, clock, stopped_after=None):
+    """The average of the weights; a step takes SECONDS_A_STEP of the clock, a list of one number."""
+    torch.manual_seed(0)
+    module, steps = torch.nn.Linear(4, 4), 0
+    optimizers = [Muon([module.weight], RATE), torch.optim.AdamW([module.bias], lr=RATE)]
+
+    def losses_of(rng):
+        nonlocal steps
+        if steps == stopped_after:
+            raise KeyboardInterrupt
+        steps += 1
+        clock[0] += SECONDS_A_STEP
+        return {"loss": module(torch.from_numpy(rng.standard_normal((8, 4))).float()).square().mean()}
+
+    return training.train(module, optimizers, MINUTES, state, losses_of, lambda average, record: None)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """To the same weights, bit for bit: what is drawn follows from the step, and the rate from the time spent."""
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training, "SAVED_EVERY", 0)
+    expected = trained_by_the_clock(tmp_path / "whole.state", clock)
+    with pytest.raises(KeyboardInterrupt):
+        trained_by_the_clock(tmp_path / "stopped.state", clock, stopped_after=7)
+    found = trained_by_the_clock(tmp_path / "stopped.state", clock)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)

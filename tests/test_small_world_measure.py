@@ -1,0 +1,90 @@
+"""What is measured in the small world, on readings made by hand, and how the documents show it."""
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from small_world.cases import cases
+from small_world.measure import kept, validity
+from small_world.people import TRAITS, Person
+from small_world.plots import FIGURES, draw
+from small_world.reader import POSE, Readings
+from small_world.settings import CLOSER, PAPER, PLAIN, RECORD
+from small_world.tables import DOCUMENT, filled
+from support.environment import PACK
+
+FRAMES = 3
+PEOPLE = (Person("rose", "brown", "short", "oval", "blue", "none", "none"),
+          Person("olive", "black", "long", "round", "green", "round", "none"),
+          Person("sand", "red", "bob", "square", "brown", "square", "none"),
+          Person("umber", "white", "curly", "pointed", "amber", "none", "none"))
+
+
+def reading(person, right=7, confidence=1.0):
+    """A video in which so many of the person's traits are read as they are, and the others as nobody's here."""
+    nobody = Person("bronze", "blond", "short", "oval", "grey", "none", "none").labels
+    traits = np.where(np.arange(len(TRAITS)) < right, person.labels, nobody)
+    return Readings(np.tile(traits, (FRAMES, 1)), np.broadcast_to(confidence, (FRAMES, len(TRAITS))).astype(float),
+                    np.zeros((FRAMES, len(POSE))), np.zeros((2, 3)))
+
+
+@pytest.fixture
+def some():
+    return [dataclasses.replace(case, person=person) for case, person in zip(cases(len(PEOPLE)), PEOPLE)]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of four people, a draw may be one alone
+def test_kept_lies_between_other_people_and_real_videos(some):
+    """By its definition: agreement with who was asked for, with the others, and that of real videos."""
+    real, found = [reading(person) for person in PEOPLE], [reading(person, 2) for person in PEOPLE]
+
+    def agreement(with_, video):
+        return np.mean(with_.labels == video.traits[0])
+
+    own = np.mean([agreement(person, video) for person, video in zip(PEOPLE, found)])
+    others = np.mean([agreement(person, video) for person in PEOPLE for other, video in zip(PEOPLE, found)
+                      if other is not person])
+    assert kept(some, found, real).kept == pytest.approx((own - others) / (1 - others), abs=1e-4)
+    assert kept(some, real, real, found).kept == pytest.approx(1 - (own - others) / (1 - others), abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_who_stands_beside_somebody_is_no_chance(some):
+    """Each video shows the neighbour alone: that is less than chance only for who counts the neighbour as chance."""
+    real, leaked = [reading(person) for person in PEOPLE], [reading(PEOPLE[i ^ 1]) for i in range(len(PEOPLE))]
+    together, alone = kept(some, leaked, real, together=2).kept, kept(some, leaked, real).kept
+    assert alone < together - 0.2
+
+
+def test_what_hair_and_glasses_hide_makes_no_video_invalid():
+    bald, known = dataclasses.replace(PEOPLE[0], hair_shape="bald"), [reading(person, 7, 0.9) for person in PEOPLE]
+    unsure = np.ones(len(TRAITS))
+    unsure[list(TRAITS).index("hair_colour")] = 0.1
+    assert validity([reading(bald, 7, unsure)], known) == 1
+    assert validity([reading(PEOPLE[0], 7, unsure)], known) == 0
+
+
+def test_tables_are_those_of_the_record():
+    """small_world/tables.py brings them into the document."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert filled(text, json.loads(RECORD.read_text(encoding="utf-8"))) == text
+    assert len(re.findall("<!-- (?!end)", text)) == text.count("<!-- end -->") == text.count(" -->\n| ")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_drawn_from_the_record(name, tmp_path):
+    file = tmp_path / f"{name}.svg"
+    draw(json.loads(RECORD.read_text(encoding="utf-8")), name, file)
+    assert file.stat().st_size > 10_000
+
+
+def test_the_readme_says_what_was_measured():
+    record, text = json.loads(RECORD.read_text(encoding="utf-8")), (PACK / "README.md").read_text(encoding="utf-8")
+    (claim,) = re.findall(r"the identity branch keeps.*?\n\n", text, re.DOTALL)
+    paper = record[PAPER.measured_as]
+    figures = [*(paper[name] for name in ("kept", "low", "high")),
+               *(record[setting.measured_as]["kept"] for setting in (CLOSER, PLAIN))]
+    assert re.findall(r"-?\d\.\d\d", claim) == [f"{figure:.2f}" for figure in figures]
+    assert f"{record['people']} people" in claim
