@@ -30,7 +30,7 @@ SHOWN = ("real, through the VAE", "the photo, still", PLAIN.measured_as, PAPER.m
 def filled(text: str, record: dict) -> str:
     """The document with its tables anew."""
     tables = {"scale": scale, "methods": methods, "trainings": trainings, "two people": two_people, "traits": traits,
-              "swap": swap, "long": long_video, "cost": cost}
+              "ranking": ranking, "swap": swap, "long": long_video, "cost": cost}
     return PLACE.sub(lambda found: found[1] + _table(tables[found["name"]](record)) + found[3], text)
 
 
@@ -72,6 +72,13 @@ def traits(record: dict) -> list[list[str]]:
     named = [name for name in (PLAIN.measured_as, PAPER.measured_as, CLOSER.measured_as) if name in record]
     return [["read as they are", *(trait.replace("_", " ") for trait in record[named[0]]["traits"])],
             *([name, *(f"{value:.2f}" for value in record[name]["traits"].values())] for name in named)]
+
+
+def ranking(record: dict) -> list[list[str]]:
+    row = record["ranking"]
+    return [[f"of {row['seeds']} seeds", "agreement", "is the best"],
+            ["the first", f"{row['agreement of the first']:.3f}", f"{row['the first is the best']:.0%}"],
+            ["any", f"{row['of all']:.3f}", f"{row['by chance']:.0%}"]]
 
 
 def swap(record: dict) -> list[list[str]]:
