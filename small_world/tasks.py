@@ -146,7 +146,7 @@ def drift(world: World, some: list[Case]) -> dict[str, list[float]]:
 
 
 def in_windows(model):
-    """The model as core's Wan Context Windows patches it: windows of FRAMES that share one of their three latent frames."""
+    """The model as core's Wan Context Windows patches it: windows of FRAMES share one of their three latent frames."""
     return WanContextWindowsManualNode.execute(
         model, context_length=FRAMES, context_overlap=FRAMES // 2, context_schedule="standard_static",
         context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=True).args[0]
