@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from standin_core.face import geometry
 from standin_core.train.data.shards import Example, write_shards
 
 from .captions import caption_contexts
@@ -52,7 +53,10 @@ class Clip:
 
 
 def random_clip(people: Sequence[Person], rng: np.random.Generator, count: int | None = None) -> Clip:
-    """One or two of the people, or as often two as among the clips that are trained on."""
+    """A clip of people drawn from a list.
+
+    count: 1 or 2; None for two as often as in the clips that are trained on.
+    """
     count = count or (2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1)
     scenes = random_pair(rng) if count == 2 else (random_scene(rng),)
     return Clip(tuple(zip((people[i] for i in rng.choice(len(people), count, replace=False)), scenes)))
@@ -87,11 +91,12 @@ def training_examples(cache: Path, people: int = 1, count: int | None = None) ->
 
 def _hash() -> str:
     """Of files and weights alone: what a model computes differs in its last bits from machine to machine."""
-    drawn = b"".join((HERE / f"{name}.py").read_bytes()
-                     for name in ("people", "scenes", "render", "photos", "captions", "data"))
+    files = [HERE / f"{name}.py" for name in ("people", "scenes", "render", "photos", "captions", "data")]
+    drawn = b"".join(file.read_bytes() for file in (*files, Path(geometry.__file__)))
+    # its other tensor is the tokenizer's file
     read = b"".join(tensor.numpy().tobytes() for _, tensor in sorted(text_encoder_weights().items())
                     if tensor.is_floating_point())
-    return hashlib.sha256(encoder_hash().encode() + drawn + read).hexdigest()[:12]
+    return hashlib.sha256(f"{encoder_hash()} {FRAMES} {SIDE}".encode() + drawn + read).hexdigest()[:12]
 
 
 def _encoded(names: list[str], missing: set[str], people: int) -> Iterator[tuple[str, Example]]:

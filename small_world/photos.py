@@ -10,7 +10,7 @@ from .people import Person
 from .render import face_points, picture, subject_mask
 from .scenes import Scene
 
-SOURCE = 3  # sides of the photo that the picture has which it is cropped from
+SOURCE = 3  # the picture that a photo is cropped from has so many times its side
 FACE_HEIGHT, FACE_WIDTH = 1.0, 0.8  # of the head
 CROP_SCALE = 1.35
 WHITE = (255, 255, 255)
