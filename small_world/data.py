@@ -90,7 +90,7 @@ def training_examples(cache: Path, people: int = 1, count: int | None = None) ->
 
 
 def _hash() -> str:
-    """Of files and weights alone: what a model computes differs in its last bits from machine to machine."""
+    """The hash of files and weights alone: what a model computes differs in its last bits from machine to machine."""
     files = [HERE / f"{name}.py" for name in ("people", "scenes", "render", "photos", "captions", "data")]
     drawn = b"".join(file.read_bytes() for file in (*files, Path(geometry.__file__)))
     # its other tensor is the tokenizer's file
