@@ -32,7 +32,7 @@ from small_world.conditions import Condition, conditions, subject_tokens
 from small_world.kept_readings import KeptReadings
 from small_world.measure import by_trait, calibrate, kept, score, validity
 from small_world.reader import Readings, read
-from small_world.tasks import WITH, WITHOUT, drift, ranking, side_by_side, swapped
+from small_world.tasks import TRUTH, WITH, WITHOUT, drift, ranking, side_by_side, swapped
 from small_world.world import SAMPLED, World
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -46,11 +46,11 @@ def main(people: int, name: str, cache: Path) -> None:
     def readings_of(what: str, video: Callable[[Case], np.ndarray], weights: Path | None = None) -> list[Readings]:
         return kept_readings.readings(what, lambda: (read(world.reader, video(case)) for case in some), weights)
 
-    truth = readings_of("real, through the VAE", lambda case: world.through_vae(real(case)))
+    truth = readings_of(TRUTH, lambda case: world.through_vae(real(case)))
     photo = readings_of("the photo, still", lambda case: world.through_vae(still(case.photo)))
     found = {**machine(), "people": people, "sampled": SAMPLED, "calibration": calibrate(world.reader),
              "tokens without background": float(np.mean([len(subject_tokens(case)) for case in some])),
-             "real, through the VAE": dataclasses.asdict(score(some, truth)),
+             TRUTH: dataclasses.asdict(score(some, truth)),
              "the photo, still": measured(some, photo, truth)}
     compared = {}
     measurable = conditions(world, cache)

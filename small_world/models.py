@@ -18,6 +18,8 @@ WEIGHTS = Path(__file__).resolve().parent / "weights"
 WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("wan", "stand_in"))
 SNAPSHOTS = (125, 250, 500, 1000)  # steps after which a training keeps what it has
 SIDE, FRAMES = 64, 9
+LATENT_FRAMES = (FRAMES - 1) // 4 + 1
+LONG = 33  # frames of a long video
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
 ENCODER = ("encoder.", "conv1.")  # the part of the VAE's weights that makes latents
 STORED = torch.bfloat16
@@ -62,6 +64,16 @@ def to_model_space(latent: torch.Tensor) -> torch.Tensor:
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:
     """[B, T, H, W, 3] uint8 -> [B, 3, T, H, W] in -1..1, as WanVAE takes it."""
     return frames.movedim(-1, 1).float() / 127.5 - 1
+
+
+def encode(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """[B, 3, F, H, W] in -1..1 -> [B, 16, (F - 1) / 4 + 1, H / 8, W / 8], VAE space.
+
+    A long video is encoded in windows of FRAMES that share one, since the encoder was trained on no more.
+    """
+    windows = [vae.encode(pixels[:, :, first:first + FRAMES])
+               for first in range(0, max(1, pixels.shape[2] - 1), FRAMES - 1)]
+    return torch.cat([windows[0], *(each[:, :, 1:] for each in windows[1:])], dim=2)
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:

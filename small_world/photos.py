@@ -1,6 +1,8 @@
 """Reference photos, cropped as Face Preprocess does: a square around the face, wherever that was in the picture."""
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from standin_core.face.geometry import Square, square_around
@@ -8,7 +10,7 @@ from standin_core.face.geometry import Square, square_around
 from .models import SIDE
 from .people import Person
 from .render import face_points, picture, subject_mask
-from .scenes import Scene
+from .scenes import Pose, Scene
 
 SOURCE = 3  # the picture that a photo is cropped from has so many times its side
 FACE_HEIGHT, FACE_WIDTH = 1.0, 0.8  # of the head
@@ -34,14 +36,21 @@ def points(scene: Scene) -> np.ndarray:
 
 def chin(scene: Scene) -> int:
     """The row of the photo below which no head is."""
-    pose = scene.at(0.0)
-    below = np.array([[pose.x, pose.y + pose.size / 2]]) * SOURCE * SIDE
-    return round(float(_square(scene, SOURCE * SIDE).to_crop(below, SIDE)[0, 1]))
+    shown = pose(scene)
+    return round(SIDE * (shown.y + shown.size / 2))
+
+
+def pose(scene: Scene) -> Pose:
+    """The one that the photo shows: x, y and size are of the crop."""
+    at, source = scene.at(0.0), SOURCE * SIDE
+    top, bottom = (np.array([at.x, at.y + half]) * source - 0.5 for half in (-at.size / 2, at.size / 2))
+    (x, above), (_, below) = (_square(scene, source).to_crop(np.stack((top, bottom)), SIDE) + 0.5) / SIDE
+    return dataclasses.replace(at, x=float(x), y=float(above + below) / 2, size=float(below - above))
 
 
 def _square(scene: Scene, source: int) -> Square:
-    pose = scene.at(0.0)
-    x, y, size = (source * value for value in (pose.x, pose.y, pose.size))
+    at = scene.at(0.0)
+    x, y, size = (source * value for value in (at.x, at.y, at.size))
     half_width, half_height = FACE_WIDTH * size / 2, FACE_HEIGHT * size / 2
     box = tuple(round(edge) for edge in (x - half_width, y - half_height, x + half_width, y + half_height))
     return square_around(box, source, source, CROP_SCALE)

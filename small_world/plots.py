@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PACK)]
+sys.path.append(str(PACK))
 
 from matplotlib.figure import Figure
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PACK)]
+sys.path.append(str(PACK))
 
 import numpy as np
 

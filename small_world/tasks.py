@@ -22,17 +22,17 @@ from .cases import Case, clip_of, pairs, real
 from .conditions import concat_id_of, with_concat_id
 from .kept_readings import KeptReadings
 from .measure import kept
-from .models import ADAPTER_FILE, FRAMES, SIDE, concat_id_file
+from .models import ADAPTER_FILE, FRAMES, LONG, SIDE, concat_id_file
 from .photos import chin, points, subject
 from .reader import Reader, Readings, features, halves, read
 from .render import face_points
 from .settings import PAPER, PLAIN
 from .world import CFG, SHIFT, STEPS, World
 
-WITHOUT, WITH = PLAIN.measured_as, PAPER.measured_as
+TRUTH, WITHOUT, WITH = "real, through the VAE", PLAIN.measured_as, PAPER.measured_as
 SWAP_DENOISE = 0.85  # the authors'
 RANKED = 4  # seeds
-LONG, PARTS_OF_LONG = 33, 4
+PARTS_OF_LONG = 4
 TWO_REFERENCES = "Concat-ID, two references"
 
 
@@ -90,7 +90,7 @@ def side_by_side(world: World, kept_readings: KeptReadings, count: int, folder: 
                                             region=region if regions else None)
         return patched
 
-    ways = {"real, through the VAE": lambda pair: world.through_vae(clip_of(*pair).video()),
+    ways = {TRUTH: lambda pair: world.through_vae(clip_of(*pair).video()),
             "without the branch": lambda pair: world.generate(clip_of(*pair), pair[0].seed),
             "with regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, True)),
             "without regions": lambda pair: world.generate(clip_of(*pair), pair[0].seed, model(pair, False))}
@@ -101,7 +101,7 @@ def side_by_side(world: World, kept_readings: KeptReadings, count: int, folder: 
         f"two people, {name}", functools.partial(in_halves, world.reader, video, both),
         concat_id_file(folder, ADALN, people=2) if name == TWO_REFERENCES else None) for name, video in ways.items()}
     own, others = [case for pair in both for case in pair], [case for pair in both for case in pair[::-1]]
-    truth = readings["real, through the VAE"]
+    truth = readings[TRUTH]
     swapped_truth = [reading for i in range(0, len(truth), 2) for reading in (truth[i + 1], truth[i])]
     return {name: {"own": dataclasses.asdict(kept(own, found, truth, together=2)),
                    "the other's": dataclasses.asdict(kept(others, found, swapped_truth, together=2))}
@@ -133,16 +133,21 @@ def ranking(world: World, some: list[Case]) -> dict[str, float]:
 
 def drift(world: World, some: list[Case]) -> dict[str, list[float]]:
     """The agreement along a video of LONG frames, made by core's context windows of FRAMES, in PARTS_OF_LONG parts."""
-    adapter, found = load_adapter(ADAPTER_FILE), {}
-    models = {WITHOUT: lambda case: world.model, WITH: lambda case: world.with_identity(case, adapter)}
-    for name, model_of in models.items():
-        course = []
-        for case in some:
-            video = world.generate(case.clip, case.seed, in_windows(model_of(case)), LONG)
-            right = read(world.reader, video).traits == case.person.labels
-            course.append([part[:, case.person.visible].mean() for part in np.array_split(right, PARTS_OF_LONG)])
-        found[name] = np.mean(course, axis=0).round(4).tolist()
-    return found
+    adapter = load_adapter(ADAPTER_FILE)
+
+    def sampled(case: Case, model) -> np.ndarray:
+        return world.generate(case.clip, case.seed, in_windows(model), LONG)
+
+    ways = {TRUTH: lambda case: world.through_vae(case.clip.video(LONG)),
+            WITHOUT: lambda case: sampled(case, world.model),
+            WITH: lambda case: sampled(case, world.with_identity(case, adapter))}
+    return {name: np.mean([_course(world.reader, video(case), case) for case in some], axis=0).round(4).tolist()
+            for name, video in ways.items()}
+
+
+def _course(reader: Reader, video: np.ndarray, case: Case) -> list[float]:
+    right = read(reader, video).traits == case.person.labels
+    return [part[:, case.person.visible].mean() for part in np.array_split(right, PARTS_OF_LONG)]
 
 
 def in_windows(model):

@@ -7,6 +7,7 @@ At the end it says how often the reader is right on people whom it never saw.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -20,22 +21,23 @@ import cv2
 import numpy as np
 import torch
 
-from small_world.data import Clip, random_clip, training_clip
+from small_world.data import ONE, TWO, Clip, random_clip, training_clip
 from small_world.measure import calibrate
-from small_world.world import through_vae
 from small_world.models import FRAMES, WEIGHTS, new_vae, save
 from small_world.people import Person, split
 from small_world.photos import photo
+from small_world.photos import pose as photo_pose
 from small_world.reader import POSE, POSE_SCALE, READER_FILE, Reader, framed, halves
-from small_world.scenes import Scene, photo_scene
+from small_world.scenes import Pose, photo_scene
 from small_world.training import train
+from small_world.world import through_vae
 
 BATCH, LEARNING_RATE = 48, 2e-3
 PHOTO_SHARE, BUSY, BLURRED, LARGEST_BLUR, NOISE = 0.15, 0.3, 0.5, 1.2, 6.0
 DECODED, DECODED_SHARE = 600, 0.5  # clips; share of the pictures of a batch
 POSE_WEIGHT = 6.0
 
-Seen = tuple[np.ndarray, Person, Scene, float]  # [H, W, 3], and who does what at which time
+Seen = tuple[np.ndarray, Person, Pose]  # [H, W, 3], and who it shows how
 
 
 def decoded_clips(count: int) -> list[np.ndarray]:
@@ -46,14 +48,14 @@ def decoded_clips(count: int) -> list[np.ndarray]:
 
 def decoded_clip(number: int) -> Clip:
     """Every tenth has two people."""
-    return training_clip(number, 1 if number % 10 else 2)[0]
+    return training_clip(number, ONE if number % 10 else TWO)[0]
 
 
 def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:
     """One picture of one person, who is half of it where there are two."""
     if rng.random() < PHOTO_SHARE:
         person, scene = people[rng.integers(len(people))], photo_scene(rng, bool(rng.random() < BUSY))
-        return photo(person, scene), person, scene, 0.0
+        return photo(person, scene), person, photo_pose(scene)
     frame = int(rng.integers(FRAMES))
     if rng.random() < DECODED_SHARE:
         number = int(rng.integers(len(decoded)))
@@ -62,7 +64,12 @@ def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:
         clip = random_clip(people, rng)
         shown = clip.picture(frame / (FRAMES - 1))
     which = int(rng.integers(len(clip.cast)))
-    return halves(shown[None])[which][0] if len(clip.cast) > 1 else shown, *clip.cast[which], frame / (FRAMES - 1)
+    person, scene = clip.cast[which]
+    pose = scene.at(frame / (FRAMES - 1))
+    if len(clip.cast) == 1:
+        return shown, person, pose
+    # a half stands in the middle of what the reader sees
+    return halves(shown[None])[which][0], person, dataclasses.replace(pose, x=pose.x + 0.25 - 0.5 * which)
 
 
 def examples(people, decoded: list[np.ndarray],
@@ -70,7 +77,7 @@ def examples(people, decoded: list[np.ndarray],
     """Pixels [B, 3, SIDE, SIDE], labels and whether they can be seen [B, 7], poses [B, 9]."""
     pixels, labels, visible, poses = [], [], [], []
     for _ in range(BATCH):
-        shown, person, scene, t = seen(people, decoded, rng)
+        shown, person, pose = seen(people, decoded, rng)
         shown = shown.astype(np.float32)
         if rng.random() < BLURRED:
             shown = cv2.GaussianBlur(shown, (0, 0), rng.uniform(0.2, LARGEST_BLUR))
@@ -78,7 +85,7 @@ def examples(people, decoded: list[np.ndarray],
         pixels.append(framed(torch.from_numpy(shown).movedim(-1, 0)[None] / 127.5 - 1))
         labels.append(person.labels)
         visible.append(person.visible)
-        poses.append([getattr(scene.at(t), name) for name in POSE])
+        poses.append([getattr(pose, name) for name in POSE])
     return (torch.cat(pixels).float(), torch.from_numpy(np.stack(labels)), torch.from_numpy(np.stack(visible)),
             torch.tensor(poses, dtype=torch.float32) / POSE_SCALE)
 

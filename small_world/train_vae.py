@@ -4,8 +4,8 @@
     .standin/venv/bin/python small_world/train_vae.py --minutes 40 --decoder   # a training of its own, after the first
 
 It begins with the weights that are there. Latents are drawn towards the mean and the deviation that ComfyUI takes off
-for Wan, so that the model sees numbers near a normal distribution. The decoder alone can be trained on at the end,
-which leaves valid what was trained on latents.
+for Wan, so that the model sees numbers near a normal distribution. The decoder alone is trained on at the end, on long
+videos too, which leaves valid what was trained on latents.
 """
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from small_world.latents import head_weights
 from small_world.models import (
     ENCODER,
     FRAMES,
+    LONG,
     SIDE,
     VAE_FILE,
     WEIGHTS,
+    encode,
     new_vae,
     save,
     to_model_space,
@@ -38,25 +40,30 @@ from small_world.models import (
 from small_world.people import split
 from small_world.training import Muon, train
 
-PICTURES, CLIPS, PHOTOS = 8, 4, 8  # batch sizes
-CROPPED, WINDOW, JITTER = 0.8, 48, 10  # share of batches of heads alone; side and how far from their middle, in pixels
+# kind of batch -> share of the batches
+SHARES = {"photos": 0.2, "pictures": 0.2, "5 frames": 0.25, "9 frames": 0.35}
+DECODER_SHARES = {"photos": 0.1, "pictures": 0.1, "5 frames": 0.15, "9 frames": 0.25, "17 frames": 0.2,
+                  "33 frames": 0.2}
+PHOTOS = 8
+SIZES = {"pictures": (8, 1), "5 frames": (4, 5), "9 frames": (4, FRAMES), "17 frames": (2, 2 * FRAMES - 1),
+         "33 frames": (2, LONG)}  # of a batch of clips: how many, and their frames
+CROPPED, CROP, JITTER = 0.8, 48, 10  # share of batches of heads alone; side and how far from their middle, in pixels
 KERNEL_RATE, OTHER_RATE = 2e-3, 8e-4
 LATENT_NOISE, NORMAL_WEIGHT, EDGE_WEIGHT = 0.2, 0.02, 0.5
 
 
-def batch(people, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def batch(people, shares: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [B, F, H, W, 3] uint8 and how much each counts, [B, 1, 1, H, W] float32.
 
-    Most are windows around heads: a frame costs 1.8 times as much, most of it plain ground.
+    Most are cropped around heads: a frame costs 1.8 times as much, most of it plain ground.
     """
-    kind = rng.choice(["photos", "pictures", "short", "long"], p=(0.2, 0.2, 0.25, 0.35))
+    kind = rng.choice(list(shares), p=list(shares.values()))
     if kind == "photos":
         shown = [random_photo(people[rng.integers(len(people))], rng)[None] for _ in range(PHOTOS)]
         return np.stack(shown), np.ones((PHOTOS, 1, 1, SIDE, SIDE), np.float32)
     cropped = rng.random() < CROPPED
-    count = (PICTURES if kind == "pictures" else CLIPS) // (1 if cropped else 2)
-    drawn = [_drawn(random_clip(people, rng), {"pictures": 1, "short": 5, "long": FRAMES}[kind], cropped, rng)
-             for _ in range(count)]
+    count, frames = SIZES[kind]
+    drawn = [_drawn(random_clip(people, rng), frames, cropped, rng) for _ in range(count // (1 if cropped else 2))]
     return tuple(np.stack(each) for each in zip(*drawn))
 
 
@@ -65,10 +72,10 @@ def _drawn(clip: Clip, frames: int, cropped: bool, rng: np.random.Generator) -> 
     if not cropped:
         return shown, weight
     pose = clip.cast[rng.integers(len(clip.cast))][1].at(0.5)
-    left, top = (int(np.clip(round(at * SIDE) - WINDOW // 2 + rng.integers(-JITTER, JITTER + 1), 0, SIDE - WINDOW))
+    left, top = (int(np.clip(round(at * SIDE) - CROP // 2 + rng.integers(-JITTER, JITTER + 1), 0, SIDE - CROP))
                  for at in (pose.x, pose.y))
-    window = np.s_[..., top:top + WINDOW, left:left + WINDOW]
-    return np.moveaxis(np.moveaxis(shown, -1, 0)[window], 0, -1), weight[window]
+    crop = np.s_[..., top:top + CROP, left:left + CROP]
+    return np.moveaxis(np.moveaxis(shown, -1, 0)[crop], 0, -1), weight[crop]
 
 
 def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> None:
@@ -82,9 +89,9 @@ def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> No
         parameter.requires_grad_(not (decoder and name.startswith(ENCODER)))
 
     def losses_of(rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        shown, counts = batch(people, rng)
+        shown, counts = batch(people, DECODER_SHARES if decoder else SHARES, rng)
         pixels, weight = to_pixels(torch.from_numpy(shown)), torch.from_numpy(counts)
-        latent = vae.encode(pixels)
+        latent = encode(vae, pixels)
         wrong = weight * (vae.decode(latent + LATENT_NOISE * torch.randn_like(latent)) - pixels)
         normal = to_model_space(latent)
         edges = wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()

@@ -12,7 +12,7 @@ from standin_core.stand_in.apply import apply_identity_branch
 from .captions import caption_contexts
 from .cases import Case
 from .data import Clip
-from .models import FRAMES, SIDE, base_model, new_vae, to_pixels
+from .models import FRAMES, SIDE, base_model, encode, new_vae, to_pixels
 from .reader import load_reader
 
 # by benchmarks/small_world_settings.py
@@ -62,5 +62,5 @@ def empty_latent(frames: int = FRAMES) -> dict[str, torch.Tensor]:
 def through_vae(vae: torch.nn.Module, frames: np.ndarray) -> np.ndarray:
     """[frames, H, W, 3] uint8, there and back."""
     with torch.inference_mode():
-        decoded = vae.decode(vae.encode(to_pixels(torch.from_numpy(frames)[None])))[0]
+        decoded = vae.decode(encode(vae, to_pixels(torch.from_numpy(frames)[None])))[0]
     return ((decoded.movedim(0, -1) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()

@@ -259,8 +259,8 @@ def _run(program, arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("small_world.measure.CALIBRATED_ON", len(ACTIONS))
-    for people in CLIPS:
-        monkeypatch.setitem(CLIPS, people, 8)
+    for kind in CLIPS:
+        monkeypatch.setitem(CLIPS, kind, 8)
     # to compile would take longer than such a training
     with torch.inference_mode(False), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         runpy.run_path(str(PACK / "small_world" / program), run_name="__main__")

@@ -5,12 +5,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
+from small_world import models, photos
 from small_world.cases import cases
 from small_world.measure import kept, validity
+from small_world.models import LATENT_FRAMES, SIDE, encode, new_vae, to_pixels
 from small_world.people import TRAITS, Person
 from small_world.plots import FIGURES, draw
 from small_world.reader import POSE, Readings
+from small_world.scenes import Pose
 from small_world.settings import CLOSER, PAPER, PLAIN, RECORD
 from small_world.tables import DOCUMENT, filled
 from support.environment import PACK
@@ -28,6 +32,28 @@ def reading(person, right=7, confidence=1.0):
     traits = np.where(np.arange(len(TRAITS)) < right, person.labels, nobody)
     return Readings(np.tile(traits, (FRAMES, 1)), np.broadcast_to(confidence, (FRAMES, len(TRAITS))).astype(float),
                     np.zeros((FRAMES, len(POSE))), np.zeros((2, 3)))
+
+
+def test_the_pose_of_a_photo_is_that_of_its_crop():
+    """A face that looks straight ahead is drawn with the eyes on both sides of its middle, 0.03 of its height above,
+    and the mouth 0.33 below them."""
+    scene = cases(1)[0].photo_scene
+    scene = dataclasses.replace(scene, action="closes the eyes", pose=Pose(x=0.3, y=0.55, size=0.4))
+    (left, right, _, *mouth), found = photos.points(scene) / SIDE, photos.pose(scene)
+    assert found.x == pytest.approx((left + right)[0] / 2, abs=0.01)
+    assert found.size == pytest.approx((np.mean(mouth, axis=0) - left)[1] / 0.33, rel=0.03)
+    assert found.y == pytest.approx(left[1] + 0.03 * found.size, abs=0.01)
+
+
+def test_a_long_video_is_encoded_in_windows():
+    """Each begins with the last frame of the one before, which its first latent frame stands for."""
+    vae = new_vae().eval()
+    with torch.inference_mode():
+        pixels = to_pixels(torch.from_numpy(cases(1)[0].clip.video(2 * models.FRAMES - 1))[None])
+        latent = encode(vae, pixels)
+        assert torch.equal(latent[:, :, :LATENT_FRAMES], vae.encode(pixels[:, :, :models.FRAMES]))
+        assert torch.equal(latent[:, :, LATENT_FRAMES:], vae.encode(pixels[:, :, models.FRAMES - 1:])[:, :, 1:])
+        assert torch.equal(encode(vae, pixels[:, :, :1]), vae.encode(pixels[:, :, :1]))
 
 
 @pytest.fixture
