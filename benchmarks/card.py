@@ -53,7 +53,7 @@ ROUNDS, SHORT_ROUNDS = 7, 15
 PATHS, CACHES, WAYS = 5, 3, 7
 ATTENTION_HEADS = 10  # of 40: a quarter of the time, and thousands of tiles keep every card busy
 ATTENTION_TOKENS = (32760, 75600)
-# of PyTorch's and of packages; PyTorch's memory-efficient one takes about twice the time
+# time of each attention over flash's, by its FLOPs; PyTorch's memory-efficient one takes about twice the time
 ATTENTION_COSTS = {"flash": 1, "cuDNN": 1, "memory-efficient": 2, "sageattention": 1, "flash_attn": 1}
 
 

@@ -101,7 +101,7 @@ HEAD_DIM, RANK = 128, 128
 PROMPT_TOKENS, TEXT_DIM = 512, 64
 RATIO = 32
 IDENTITY_TOKENS = 1024  # of a photo of 512x512
-# of the attention of a variant over n video tokens, where not the video's and the identity's
+# how many keys a variant's attention reads for n video tokens, where not the video's and the identity's
 KEYS = {"plain": lambda n: n, "plain again": lambda n: n, "identity alone, as a state": lambda n: IDENTITY_TOKENS}
 STEPS = 3  # the first builds the identity K/V and is not counted
 FP8_SHARE = 0.05  # of what the identity changes, which rounding its keys and values to fp8 may cost

@@ -67,7 +67,9 @@ def run_on_cluster(batch: Batch, settings: ServerSettings, address: str) -> None
 
 
 class _Driver:
-    """actors: one for each GPU, whether it has a place already or not.
+    """What runs where, and what waits.
+
+    actors: one for each GPU, whether it has a place already or not.
     waiting: what Ray was asked -> the actor that was asked, and its job; None for an actor that starts.
     asked: what Ray was asked of a job -> when.
     idle: actors that wait for a job.

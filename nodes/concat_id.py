@@ -31,8 +31,8 @@ class LoadConcatID(io.ComfyNode):
             inputs=[
                 FileInput("file", FOLDER, tooltip=(
                     "first_stage.pt or second_stage_adaln.pt of the Concat-ID authors, or a conversion to safetensors, "
-                    "from models/diffusion_models. A plain Wan loads too and keeps nobody, because nothing in its file "
-                    "tells it from a first stage.")),
+                    "from models/diffusion_models. A plain Wan 2.1 1.3B also loads but keeps no identity, because "
+                    "nothing in its file tells it from first_stage.pt.")),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), **ADVANCED, tooltip=(
                     'Data type in which the weights are held, as in Load Diffusion Model. "default" keeps that of the '
                     'file where the device allows it; fp8 halves the memory and loses some quality.')),
@@ -40,7 +40,7 @@ class LoadConcatID(io.ComfyNode):
             outputs=[
                 io.Model.Output("model", tooltip="The model. Connect it to Apply Concat-ID."),
                 ConcatIDType.Output("concat_id", tooltip=(
-                    "What the file says of its reference. Connect it to Apply Concat-ID.")),
+                    "The settings of the reference that the file was trained with. Connect it to Apply Concat-ID.")),
             ],
         )
 

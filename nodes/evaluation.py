@@ -87,8 +87,8 @@ class BestOfN(io.ComfyNode):
             is_input_list=True,  # the videos of several seeds are a list
             is_output_node=True,
             **found_by("best of", "choose a seed", "rank", "pick", "select", "likeness", "face similarity"),
-            description="Orders several videos or pictures by how similar the person is to the photo, puts those that "
-                        "merely copy the photo last, and hands on the best.",
+            description="Ranks videos or pictures by how similar the person is to the photo, puts those that merely "
+                        "copy the photo last, and outputs the best.",
             inputs=[
                 io.Image.Input("images", tooltip=(
                     "The videos: a list with one batch of frames for each, or one batch that frames_per_video cuts.")),

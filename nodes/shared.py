@@ -134,7 +134,7 @@ def detector_input():
     return io.Combo.Input("detector", options=list(DETECTORS), default="auto", **ADVANCED, tooltip=(
         'What finds the face. "auto" uses RetinaFace if its file is installed, else insightface if you installed it, '
         'else YuNet if its file is installed, else the built-in cascade (frontal faces only, no key points). "none" '
-        'looks for no face.'))
+        'looks for no face: Face Preprocess then takes the whole image, and other nodes find nobody.'))
 
 
 def min_score_input():

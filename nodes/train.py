@@ -54,7 +54,7 @@ from .shared import (
 
 METHODS = {method.title: method for method in TRAINED.values()}
 OF_CONCAT_ID = ConcatIDMethod.defaults["train"]
-# of inputs that came later, where a saved prompt lacks them
+# what inputs that came later have where a saved prompt lacks them
 LATER = {"method": next(iter(METHODS)), "people": 1, "noise_draws": 4}
 # the page draws another seed after every run unless told not to, and what another run left could not be gone on with
 KEPT_SEED = {"control_after_generate": False}
@@ -350,7 +350,7 @@ class TrainConcatID(io.ComfyNode):
             outputs=[
                 io.Model.Output("model", tooltip="The trained model. Connect it to Apply Concat-ID."),
                 ConcatIDType.Output("concat_id", tooltip=(
-                    "What the file says of its reference. Connect it to Apply Concat-ID.")),
+                    "The settings of the reference that the file was trained with. Connect it to Apply Concat-ID.")),
                 *picture_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
@@ -360,8 +360,8 @@ class TrainConcatID(io.ComfyNode):
     @checked
     def execute(cls, model, training_data, name, variant, weights, rank, sample_every, concat_id=None, vae=None,
                 **settings):
-        made, record, folder = train_concat_id(
+        made, made_concat_id, folder = train_concat_id(
             model, training_data.shards, ConcatIDSettings(name, variant=variant, weights=weights, rank=rank),
             TrainSettings(**{**OF_CONCAT_ID, **settings}), each_step(cls, settings["steps"]),
             samples=SampleSettings(sample_every), vae=vae, start_from=concat_id)
-        return trained(cls, made, record, folder=folder)
+        return trained(cls, made, made_concat_id, folder=folder)

@@ -53,7 +53,7 @@ def main() -> int:
         log.error("stopped: %s", error)
         return 1
     except OSError as error:  # a full disk, or a folder that may not be read
-        log.error("stopped: %s. Mend that; the same command goes on.", error)
+        log.error("stopped: %s. Put that right, and give the same command again: it goes on.", error)
         return 1
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on")

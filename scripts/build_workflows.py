@@ -28,7 +28,7 @@ from support.workflow_graphs import BLUEPRINTS, IDENTITY, PACKS, SOURCES, WORKFL
 
 import_comfyui("--cpu")
 
-from support.thumbnails import thumbnail
+from small_world.thumbnails import thumbnail
 
 CATEGORY = "Stand-In"  # of the blueprints, as of the pack's nodes
 WIDTH = 290  # of a column of nodes

@@ -1,4 +1,4 @@
-"""Set everything up and run the bundled workflow on a real photo in a headless ComfyUI; prints where the video is."""
+"""Install everything, make videos of six drawn people in a headless ComfyUI, each from a photo, and print where."""
 import sys
 
 from support import environment

@@ -10,9 +10,9 @@ import sys
 from support import environment
 
 MOST_PROCESSES = 4  # each takes up to 4 GB of memory
-# of an older ComfyUI: the nodes load and keep their interface, the numbers are the authors', nothing is left behind,
-# sampler, controls and cache do what they do on the newest, what is asked of ComfyUI's own code is told rightly, and
-# the templates that name no newer version find all their nodes
+# What runs with an older ComfyUI: the nodes load and keep their interface, the numbers are the authors', nothing is
+# left behind, sampler, controls and cache do what they do on the newest, what is asked of ComfyUI's own code is told
+# rightly, and the templates that name no newer version find all their nodes.
 PROMISED = [*(f"tests/test_{name}.py" for name in ("nodes", "golden", "lifecycle", "sampler", "controls", "kv_cache",
                                                    "fetches", "attention_in_use", "fusion")),
             "tests/test_workflows.py::test_comfyui_has_the_nodes"]

@@ -3,14 +3,12 @@
     .standin/venv/bin/python scripts/write_english.py
 """
 import json
-import sys
 
 from support.environment import PACK, import_comfyui
 
 import_comfyui("--cpu")
-sys.path.append(str(PACK / "tests"))
 
-import pack
+from support import pack
 
 
 def words_of(schema) -> dict:

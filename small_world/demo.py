@@ -27,7 +27,7 @@ from small_world.models import new_vae
 from small_world.photos import photo as drawn_photo
 from small_world.reader import load_reader, read
 from small_world.settings import SETTINGS, Setting
-from small_world.tiny_models import with_record
+from small_world.tiny_workflow import with_record
 from small_world.workflow import on_small_world, write_small_world
 from small_world.world import through_vae
 

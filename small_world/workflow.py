@@ -7,7 +7,8 @@ from pathlib import Path
 import safetensors.torch
 
 from .models import ADAPTER_FILE, FRAMES, SIDE, VAE_FILE, WAN_FILE
-from .tiny_models import TEXT_ENCODER, on_tiny_models, text_encoder_weights
+from .tiny_models import TEXT_ENCODER, text_encoder_weights
+from .tiny_workflow import on_tiny_models
 from .world import CFG, SHIFT, STEPS
 
 FILES = {"diffusion_models": WAN_FILE, "vae": VAE_FILE, "stand_in": ADAPTER_FILE}

@@ -16,26 +16,27 @@ from .errors import UserError
 from .words import shown
 
 MOST_CHOICES = 30  # listed in a sentence
-# of pixel values beyond 0 and 1: filters and upscalers overshoot by less, bytes from 0 to 255 by more
+# how far pixel values may lie beyond 0 and 1: filters and upscalers overshoot by less, bytes from 0 to 255 by more
 OVERSHOOT = 1.0
 MOST_IN_LATENT = torch.finfo(torch.float16).max  # a model may compute in fp16, which holds no more
 
 
-def check_number(value, name: str, least: float = -math.inf, most: float = math.inf, *, whole: bool = False,
-                 hint: str = "") -> None:
+def check_number(value, name: str, least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf,
+                 below: float = math.inf, whole: bool = False, hint: str = "") -> None:
     """A finite number from least to most, both included.
 
+    above, below: limits that are not included.
     whole: refuse fractions.
     hint: what to do, as the end of the sentence.
     """
     kind: Any = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         came = f"of type {type(value).__name__}"
-    elif least <= value <= most and value not in (math.inf, -math.inf):
+    elif least <= value <= most and above < value < below:
         return
     else:
         came = _in_words(value)
-    needed = f"a {'whole' if whole else 'finite'} number{_limits(least, most)}"
+    needed = f"a {'whole' if whole else 'finite'} number{_limits(least, most, above, below)}"
     raise UserError(f"{name} must be {needed}, but is {came}{f': {hint}' if hint else ''}.")
 
 
@@ -183,10 +184,12 @@ def _in_unit_range(values: torch.Tensor, name: str) -> torch.Tensor:
     return values.clamp(0, 1) if low < 0 or high > 1 else values
 
 
-def _limits(least: float, most: float) -> str:
-    if most == math.inf:
-        return "" if least == -math.inf else f" of at least {_in_words(least)}"
-    return f" of at most {_in_words(most)}" if least == -math.inf else f" from {_in_words(least)} to {_in_words(most)}"
+def _limits(least: float, most: float, above: float, below: float) -> str:
+    if least != -math.inf and most != math.inf:
+        return f" from {_in_words(least)} to {_in_words(most)}"
+    limits = {"at least": least, "more than": above, "at most": most, "less than": below}
+    said = [f"{words} {_in_words(limit)}" for words, limit in limits.items() if abs(limit) != math.inf]
+    return f" of {' and '.join(said)}" if said else ""
 
 
 def _in_words(number: float) -> str:

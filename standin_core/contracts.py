@@ -1,4 +1,4 @@
-"""The records of faces that several stages hand on.
+"""What stages hand on about faces.
 
 Shape letters: B batch, N tokens (N_ref identity, N_vid video), H heads, D head dim, C model dim (H * D), r adapter
 rank, T/h/w latent frames/height/width. Latents are in *VAE space* (a ComfyUI LATENT) or in *model space* (after

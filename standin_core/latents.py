@@ -10,6 +10,7 @@ FRAMES_PER_LATENT = 4
 PIXELS_PER_LATENT = 8
 PIXELS_PER_TOKEN = 16
 CHANNELS = 16
+TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
 def in_pixels(size: tuple[int, ...]) -> str:

@@ -21,6 +21,7 @@ from .report import ReportedIdentity, ReportSink, RunReport, as_text
 
 log = logging.getLogger(__name__)
 
+WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 ASKED_SECONDS = 0.5  # how long a run that waits goes without asking for the user's interrupt
 _guard = threading.Lock()  # of what runs of all models share: the locks, and ComfyUI's EXTRA_RESERVED_VRAM
 # ComfyUI's model -> the lock of whoever has a run on it
@@ -150,6 +151,12 @@ def install_wrappers(model, key: str, wrappers: Mapping[str, Callable]) -> None:
     """
     for kind, wrapper in {**wrappers, WrappersMP.SAMPLER_SAMPLE: functools.partial(_note_positive, key)}.items():
         model.add_wrapper_with_key(kind, key, wrapper)
+
+
+def uninstall_wrappers(model, key: str) -> None:
+    """The reverse of ``install_wrappers``; nothing where there is nothing."""
+    for kind in model.wrappers:
+        model.remove_wrappers_with_key(kind, key)
 
 
 def is_installed(model, key: str) -> bool:

@@ -1,5 +1,5 @@
-"""The one file that touches ComfyUI's Wan model: its parts as the identity branch uses them, and the restricted
-self-attention put into its main blocks for the time of one model call.
+"""The one file that touches ComfyUI's Wan model: its parts as methods use them, and a method's self-attention put into
+its main blocks for the time of one model call.
 
 Modules are always called, never read for their ``.weight``: ComfyUI casts, streams, dequantises and patches (user
 LoRAs) inside the call, and so the identity tokens see the same weights as the video tokens.
@@ -41,7 +41,7 @@ RECOMPUTED = functools.partial(checkpoint, use_reentrant=False, preserve_rng_sta
 
 WITH_GRADIENTS = attention_pytorch  # SageAttention and FlashAttention as ComfyUI calls them have no backward pass
 MODULE = "identity_module"
-# of the source of WanSelfAttention.forward, the same in ComfyUI 0.16.3 and 0.30.0, which ``_fused_forward`` follows
+# the source of WanSelfAttention.forward, the same in ComfyUI 0.16.3 and 0.30.0, which ``_fused_forward`` follows
 FORWARD_SHA256 = "e57709825263ea246f18b461a9a6e79185fb9b3696e7fbbd6d4908779182efd4"
 
 

@@ -32,6 +32,7 @@ MOST_SHARING = 4  # tensors of a file may share their data, as weights and a cop
 ORDINARY_LORA = re.compile(r"lora_(up|down|A|B)\b|\.(alpha|diff|diff_b|hada_w1_a|lokr_w1)$")
 
 SAFETENSORS = (".safetensors", ".sft")
+COMPUTED = (torch.float32, torch.float16, torch.bfloat16)  # the dtypes of weights that every device computes in
 CONTAINERS = ("state_dict", "module")  # in which Lightning and DeepSpeed keep the weights, with other things beside
 # those of safetensors that PyTorch computes in; the others are parts of quantised layers
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "C64", "I64",
@@ -78,7 +79,7 @@ def read_weights(path: Path, remedy: str, ask: Ask = lambda: None) -> Weights:
     Raises UserError with the file, what is wrong with it, and the remedy.
     """
     with refusing_damage(path, remedy, ask) as ask:
-        size = size_of(path)
+        size = bytes_of(path)
         check_size(size)
         digest = hashlib.sha256()
         with path.open("rb") as file:  # a mapping would end the process at the next touch after the file is cut short
@@ -146,13 +147,14 @@ def _each_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def checked_metadata(metadata) -> dict[str, str]:
-    """The metadata of a safetensors, of which it may say None; refuse what is no dict of texts. To be called in
-    ``refusing_damage``.
+    """The metadata of a safetensors, none of which is an empty dictionary; refuses what is not text.
+
+    Call it within ``refusing_damage``.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _Fault("has metadata that are no texts")
+        raise _Fault("has metadata that is not text")
     return metadata
 
 
@@ -188,9 +190,20 @@ def unpickled(file: Path | io.BytesIO, ask: Ask) -> Any:
         return torch.load(data, map_location=to_cpu, weights_only=True)
 
 
+def check_named(weights: Any, name: str, instead: str) -> None:
+    """Refuse what a file holds if it is no dictionary with names for keys.
+
+    name: of the file.
+    instead: what to choose.
+    """
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors: choose {instead}.")
+
+
 def weights_in(content: Any) -> Any:
-    """What a file holds, out of its container; what a training keeps beside, such as a best loss of infinity, is none
-    of the weights.
+    """What a file holds, without the container that a training put around it.
+
+    A container may hold more than weights, such as a best loss of infinity.
     """
     for name in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
@@ -231,7 +244,7 @@ def refusing_damage(path: Path, remedy: str, ask: Ask = lambda: None) -> Iterato
         raise UserError(f"{shown(path.name)} {fault}: {remedy}.") from error
 
 
-def size_of(path: Path) -> int:
+def bytes_of(path: Path) -> int:
     """The size of a file in bytes; to be called in ``refusing_damage``, which refuses pipes and devices."""
     status = path.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a folder cannot be opened
@@ -279,7 +292,7 @@ def check_tensors(content, size: int, ask: Ask) -> None:
             known.add(id(value))
             for key in value:
                 if isinstance(key, str) and (len(key) > LONGEST_KEY or not key.isprintable()):
-                    raise _Fault(f"has the name {shown(key)}, which is none of a tensor")
+                    raise _Fault(f"has the name {shown(key)}, which no tensor has")
             left += [(shown(key), each) for key, each in value.items() if isinstance(key, str)]
         elif isinstance(value, torch.Tensor):
             ask()

@@ -10,20 +10,21 @@ import PIL.Image
 import psutil
 import skimage.data
 
-import pack
 from casting.batch import Batch
 from casting.jobs import Job, model_hashes, models_named, plan
 from casting.people import read_people
 from casting.records import Records
 from casting.server import ServerSettings
 from casting.workflow import read_workflow
-from small_world.tiny_models import CLIP_VISION, on_tiny_models, write_tiny_models
+from small_world.tiny_models import CLIP_VISION, write_tiny_models
+from small_world.tiny_workflow import on_tiny_models
+from support import pack
 from support.comfyui_server import link_node_pack, node_id
 from support.environment import PACK
 
 WORKFLOW = PACK / "workflows" / "api" / "identity_text_to_video.json"
 SIDE, LENGTH, STEPS = 64, 5, 2
-# of a local cluster: no worker ends for want of memory, nothing is sent, and no worker gives way to other processes
+# a local cluster's settings: no worker ends for want of memory, nothing is sent, none gives way to other processes
 RAY_SETTINGS = dict.fromkeys(("RAY_memory_monitor_refresh_ms", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"), "0")
 
 

@@ -105,7 +105,7 @@ def server(tmp_path_factory):
     """A real ComfyUI with the pack and tiny models, and an adapter that fits none of them."""
     import safetensors.torch
 
-    import pack
+    from support import pack
     from support.comfyui_server import link_node_pack, running_server
     from small_world.tiny_models import adapter_weights, write_tiny_models
 

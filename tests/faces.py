@@ -26,7 +26,7 @@ def astronaut() -> np.ndarray:
     return skimage.data.astronaut()
 
 
-# of the astronaut's photo, by eye: the face from hairline to chin, and eyes, nose, corners of the mouth
+# places in the astronaut's photo, by eye: the face from hairline to chin, and eyes, nose, corners of the mouth
 FACE_BOX = (182, 77, 271, 179)
 KEYPOINTS = np.array([[203, 101], [247, 103], [225, 127], [205, 140], [242, 140]], np.float64)
 

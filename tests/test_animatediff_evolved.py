@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-import pack
 import sd15
 from golden_cases import load_case
 from sd15 import ONE_CALL, WHOLE_LOOP, check, largest_difference
+from support import pack
 from support.comfyui_server import node_id
 from support.environment import PACK
 

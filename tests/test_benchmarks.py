@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pack import PACK
+from support.pack import PACK
 
 sys.path.append(str(PACK / "benchmarks"))
 import card

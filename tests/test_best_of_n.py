@@ -8,7 +8,8 @@ import skimage.data
 import torch
 
 from casting.ranking import ranked
-from small_world.tiny_models import CLIP_VISION, on_tiny_models
+from small_world.tiny_models import CLIP_VISION
+from small_world.tiny_workflow import on_tiny_models
 from standin_core.errors import UserError
 from standin_core.evaluation import CompareSettings, as_json, as_text, compare, rank, ranking_sheet, split_videos
 from standin_core.likeness import MOST_COPIED

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from small_world.tiny_models import ADAPTER, CLIP_VISION, on_tiny_models
+from small_world.tiny_models import ADAPTER, CLIP_VISION
+from small_world.tiny_workflow import on_tiny_models
 from standin_core.stand_in.presets import PRESETS
 from support import moving_photo
 from support.browser import CHROMIUM, SEARCH

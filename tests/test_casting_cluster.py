@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 import casts
-import pack
 from casting.local import run_here
 from standin_core.errors import UserError
+from support import pack
 from support.environment import PACK
 
 ray = pytest.importorskip("ray")

@@ -18,7 +18,6 @@ import pytest
 
 import casts
 import faces
-import pack
 from casting.jobs import models_named
 from casting.local import run_here
 from casting.server import RenderLost, Worker
@@ -26,6 +25,7 @@ from standin_core.errors import UserError
 from standin_core.face import SFACE, YUNET
 from standin_core.files import read_lines
 from standin_core.person import PersonSettings, make_person, save_person
+from support import pack
 from support.comfyui_server import node_id
 from support.environment import PACK
 
@@ -102,7 +102,8 @@ def test_a_full_disk_is_said(base, tmp_path):
     cast = casts.Cast(tmp_path / "cast", base)
     answer = command(cast, "--dry-run", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
     assert answer.returncode == 1 and not answer.stderr, answer.stderr
-    assert answer.stdout.endswith("stopped: [Errno 27] File too large. Mend that; the same command goes on.\n")
+    assert answer.stdout.endswith(
+        "stopped: [Errno 27] File too large. Put that right, and give the same command again: it goes on.\n")
 
 
 def test_models_of_extra_folders_are_part_of_the_id(base, tmp_path):

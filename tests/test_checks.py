@@ -165,12 +165,22 @@ def test_tensors_that_are_no_plain_numbers(odd, change):
             check(change(torch.rand(shape)), "it")
 
 
-@given(ANYTHING, NUMBERS, NUMBERS, st.booleans())
+@given(ANYTHING, NUMBERS, NUMBERS, st.booleans(), st.booleans())
 @examples("the rule for numbers", 300, 5000)
-def test_numbers(came, least, most, whole):
-    taken = or_refused(lambda: check_number(came, "strength", least, most, whole=whole) is None)
+def test_numbers(came, low, high, included, whole):
+    limits = {"least": low, "most": high} if included else {"above": low, "below": high}
+    taken = or_refused(lambda: check_number(came, "strength", **limits, whole=whole) is None)
     is_number = isinstance(came, int if whole else int | float) and not isinstance(came, bool)
-    assert bool(taken) == (is_number and least <= came <= most and came not in (math.inf, -math.inf))
+    within = is_number and (low <= came <= high if included else low < came < high)
+    assert bool(taken) == (within and came not in (math.inf, -math.inf))
+
+
+@pytest.mark.parametrize("limits, words", [
+    ({"least": 0, "most": 1}, " from 0 to 1"), ({"least": 0}, " of at least 0"), ({"most": 1}, " of at most 1"),
+    ({"above": 0}, " of more than 0"), ({"least": 0, "below": 1}, " of at least 0 and less than 1"), ({}, "")])
+def test_the_limits_are_told(limits, words):
+    with pytest.raises(UserError, match=rf"^it must be a finite number{words}, but is nan: so much\.$"):
+        check_number(math.nan, "it", **limits, hint="so much")
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.int64(1), 1, 0.5])

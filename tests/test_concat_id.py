@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 from comfy.patcher_extension import WrappersMP
 
-import pack
 import tiny
 from small_world.tiny_models import concat_id_weights, vae_weights
 from standin_core.concat_id.apply import apply_concat_id
@@ -24,6 +23,7 @@ from standin_core.concat_id.wrappers import KEY
 from standin_core.errors import UserError
 from standin_core.report import as_json, as_text
 from standin_core.wan import WITH_GRADIENTS, Wan, differentiable
+from support import pack
 from tolerances import RELATIVE_RMS, WHOLE_RUN, assert_close, relative_rms
 
 HEADS = tiny.WAN.heads

@@ -4,11 +4,11 @@ import folder_paths
 import pytest
 import torch
 
-import pack
 from golden_cases import GOLDEN, load_case, velocities
 from standin_core.concat_id.forward import reference_positions
 from standin_core.sampler import FLOW_MATCHING, SamplerSettings, denoise
 from standin_core.wan import Wan
+from support import pack
 
 BAR = 1e-4  # the golden data's own; an implementation comes within 5e-5
 CASES = ("concat_id_small", "concat_id_adaln_small")

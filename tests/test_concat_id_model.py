@@ -18,7 +18,6 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from concat_id import record
 from packed import pack_layers, scaled_fp8
 
-import pack
 import tiny
 from pickles import Opens
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
@@ -26,6 +25,7 @@ from standin_core.concat_id.apply import apply_concat_id
 from standin_core.concat_id.model import IN_A_BLOCK, OUTSIDE_BLOCKS, REFERENCES, load_concat_id, parse_concat_id
 from standin_core.errors import UserError
 from standin_core.weights import MOST_BYTES
+from support import pack
 from tolerances import WHOLE_RUN, assert_close, relative_rms
 
 

@@ -14,7 +14,6 @@ import torch
 import torchvision
 
 import faces
-import pack
 from pickles import Opens
 from standin_core.errors import UserError
 from standin_core.face.detectors import load_detector
@@ -33,6 +32,7 @@ from standin_core.face.models import (
     file_refusal,
     find_model,
 )
+from support import pack
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 

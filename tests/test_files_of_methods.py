@@ -226,7 +226,7 @@ def test_metadata_that_are_no_texts(tmp_path, monkeypatch, metadata):
     monkeypatch.setattr(comfy_aimdo.model_mmap, "ModelMMAP", OnTheProcessor)
     says, data = header(concat_id())
     (tmp_path / "a.safetensors").write_bytes(joined({**says, "__metadata__": metadata}, data))
-    with pytest.raises(UserError, match=r"^a\.safetensors has metadata that are no texts"):
+    with pytest.raises(UserError, match=r"^a\.safetensors has metadata that is not text"):
         load_concat_id(tmp_path / "a.safetensors")
 
 

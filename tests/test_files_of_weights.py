@@ -116,7 +116,7 @@ LYING = {
     "a name twice": (f'{{"a": {json.dumps(entry())}, "a": {json.dumps(entry(data_offsets=[4, 8]))}}}', 8,
                      "has a twice in its header"),
     "a field twice": (one()[:-2] + ', "shape": [1]}}', 4, "has shape twice in its header"),
-    **{f"metadata {said}": (f'{{"__metadata__": {said}, {one()[1:]}', 4, "has metadata that are no texts")
+    **{f"metadata {said}": (f'{{"__metadata__": {said}, {one()[1:]}', 4, "has metadata that is not text")
        for said in ("[]", "0", '""', "false", "5", '["a"]', '{"a": 1}')},
     **{f"dtype {dtype}": (one(dtype=dtype, data_offsets=[0, size], shape=[2 if dtype == "F4" else 1]), size,
                           f"has a tensor of dtype {dtype} (a), in which nothing is computed: take the file in fp32")
@@ -268,7 +268,7 @@ def test_block_numbers_that_no_model_has(number, alone):
 @pytest.mark.parametrize("key", ["x" * (LONGEST_KEY + 1), "a\nb", "\x1b[31m", "x" * 1_000_000])
 def test_names_that_no_tensor_has(tmp_path, key):
     (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save({key: torch.zeros(1)}))
-    with pytest.raises(UserError, match=r"^a\.safetensors has the name .*, which is none of a tensor") as error:
+    with pytest.raises(UserError, match=r"^a\.safetensors has the name .*, which no tensor has") as error:
         read_weights(tmp_path / "a.safetensors", "")
     assert len(str(error.value)) < LONGEST_SENTENCE and str(error.value).isprintable()
 

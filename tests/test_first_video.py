@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from comfyui_workflow_templates_core import get_asset_path
 
-from small_world.tiny_models import on_tiny_models
+from small_world.tiny_workflow import on_tiny_models
 from support.browser import CHROMIUM
 from support.comfyui_server import node_id
 from support.environment import PACK

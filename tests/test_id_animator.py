@@ -17,7 +17,6 @@ from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 import faces
-import pack
 import sd15
 import tiny
 from golden_cases import load_case
@@ -32,8 +31,9 @@ from standin_core.id_animator.apply import apply_photos
 from standin_core.id_animator.photo import keys_values, tokens_of_photos
 from standin_core.id_animator.resampler import face_tokens
 from standin_core.report import as_json, as_text
+from support import pack
 
-# of the authors' adapter: the numbers of ComfyUI's blocks, in the order of diffusers' list
+# the authors' adapter by the numbers of ComfyUI's blocks, in the order of diffusers' list
 BLOCKS = [("input", number) for number in (1, 2, 4, 5, 7, 8)] + [
     ("output", number) for number in range(3, 12)] + [("middle", 0)]
 

@@ -141,7 +141,7 @@ REFUSED = {
         r"has [\d,]+ bytes and claims tensors of [\d,]+ \(image_proj_model\.latents\)"),
     "an index of 4,400 digits": (
         lambda w: w | {f"{ATTENTION}{'1' * 4400}.to_k_face.weight": w[UP]},
-        r"has the name adapter_modules\.1+\.\.\., which is none of a tensor"),
+        r"has the name adapter_modules\.1+\.\.\., which no tensor has"),
     "an index of 200 digits": (
         lambda w: w | {f"{ATTENTION}{'1' * 200}.to_k_face.weight": w[UP]},
         "has 1 entries that no ID-Animator adapter has"),

@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 
-import pack
 import tiny
 from small_world.ablations import VARIANTS, compared_file
 from small_world.cases import cases, clip_of, pairs, real, still
@@ -31,6 +30,7 @@ from standin_core.stand_in.objective import reading_photo
 from standin_core.stand_in.positions import shared_positions
 from standin_core.stand_in.variant import PAPER, Variant
 from standin_core.wan import Wan
+from support import pack
 from support.environment import PACK
 from tolerances import WHOLE_RUN, assert_close
 

@@ -10,7 +10,6 @@ from comfy_api.latest import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pack
 import tiny
 from examples import examples
 from standin_core.controls import MOST_STRENGTH, Controls, parse_schedule, strength_at
@@ -21,6 +20,7 @@ from standin_core.person import PersonSettings, make_person
 from standin_core.stand_in.apply import apply_reference
 from standin_core.stand_in.attention_map import AttentionMap, show_map
 from standin_core.stand_in.wrappers import installed
+from support import pack
 
 NUMBERS = (io.Int.Input, io.Float.Input)
 LONGEST_SENTENCE = 1500

@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 
 import faces
-import pack
 from standin_core.concat_id.model import load_concat_id
 from standin_core.evaluation import CompareSettings, compare
 from standin_core.face import SFACE, YUNET, FaceSettings, crop_faces, load_detector
@@ -24,7 +23,7 @@ from standin_core.train.data.dropped import Unusable
 from standin_core.train.data.manifest import Clip
 from standin_core.train.data.pairs import PairSettings, pair
 from standin_core.train.data.video import decoded
-from support import moving_photo
+from support import moving_photo, pack
 
 pytestmark = pytest.mark.usefixtures("models_dir")
 Interrupted = comfy.model_management.InterruptProcessingException

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parent.parent
-CORE = PACK / "standin_core"
 
 # what every method shares; each may import those before it
 SHARED = ["errors", "words", "contracts", "checks", "files", "weights", "folders", "latents", "face", "reference",
@@ -16,7 +15,7 @@ SHARED = ["errors", "words", "contracts", "checks", "files", "weights", "folders
 METHODS = ["stand_in", "concat_id", "id_animator", "face_swap"]
 # which methods there are; may import all of them
 LISTS = ["methods"]
-# of a method that has more files than a reader holds at a time; each may import those before it
+# inside a method that has more files than a reader holds at a time; each may import those before it
 WITHIN = {"stand_in": ["presets", "positions", "variant", "adapter", "managed", "stream", "kv_cache", "applied",
                        "attention_map", "run_report", "choices", "budget", "run", "wrappers", "experts", "apply",
                        "parameters", "objective", "training"],
@@ -28,6 +27,9 @@ WITHOUT_COMFYUI = ["errors", "words", "contracts", "checks", "files", "weights",
                    "report", "rope", "likeness", "stand_in.adapter", "stand_in.positions", "stand_in.kv_cache",
                    "stand_in.applied", "stand_in.run_report", "id_animator.adapter", "id_animator.resampler",
                    "id_animator.run_report"]
+# folder -> which of these it may import by name
+AROUND = {"scripts/support": set(), "casting": {"support"}, "small_world": {"support"},
+          "benchmarks": {"support", "small_world", "casting"}, "scripts": {"support", "small_world", "casting"}}
 # a file for each kind of model, and one for what computes a model's attention
 TOUCH_MODELS = ["standin_core.wan", "standin_core.id_animator.unet", "standin_core.host_attention"]
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
@@ -56,6 +58,14 @@ def imports(name):
             module = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield f"{module}.{alias.name}" if f"{module}.{alias.name}" in FILES else module
+
+
+def absolute_imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
 
 
 def stage(name):
@@ -96,6 +106,12 @@ def test_no_import_runs_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+@pytest.mark.parametrize("folder", AROUND)
+def test_what_lies_around_the_engine_has_an_order(folder):
+    used = {name.partition(".")[0] for path in (PACK / folder).glob("*.py") for name in absolute_imports(path)}
+    assert used & {Path(each).name for each in AROUND} <= {*AROUND[folder], Path(folder).name}
+
+
 @pytest.mark.parametrize("name", CORE_FILES)
 def test_who_may_import_comfyui(name):
     names = list(imports(name))
@@ -111,9 +127,7 @@ def test_casting_drives_servers_and_is_none(path):
     """It knows the pack by its workflows: of the engine it takes errors, files and what makes a video better, of
     ComfyUI nothing.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level} | {
-        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names = list(absolute_imports(path))
     assert not [name for name in names if name.partition(".")[0] in (*COMFYUI, "small_world", "tests")]
     assert {name for name in names if name.startswith("standin_core")} <= {
         "standin_core.errors", "standin_core.words", "standin_core.files", "standin_core.likeness"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from comfy_api.latest import io
 
-import pack
 import tiny
+from support import pack
 from support.environment import PACK
 
 # node -> inputs and outputs, in the order that saved workflows rely on

@@ -15,7 +15,8 @@ import faces
 import sd15
 import tiny
 from golden_cases import load_case
-from small_world.tiny_models import ADAPTER, on_tiny_models, random_weights, tiny_vae, vae_weights
+from small_world.tiny_models import ADAPTER, random_weights, tiny_vae, vae_weights
+from small_world.tiny_workflow import on_tiny_models
 from standin_core.concat_id.apply import apply_concat_id
 from standin_core.errors import UserError
 from standin_core.face import FaceSettings, crop_faces

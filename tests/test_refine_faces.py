@@ -8,12 +8,11 @@ import skimage.color
 import torch
 
 import faces
-import pack
-from small_world.tiny_models import on_tiny_models
+from small_world.tiny_workflow import on_tiny_models
 from standin_core.errors import UserError
 from standin_core.face_swap import RefineSettings, enlarge_small_face, enlarged, put_back
 from standin_core.face_swap.refine import FaceTrack
-from support import moving_photo
+from support import moving_photo, pack
 from support.comfyui_server import node_id
 from support.environment import PACK
 

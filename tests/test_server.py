@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import skimage.data
 
-from small_world.tiny_models import ADAPTER, DIFFUSION_MODEL, adapter_weights, on_tiny_models, with_record
+from small_world.tiny_models import ADAPTER, DIFFUSION_MODEL, adapter_weights
+from small_world.tiny_workflow import on_tiny_models, with_record
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 

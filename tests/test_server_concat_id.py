@@ -6,7 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from small_world.tiny_models import CONCAT_ID, DIFFUSION_MODEL, on_tiny_models, with_record
+from small_world.tiny_models import CONCAT_ID, DIFFUSION_MODEL
+from small_world.tiny_workflow import on_tiny_models, with_record
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 

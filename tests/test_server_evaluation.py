@@ -5,7 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from small_world.tiny_models import CLIP_VISION, on_tiny_models
+from small_world.tiny_models import CLIP_VISION
+from small_world.tiny_workflow import on_tiny_models
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import faces
-from small_world.tiny_models import DIFFUSION_MODEL, on_tiny_models, with_record
+from small_world.tiny_models import DIFFUSION_MODEL
+from small_world.tiny_workflow import on_tiny_models, with_record
 from standin_core.face.models import BISENET
 from support import moving_photo
 from support.comfyui_server import PromptFailed, node_id

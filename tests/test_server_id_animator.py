@@ -9,14 +9,8 @@ import safetensors.torch
 
 from casting.ranking import ranked
 from casting.workflow import RECORD, filled, read_workflow
-from small_world.tiny_models import (
-    DIFFUSION_MODEL,
-    ID_ANIMATOR,
-    LORA,
-    id_animator_weights,
-    on_tiny_models,
-    write_tiny_sd15,
-)
+from small_world.tiny_models import DIFFUSION_MODEL, ID_ANIMATOR, LORA, id_animator_weights, write_tiny_sd15
+from small_world.tiny_workflow import on_tiny_models
 from support.comfyui_server import PromptFailed, node_id
 from support.environment import PACK
 

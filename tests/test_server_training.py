@@ -111,8 +111,8 @@ def test_more_steps_go_on(server, people):
 
 @pytest.mark.parametrize("changes, words", [
     ({"name": "../elsewhere"}, "must be one for a file, without folders"),
-    ({"learning_rate": 0.0}, "learning_rate must be more than 0, but is 0.0"),
-    ({"name": "of_people", "rank": 4, "steps": 50}, "is there already, but not of this training")])
+    ({"learning_rate": 0.0}, "learning_rate must be a finite number of more than 0, but is 0"),
+    ({"name": "of_people", "rank": 4, "steps": 50}, "is there already and comes from another training")])
 def test_what_cannot_be(server, people, changes, words):
     server.run(graph(people))
     with pytest.raises(PromptFailed) as failure:
@@ -176,7 +176,8 @@ def test_concat_id_goes_on_from_a_concat_id(server, people):
     ({"data": {"method": "Stand-In", "name": "people"}}, "as they were cropped, at 64x64, but Concat-ID"),
     ({"data": {"name": "people"}}, "was made with other settings (face)"),
     ({"data": {"method": "Stand-In", "name": "two people", "people": 2}}, "only Concat-ID is trained on several"),
-    ({"weights": "low rank", "rank": 4, "name": "concat_id_of_people"}, "is there already, but not of this training"),
+    ({"weights": "low rank", "rank": 4, "name": "concat_id_of_people"},
+     "is there already and comes from another training"),
     ({"model": ["applied", 0]}, "the model has an identity on it already")])
 def test_what_concat_id_cannot_be(server, people, changes, words):
     server.run(graph(people))

@@ -108,9 +108,10 @@ def test_figures_are_drawn_from_the_record(name, tmp_path):
 
 def test_the_readme_says_what_was_measured():
     record, text = json.loads(RECORD.read_text(encoding="utf-8")), (PACK / "README.md").read_text(encoding="utf-8")
-    (claim,) = re.findall(r"the identity branch keeps.*?\n\n", text, re.DOTALL)
+    (claim,) = re.findall(r"preset \*paper\* keeps.*?\n\n", text, re.DOTALL)
     paper = record[PAPER.measured_as]
     figures = [*(paper[name] for name in ("kept", "low", "high")),
                *(record[setting.measured_as]["kept"] for setting in (CLOSER, PLAIN))]
     assert re.findall(r"-?\d\.\d\d", claim) == [f"{figure:.2f}" for figure in figures]
-    assert f"{record['people']} people" in claim
+    assert f"{record['people']} people" in claim and f"{paper['validity']:.0%}".replace("%", " %") in claim
+    assert f"cfg {record['sampled']['cfg']:g} in {record['sampled']['steps']} steps" in claim

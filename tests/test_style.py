@@ -12,7 +12,7 @@ import zipfile
 import nodes
 import pytest
 
-import pack
+from support import pack
 from support.environment import PACK
 
 PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -103,6 +103,14 @@ def test_no_sentence_of_a_docstring_begins_with_of():
              for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module))
              for line in (ast.get_docstring(node) or "").split("\n") if BEGINS_WITH_OF.search(line)]
+    assert not found, "\n".join(found)
+
+
+def test_no_comment_of_a_line_begins_with_of():
+    """Behind a name, "of" goes on from it; alone in a line, nobody knows what is meant."""
+    found = [f"{path.relative_to(PACK)}, {line.strip()}" for path in python_files()
+             for before, line in itertools.pairwise(["", *path.read_text(encoding="utf-8").splitlines()])
+             if re.match(r" *# [oO]f ", line) and not before.lstrip().startswith("#")]
     assert not found, "\n".join(found)
 
 

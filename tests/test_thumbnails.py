@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from small_world.thumbnail_pictures import HEIGHT, NIGHT, picture_of
+from small_world.thumbnails import CARD, HEADLINE_PX, WHEN_PX, thumbnail
 from support.environment import PACK
-from support.thumbnail_pictures import HEIGHT, NIGHT, picture_of
-from support.thumbnails import CARD, HEADLINE_PX, WHEN_PX, thumbnail
 from support.workflow_graphs import WORKFLOWS
 
 SHOWN_WIDTH = 254  # of a card in the page at 1920x1080

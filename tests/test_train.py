@@ -66,7 +66,7 @@ def test_every_tensor_of_the_adapter_takes_a_gradient_and_no_other(wan):
     flow_matching_loss(trained, batch(), backward=torch.Tensor.backward)
     tensors = trained.weights
     assert len(tensors) == 6 * tiny.WAN.blocks
-    # of the last block only K and V are read
+    # only K and V of the last block are read
     unread = {key for key in tensors if key.startswith(f"blocks.{tiny.WAN.blocks - 1}.self_attn.q")}
     assert {key for key, tensor in tensors.items() if tensor.grad is None} == unread
     assert all(float(tensor.grad.norm()) > 0 for key, tensor in tensors.items() if key not in unread)
@@ -303,7 +303,7 @@ def test_a_kill_between_two_checkpoints(wan, tmp_path):
 def test_what_is_no_adapter_is_not_replaced(tmp_path, what):
     file = tmp_path / "mine.safetensors"
     file.mkdir() if what == "folder" else file.write_bytes(b"broken")
-    with pytest.raises(UserError, match="is there already, but not of this training"):
+    with pytest.raises(UserError, match="is there already and comes from another training"):
         check_replaceable(file, {"rank": "4"})
 
 
@@ -321,7 +321,7 @@ def test_a_run_goes_on_with_another_learning_rate(wan, tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(wan, tmp_path):
     save_checkpoint(trainer(wan), tmp_path / "checkpoint.pt")
     other = trainer(wan, dataclasses.replace(SETTINGS, warmup=5, seed=4))
-    with pytest.raises(UserError, match=r"trained otherwise \(warmup, seed\)"):
+    with pytest.raises(UserError, match=r"a training with other settings \(warmup, seed\)"):
         resume(other, tmp_path / "checkpoint.pt")
 
 
@@ -334,7 +334,7 @@ def test_a_checkpoint_of_an_earlier_version(wan, tmp_path):
         del saved["settings"][name]
     torch.save(saved, file)
     resume(trainer(wan), file)
-    with pytest.raises(UserError, match=r"trained otherwise \(reference_dropout\)"):
+    with pytest.raises(UserError, match=r"a training with other settings \(reference_dropout\)"):
         resume(trainer(wan, dataclasses.replace(SETTINGS, reference_dropout=0.1)), file)
 
 
@@ -432,7 +432,7 @@ def test_a_loss_that_is_no_number_changes_nothing(wan):
     before = {key: tensor.detach().clone() for key, tensor in run.weights.items()}
     for _ in range(MOST_BAD_STEPS - 1):
         assert math.isnan(run.train_step())
-    with pytest.raises(UserError, match="were no numbers in 10 steps in a row"):
+    with pytest.raises(UserError, match="were not finite in 10 steps in a row"):
         run.train_step()
     assert all(torch.equal(run.weights[key], tensor) for key, tensor in before.items())
 
@@ -492,8 +492,11 @@ def test_it_learns(wan):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"learning_rate": 0.0}, "learning_rate must be more than 0, but is 0.0"),
-    ({"ema": 1.0}, "ema must be .*, but is 1.0"),
+    ({"learning_rate": 0.0}, "learning_rate must be a finite number of more than 0, but is 0"),
+    ({"learning_rate": math.nan}, "learning_rate must be .*, but is nan"),
+    ({"shift": math.inf}, "shift must be .*, but is inf"), ({"warmup": -5}, "warmup must be .*, but is -5"),
+    ({"weight_decay": -3.0}, "weight_decay must be a finite number of at least 0, but is -3"),
+    ({"ema": 1.0}, "ema must be a finite number of at least 0 and less than 1, but is 1: 0.999 is usual"),
     ({"noise_from": 0.875, "noise_to": 0.5}, "the noise levels must be .*, but are 0.875 to 0.5")])
 def test_settings_that_make_no_sense(change, words):
     with pytest.raises(UserError, match=words):

@@ -10,7 +10,6 @@ import safetensors.torch
 import torch
 from packed import scaled_fp8
 
-import pack
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.concat_id.model import OWN_BIAS, OWN_WEIGHT, REFERENCES, load_concat_id
@@ -29,6 +28,7 @@ from standin_core.train.method import Batch
 from standin_core.train.plan import plan
 from standin_core.train.session import training_run
 from standin_core.wan import WITH_GRADIENTS, Wan
+from support import pack
 from tolerances import WHOLE_RUN, assert_close
 
 CPU = torch.device("cpu")
@@ -364,8 +364,8 @@ def test_what_cannot_be_trained(settings, data, words):
 @pytest.mark.parametrize("changes, words", [
     ({"variant": "second"}, "variant must be one of first stage, AdaLN, but is second"),
     ({"weights": "some"}, "weights must be one of all, low rank, but is some"),
-    ({"rank": 0}, "rank must be at least 1, but is 0"),
-    ({"references": 0}, "references must be at least 1, but is 0"),
+    ({"rank": 0}, "rank must be a whole number of at least 1, but is 0"),
+    ({"references": 0}, "references must be a whole number of at least 1, but is 0"),
     ({"expert": "low noise"}, "Wan 2.1, which has no experts")])
 def test_settings_that_make_no_sense(changes, words):
     with pytest.raises(UserError, match=words):

@@ -9,11 +9,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-import pack
 import tiny
 from small_world.tiny_models import TinyWan, adapter_weights, concat_id_weights, lora_weights
 from standin_core.train.data.recipe import AS_CROPPED, TO_CLIP
 from standin_core.train.data.shards import Example, write_shards
+from support import pack
 from tolerances import relative_rms
 
 NAME, PLAIN, VACE, ADALN = "mine", "wan.safetensors", "vace.safetensors", "adaln.safetensors"

@@ -1,6 +1,7 @@
 """From real video files to shards: what is kept, what is dropped and why, and going on after a stop."""
 import dataclasses
 import json
+import math
 import os
 import shutil
 from fractions import Fraction
@@ -304,7 +305,8 @@ def test_other_settings_are_refused(videos, prepared_once):
 @pytest.mark.parametrize("change, words", [
     ({"frames": 16}, "frames must be .*, but is 16"), ({"frames": 1}, "frames must be .*, but is 1"),
     ({"width": 100}, "width must be a multiple of 16, .*, but is 100"),
-    ({"fps": 0.0}, "fps must be more than 0, but is 0")])
+    ({"fps": 0.0}, "fps must be a finite number of more than 0, but is 0"),
+    ({"fps": math.nan}, "fps must be .*, but is nan"), ({"frames": 81.0}, "frames must be a whole number")])
 def test_settings_that_make_no_sense(change, words):
     with pytest.raises(UserError, match=words):
         dataclasses.replace(SETTINGS, **change)

@@ -18,7 +18,6 @@ import safetensors
 import safetensors.torch
 import torch
 
-import pack
 import tiny
 from small_world.tiny_models import TinyWan, vae_weights
 from standin_core.concat_id.training import LAYERS, ConcatIDSettings
@@ -41,6 +40,7 @@ from standin_core.train.plan import plan
 from standin_core.train.samples import sample_grid
 from standin_core.train.session import training_run
 from standin_core.wan import Wan
+from support import pack
 from support.environment import PACK
 from support.peak_memory import allocated_peak
 
@@ -240,7 +240,7 @@ def test_an_adapter_of_another_training_is_not_overwritten(model, shards, tmp_pa
     train(mine)  # is done, and writes the same again
     kept = file.read_bytes()
     other = shutil.copytree(shards, tmp_path / "data" / "two")
-    with pytest.raises(UserError, match="is there already, but not of this training"):
+    with pytest.raises(UserError, match="is there already and comes from another training"):
         train(other)
     assert len(losses) == 1 and file.read_bytes() == kept
     assert torch.equal(load_adapter(file).blocks[0].v.up, adapter.blocks[0].v.up)
@@ -293,7 +293,7 @@ def test_a_checkpoint_of_other_data_is_refused(model, shards, whole, tmp_path):
     run, _ = whole
     other = tmp_path / "other"
     shutil.copytree(shards, other)
-    with pytest.raises(UserError, match=r"trained otherwise \(base_model, data\): .*take another name"):
+    with pytest.raises(UserError, match=r"a training with other settings \(base_model, data\): .*take another name"):
         next(started(model, other, run.folder, base_model="another").steps())
 
 
@@ -359,20 +359,26 @@ def table(**changes):
     ({"train": {"cosine": 1}}, r"\[train\] cosine must be a valid boolean, but is 1"),
     ({"train": {"learning_rate": True}}, r"\[train\] learning_rate must be a valid number, but is True"),
     ({"train": {"seed": datetime.date(2026, 1, 1)}}, r"\[train\] seed must be a valid integer, but is '2026-01-01'"),
-    ({"train": {"learning_rate": -math.inf}}, "learning_rate must be more than 0, but is -inf"),
+    ({"train": {"learning_rate": -math.inf}}, "learning_rate must be a finite number of more than 0, but is -inf"),
     ({"train": 5}, r"^\[train\] must be a table, but is 5\.$"), ({"files": {}}, r"\[files\] lacks 'videos'"),
     ({"files": {}}, r"\[files\] lacks 'vae'"),
     ({"data": {"face": {"crop": 1}}}, r"\[data.face\] has 'crop', which nothing reads; it may have preset, detector"),
     ({"data": {"face": {"detector": "dlib"}}}, "detector must be one of auto, .*, but is dlib"),
     ({"adapter": {"name": "../mine"}}, "must be one for a file"),
     ({"adapter": {"name": ""}}, "the name must be .*, but '' is empty"),
-    ({"adapter": {"name": "mine", "rank": 0}}, "rank must be at least 1, but is 0"),
+    ({"adapter": {"name": "mine", "rank": 0}}, "rank must be a whole number of at least 1, but is 0: the authors"),
     ({"method": "standin"}, r"^method must be one of stand_in \(an adapter for Load Stand-In\).*, but is 'standin'"),
     ({"method": ["stand_in"]}, r"^method must be one of .*, but is \['stand_in'\]"),
     ({"photos": {"fit": "tight"}}, "fit must be one of as cropped, to the clip, but is tight"),
-    ({"photos": {"noise_draws": -1}}, "noise_draws must be at least 0, but is -1"),
+    ({"photos": {"noise_draws": -1}}, "noise_draws must be a whole number of at least 0, but is -1"),
     ({"data": {"photos_from": "nowhere"}}, "photos_from must be one of outside the clip, the clip, but is nowhere"),
-    ({"train": {"reference_dropout": 1.0}}, "reference_dropout must be .*, but is 1.0"),
+    ({"photos": {"noise_mean": math.nan}}, "noise_mean must be a finite number, but is nan"),
+    ({"samples": {"steps": 0}}, "steps must be a whole number of at least 1, but is 0"),
+    ({"samples": {"count": -2}}, "count must be a whole number of at least 1, but is -2"),
+    ({"samples": {"shift": math.inf}}, "shift must be .*, but is inf"),
+    ({"data": {"face": {"crop_scale": math.nan}}}, "crop_scale must be .*, but is nan"),
+    ({"pairs": {"embedder": "facenet"}}, "embedder must be one of .*, but is facenet"),
+    ({"train": {"reference_dropout": 1.0}}, "reference_dropout must be .*, but is 1: 0.1 is usual"),
     ({"train": {"cosine": True, "linear": True}}, "cosine and linear cannot both be true"),
     ({"adapter": {"name": "mine", "expert": "both"}}, "expert must be one of .*, but is both"),
     ({"adapter": {"name": "mine", "expert": "low noise"}, "train": {"noise_to": 0.9}}, "which sets the noise levels"),

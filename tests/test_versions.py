@@ -5,8 +5,8 @@ import tomllib
 import pytest
 
 import standin_core
-from pack import PACK, in_order
 from support.environment import CARRIERS, COMFYUI_VERSION
+from support.pack import PACK, in_order
 from support.workflow_graphs import WORKFLOWS
 
 

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from comfy_api.latest import io
 
-import pack
+from support import pack
 from support.browser import PACK_NAME
 from support.environment import PACK
 from support.workflow_graphs import WORKFLOWS
@@ -69,7 +69,7 @@ def test_the_template_browser_names_the_pack(language):
     main = json.loads((PACK / "locales" / language / "main.json").read_text(encoding="utf-8"))
     assert main["templateWorkflows"]["category"] == {registry: "Stand-In", PACK_NAME: "Stand-In"}
     readme = (PACK / "README.md").read_text(encoding="utf-8")
-    assert f"`{registry}` after the first, and `{PACK_NAME}` after the" in readme
+    assert f"into `custom_nodes/{registry}`" in readme and f"in\n`custom_nodes/{PACK_NAME}`" in readme
     assert f"git clone <this repository> {PACK_NAME}\n" in readme
 
 

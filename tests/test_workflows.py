@@ -7,9 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import pack
-from small_world.tiny_models import on_tiny_models, with_record
-from support import moving_photo
+from small_world.tiny_workflow import on_tiny_models, with_record
+from support import moving_photo, pack
 from support.comfyui_server import node_id
 from support.environment import PACK
 from support.workflow_graphs import BLUEPRINTS, CLIP_H, PACKS, SOURCES, WORKFLOWS

@@ -76,7 +76,10 @@ NEGATIVE = ("overexposed, static, blurred details, subtitles, painting, still pi
             "three legs, walking backwards")
 PROMPT_TIP = "Say *a man* or *a woman* and what happens. Do not describe the face: the photo does."
 FACE_FILES = ("The first run downloads two face networks (163 MB, facexlib on GitHub). With *download face models* "
-              "off, it does without: the photo keeps its background.")
+              "off and no such network installed, a built-in detector finds frontal faces, and the photo keeps its "
+              "background.")
+CUT_OUT = ("The first run downloads two face networks (163 MB, facexlib on GitHub). With *download face models* off, "
+           "take a photo with a transparent background, or put `parsing_bisenet.pth` into `models/facexlib`.")
 QUICK_LOOK = "A quick look first: *one picture* in **Empty video** makes a picture instead of a video."
 
 
@@ -321,7 +324,7 @@ IDENTITY = Workflow(
 
 1. **Photo**: one clear, frontal photo.
 2. **Prompt**: {PROMPT_TIP}
-3. Run. **Identity from a photo** shows the crop of the face, **Stand-In Sampler** what the identity did.
+3. Run. **Identity from a photo** shows the crop of the face; **Stand-In Sampler** reports how the identity was used.
 
 Steps, cfg and shift are the authors'. {QUICK_LOOK} The button beside *Graph*, at the top left, shows this as an app.
 *Enter subgraph* opens the face crop and all controls.
@@ -757,7 +760,7 @@ FACE_SWAP = Workflow(
 A higher *denoise* gives a more natural face that follows the old expression less. Experimental: profiles, hands before
 the face and fast turns show.
 
-{FACE_FILES}""",
+{CUT_OUT}""",
     subgraphs=(Subgraph(
         "New face on a video", "Pastes the face of a photo on the face in a video, and gives the model its identity.",
         tuple(node.key for node in PASTED),

@@ -18,8 +18,8 @@ from .states import FUSED, SMOOTHED_SAGE, TILE, TILED, StateSource
 
 # how the video reads the identity: chosen for each run, merged attention states, or appended keys and values
 ATTENTION_PATHS = ("auto", "merge", "concatenate")
-# of the q for which PyTorch says its backend: on Windows, ComfyUI 0.16.3 takes another backend from 131,072 numbers on,
-# and the q of a video has more
+# how many numbers the q has for which PyTorch says its backend: on Windows, ComfyUI 0.16.3 takes another backend from
+# 131,072 numbers on, and the q of a video has more
 ASKED_HEADS, ASKED_TOKENS = 2, 4096
 
 

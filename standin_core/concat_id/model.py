@@ -30,13 +30,13 @@ from ..wan import Wan
 from ..weights import (
     ORDINARY_LORA,
     SAFETENSORS,
+    bytes_of,
     check_claim,
     check_size,
     check_tensors,
     checked_metadata,
     download_again,
     refusing_damage,
-    size_of,
     unpickled,
     weights_in,
 )
@@ -168,7 +168,7 @@ def _read(path: Path) -> tuple[dict, dict[str, str], Fingerprint]:
     """The content, the metadata and the fingerprint of a file; a safetensors by ComfyUI's loader, which maps it: it has
     gigabytes."""
     with refusing_damage(path, download_again("a Concat-ID model"), throw_exception_if_processing_interrupted) as ask:
-        size, came, metadata = size_of(path), fingerprint_of(path), {}
+        size, came, metadata = bytes_of(path), fingerprint_of(path), {}
         if path.suffix.lower() in SAFETENSORS:
             weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
             metadata = checked_metadata(metadata)  # the loader does not look

@@ -5,14 +5,13 @@ import torch
 
 from ..errors import UserError
 from ..guidance import Passes
-from ..latents import in_pixels
+from ..latents import TIME, in_pixels
 from ..runs import Run
 from ..wan import Wan
 from .applied import AppendedReference
 from .forward import ReferenceModulation
 from .run_report import ConcatIDReference, ConcatIDReport
 
-TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 # What a block holds at its peak for each token, in numbers, with C for dim and F for ffn_dim: in the feed-forward its
 # input and output, the hidden layer before and after its activation, and the tokens themselves. tests/test_concat_id_
 # memory.py compares with PyTorch's allocator.

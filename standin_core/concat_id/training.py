@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from ..checks import check_choice, check_number
 from ..errors import UserError
 from ..files import replacing
 from ..folders import plain_name
@@ -32,7 +33,7 @@ from ..train.low_rank import DOWN, UP, low_rank_modules, low_rank_optimizer, low
 from ..train.method import Batch, ModelSize
 from ..train.settings import MethodSettings, TrainSettings
 from ..wan import Wan, differentiable
-from ..weights import SAFETENSORS
+from ..weights import COMPUTED, SAFETENSORS
 from ..words import shown
 from .apply import apply_concat_id
 from .forward import ReferenceModulation, references_appended
@@ -61,10 +62,8 @@ OWN_BLOCKS = "modulation_ref"  # the vectors of all blocks as one tensor, while 
 # tokens, to which they fit within 2 %; tests/test_train_concat_id.py compares.
 AT_WORK = {ALL: (23.1, 2.2), LOW_RANK: (19.7, 3.5)}
 KEPT = {ALL: 0.0, LOW_RANK: 0.75}
-IN_A_BLOCK = {ALL: (19.8, 1.6), LOW_RANK: (17.0, 2.2)}
+EACH_BLOCK = {ALL: (19.8, 1.6), LOW_RANK: (17.0, 2.2)}
 LAST = 4.7
-
-NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +86,10 @@ class ConcatIDSettings(MethodSettings):
 
     def __post_init__(self):
         MethodSettings.__post_init__(self)
-        for name, known in (("variant", VARIANTS), ("weights", WEIGHTS)):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)}.")
+        check_choice(self.variant, "variant", VARIANTS)
+        check_choice(self.weights, "weights", WEIGHTS)
         for name in ("rank", "references"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+            check_number(getattr(self, name), name, 1, whole=True)
         if self.expert != "single":
             raise UserError(f"expert is {self.expert}, but Concat-ID is trained on Wan 2.1, which has no experts: set "
                             "expert to single.")
@@ -111,7 +108,7 @@ class ConcatIDMethod:
     Settings: ClassVar[type[MethodSettings]] = ConcatIDSettings
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "data": {"fps": 16.0, "face": {"preset": "Concat-ID"}},
-        "photos": {"fit": "to the clip", "noise_draws": 4},
+        "photos": {"fit": TO_CLIP, "noise_draws": 4},
         "train": {"learning_rate": 1e-5, "warmup": 150, "linear": True, "weight_decay": 0.01, "shift": 5.0,
                   "reference_dropout": 0.1},
     }
@@ -147,7 +144,7 @@ class ConcatIDMethod:
                             "is trained on Wan 2.1's text-to-video model of 1.3B, or on a Concat-ID file: take one of "
                             "those.")
         # what is quantised has the dtype of what it is made into
-        if any(parameter.dtype not in NUMBERS or isinstance(parameter, QuantizedTensor)
+        if any(parameter.dtype not in COMPUTED or isinstance(parameter, QuantizedTensor)
                for parameter in wan.model.parameters()):
             raise UserError("the model's weights are in fp8 or quantised, but training changes them: take the model "
                             "in fp32, fp16 or bf16.")
@@ -182,7 +179,7 @@ class ConcatIDMethod:
         tokens, weights = video + photo, self.settings.weights
         if checkpointing:
             return tokens * (of(AT_WORK[weights]) + KEPT[weights] * size.blocks * size.dim)
-        return tokens * (size.blocks * of(IN_A_BLOCK[weights]) + LAST * size.dim)
+        return tokens * (size.blocks * of(EACH_BLOCK[weights]) + LAST * size.dim)
 
     def begin(self, wan: Wan, seed: int, device: torch.device) -> ConcatIDLearner:
         own = None
@@ -260,7 +257,7 @@ class ConcatIDLearner:
                                  lr=settings.learning_rate)
 
     def _own_group(self) -> list[dict]:
-        """The authors' model takes a part of these vectors nowhere; without a gradient they would only shrink."""
+        """Without weight decay: parts of these vectors get no gradient, so decay would only shrink them."""
         return [] if self.own is None else [{"params": _parts(self.own), "weight_decay": 0.0}]
 
     @contextlib.contextmanager

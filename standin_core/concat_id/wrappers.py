@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..errors import UserError
 from ..guidance import OWN_SCALE, OwnScale
-from ..runs import announced, install_wrappers, opened
+from ..runs import WINDOW, announced, install_wrappers, opened
 from ..wan import Wan
 from .applied import AppendedReference
 from .forward import references_appended
@@ -20,7 +20,6 @@ from .run import ConcatIDRun, check_place, extra_bytes
 KEY = "concat_id"
 WITHOUT = "concat_id_without"  # set for a call in which the reference is zeros
 APPENDED = "time_dim_concat"  # ComfyUI's: frames that the model takes behind the video's
-WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 
 
 def install(model, applied: AppendedReference) -> None:

@@ -94,7 +94,7 @@ def square_around(box: Box | None, height: int, width: int, scale: float, border
     left, top, right, bottom = box
     centre_x, centre_y = (left + right) // 2, (top + bottom) // 2
     half = max(int(max(right - left, bottom - top) * scale) // 2, 1)
-    # of a box with its centre outside, at least a pixel of the photo; the authors' code fails there
+    # where the centre is outside, at least a pixel of the photo; the authors' code fails there
     left, top = min(max(centre_x - half, 0), width - 1), min(max(centre_y - half, 0), height - 1)
     return Square(left, top, max(min(centre_x + half, width), left + 1), max(min(centre_y + half, height), top + 1))
 

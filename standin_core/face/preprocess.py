@@ -11,7 +11,7 @@ import numpy as np
 import PIL.ImageColor
 import torch
 
-from ..checks import check_choice, checked_masks, checked_pictures
+from ..checks import check_choice, check_number, checked_masks, checked_pictures
 from ..contracts import CroppedFace, FaceCrop
 from ..errors import UserError
 from ..words import shown
@@ -78,6 +78,11 @@ class FaceSettings:
                             ("parser", PARSERS), ("border_rule", (FROM_PRESET, *BORDER_RULES)),
                             ("keep", (FROM_PRESET, *KEPT_LABELS)), ("normalization", (FROM_PRESET, *NORMALIZATIONS))):
             check_choice(getattr(self, name), name, known)
+        for name in ("crop_scale", "size"):
+            check_number(getattr(self, name), name, 1, whole=name == "size")
+        for name in ("face_index", "feather"):
+            check_number(getattr(self, name), name, 0, whole=True)
+        check_number(self.min_score, "min_score", 0, 1)
         changed = self.crop_scale != AUTHORS_CROP_SCALE or self.border_rule != FROM_PRESET or self.level_eyes
         if PRESETS[self.preset].aligned and changed:
             raise UserError(f"the preset {self.preset} brings the key points of the face to fixed places, which leaves "

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
+from ..weights import COMPUTED, ORDINARY_LORA, Ask, check_named, download_again, read_weights
 from ..words import shown
 from .resampler import HEAD_DIM
 
 ADAPTERS = "id_animator"  # ComfyUI's name of the folder of these files
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RESAMPLER, ATTENTION = "image_proj_model.", "adapter_modules."
 OTHER_CONTAINER = {"image_proj.": RESAMPLER, "face_adapter.": ATTENTION}
 LAYER = re.compile(r"image_proj_model\.layers\.(0|[1-9][0-9]{0,2})\.")
@@ -116,9 +115,7 @@ def parse_adapter(weights: dict, name: str, sha256: str = "") -> Adapter:
 
 def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
     """The tensors under the authors' names without ``module.``. Raises UserError for another kind of file."""
-    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
-                        "choose an ID-Animator file.")
+    check_named(weights, name, "an ID-Animator file")
     flat: dict[str, Any] = {}
     for key, value in weights.items():
         flat |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
@@ -141,7 +138,7 @@ def _official(weights: dict, name: str) -> dict[str, torch.Tensor]:
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{name}: {key} must be a tensor, but is of type {type(value).__name__}: take the file as "
                             "the authors publish it.")
-        if value.dtype not in DTYPES:
+        if value.dtype not in COMPUTED:
             raise UserError(f"{name}: {key} must be fp32, fp16 or bf16, but is {value.dtype}: take the file in one of "
                             "these.")
     return found

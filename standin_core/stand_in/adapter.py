@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..weights import ORDINARY_LORA, Ask, download_again, read_weights
+from ..weights import COMPUTED, ORDINARY_LORA, Ask, check_named, download_again, read_weights
 from ..words import shown
 from .variant import PAPER, Variant
 
@@ -26,7 +26,6 @@ TENSOR_KEY = re.compile(
     r"(?:self_attn\.(?P<official>[qkv])_loras|self_attn\.(?P<peft>[qkv])|attn1\.to_(?P<diffusers>[qkv]))\."
     r"(?P<factor>down|up|lora_A|lora_B)(?:\.default)?\.weight"
 )
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FACTORS = {"down": "down", "lora_A": "down", "up": "up", "lora_B": "up"}
 
 
@@ -90,9 +89,7 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
 
     Raises UserError where they are no Stand-In adapter.
     """
-    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise UserError(f"{name} holds a {type(weights).__name__} that is not named tensors, so it is no adapter: "
-                        "choose a Stand-In file.")
+    check_named(weights, name, "a Stand-In file")
     found, foreign = _by_block(weights, name)
     if any(ORDINARY_LORA.search(key) for key in foreign):
         raise UserError(f"{name} is an ordinary LoRA (it has {foreign[0]}), not a Stand-In adapter: load it with "
@@ -112,7 +109,7 @@ def parse_adapter(weights: dict, name: str, sha256: str = "", variant: Variant =
                         f"first is {official_key(*missing[0])}): the file is cut off or was converted wrongly, "
                         "download it again.")
     for key, weight in sorted(found.items()):
-        if weight.dtype not in DTYPES:
+        if weight.dtype not in COMPUTED:
             raise UserError(f"{name}: {official_key(*key)} must be fp32, fp16 or bf16, but is {weight.dtype}: take the "
                             "file in one of these.")
     rank, dim = found[0, "q", "down"].shape if found[0, "q", "down"].ndim == 2 else (0, 0)

@@ -13,6 +13,7 @@ from ..controls import region_weights
 from ..errors import UserError
 from ..guidance import Passes
 from ..joint import JointStream
+from ..latents import TIME
 from ..report import ReportSink
 from ..runs import Run
 from ..wan import Wan
@@ -28,7 +29,6 @@ from .stream import identity_layers, joint_stream
 
 PINNING = Pinning(comfy.model_management.pin_memory, comfy.model_management.unpin_memory)  # which keep within a budget
 FUSED = "fused RMSNorm and RoPE"
-TIME = 2  # the dimension of a latent [B, 16, T, h, w]
 
 
 class StandInRun(Run):

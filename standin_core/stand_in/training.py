@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import comfy.sd
 import torch
 
+from ..checks import check_number
 from ..errors import UserError
 from ..folders import find_file, new_file
 from ..train import session
@@ -30,7 +31,7 @@ TRAINING = "stand_in_training"  # the folder of ComfyUI's output that holds the 
 # with checkpointing 15 C + 2.7 F in the block at work, and C for each block; without, 10.9 C + 1.35 F for each block
 # and 7 C more. Read off PyTorch's allocator for tiny models of 6 and 12 blocks, F/C 1 and 4, 1,024 and 2,304 tokens;
 # tests/test_train_run.py compares.
-AT_WORK, KEPT, LAST = (15.0, 2.7), (10.9, 1.35), 7.0
+AT_WORK, EACH_BLOCK, LAST = (15.0, 2.7), (10.9, 1.35), 7.0
 IDENTITY_KEPT = 5.5  # C for each identity token and block, with checkpointing
 
 
@@ -49,8 +50,7 @@ class AdapterSettings(MethodSettings):
 
     def __post_init__(self):
         MethodSettings.__post_init__(self)
-        if self.rank < 1:
-            raise UserError(f"rank must be at least 1, but is {self.rank}; the authors take 128.")
+        check_number(self.rank, "rank", 1, whole=True, hint="the authors take 128")
 
 
 class StandInMethod:
@@ -116,7 +116,7 @@ class StandInMethod:
 
         if checkpointing:
             return video * of(AT_WORK) + size.blocks * size.dim * (video + IDENTITY_KEPT * photo)
-        return size.blocks * (video + photo) * of(KEPT) + LAST * video * size.dim
+        return size.blocks * (video + photo) * of(EACH_BLOCK) + LAST * video * size.dim
 
     def begin(self, wan: Wan, seed: int, device: torch.device) -> StandInLearner:
         wan.model.requires_grad_(False)

@@ -16,7 +16,7 @@ from ..attention import over_ranks, restricted_attention
 from ..controls import query_bias, strength_at
 from ..errors import UserError
 from ..guidance import OWN_SCALE, OwnScale
-from ..runs import announced, install_wrappers, opened
+from ..runs import WINDOW, announced, install_wrappers, opened, uninstall_wrappers
 from ..wan import Reading, Wan
 from .applied import Applied, Identity
 from .attention_map import AttentionRecorder
@@ -26,7 +26,6 @@ from .positions import POSITIONS
 from .run import StandInRun
 
 KEY = "stand_in"
-WINDOW = "context_window"  # ComfyUI's: the part of the video that a call of the model sees
 WITHOUT = "stand_in_without"  # set for a call that reads no identity
 RANKS = "stand_in_ranks"  # the group of torch.distributed over which the video's tokens are split
 guide_identity = OwnScale(KEY, WITHOUT)
@@ -44,9 +43,7 @@ def install(model, applied: Applied) -> None:
 
 def uninstall(model) -> None:
     """The reverse of ``install``; nothing where there is nothing."""
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING,
-                 WrappersMP.APPLY_MODEL):
-        model.remove_wrappers_with_key(kind, KEY)
+    uninstall_wrappers(model, KEY)
     functions = model.model_options.get("sampler_pre_cfg_function", [])
     if guide_identity in functions:
         model.model_options["sampler_pre_cfg_function"] = [each for each in functions if each is not guide_identity]

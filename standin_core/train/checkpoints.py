@@ -50,8 +50,8 @@ def resume(trainer: Trainer, file: Path) -> None:
     told = {**dataclasses.asdict(TrainSettings()), **saved["settings"]}
     differing = [name for name, value in _told(trainer).items() if name not in FREE and told.get(name) != value]
     if differing:
-        raise UserError(f"{file} was trained otherwise ({', '.join(differing)}): set the same again to go on, or take "
-                        "another name to begin anew.")
+        raise UserError(f"{file} is a training with other settings ({', '.join(differing)}): set the former "
+                        "ones to go on, or take another name to begin anew.")
     trainer.restore(saved)
 
 
@@ -96,7 +96,7 @@ def check_replaceable(file: Path, origin: dict[str, str]) -> None:
           safetensors.safe_open(file, "pt") as weights):
         said = weights.metadata() or {}
     if said is None or any(said.get(key, "") != value for key, value in origin.items()):
-        raise UserError(f"{file} is there already, but not of this training: take another name.")
+        raise UserError(f"{file} is there already and comes from another training: take another name.")
 
 
 class TrainingRun:

@@ -102,7 +102,7 @@ class Trainer:
         self.whole = True
         self.bad_steps = 0 if good else self.bad_steps + 1
         if self.bad_steps == MOST_BAD_STEPS:
-            raise UserError(f"loss or gradients were no numbers in {MOST_BAD_STEPS} steps in a row, up to step "
+            raise UserError(f"the loss or its gradients were not finite in {MOST_BAD_STEPS} steps in a row, up to step "
                             f"{self.step}, and changed nothing: look at the data, or lower the learning rate, and "
                             "start again.")
         return value if good else math.nan

@@ -1,4 +1,4 @@
-"""What a run shows of itself: its losses, and what the method makes by now."""
+"""What a run shows of itself: its losses, and what the method makes so far."""
 from __future__ import annotations
 
 import math

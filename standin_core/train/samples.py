@@ -1,4 +1,4 @@
-"""A picture of what a method makes by now: for some examples the photo, and frames of a video sampled with it."""
+"""A picture of what a method makes so far: for some examples, the photo and frames of a video sampled with it."""
 from __future__ import annotations
 
 import dataclasses

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import comfy.model_sampling
 import torch
 
-from ..checks import check_choice
+from ..checks import check_choice, check_number
 from ..errors import UserError
 from ..folders import plain_name
 from ..sampler import unshifted
@@ -62,17 +62,20 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "together", "learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be more than 0, but is {getattr(self, name)}.")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema must be at least 0 and less than 1, such as 0.999, but is {self.ema}.")
-        if not 0 <= self.reference_dropout < 1:
-            raise UserError("reference_dropout must be at least 0 and less than 1, such as 0.1, but is "
-                            f"{self.reference_dropout}.")
+        for name in ("steps", "batch_size", "together"):
+            check_number(getattr(self, name), name, 1, whole=True)
+        for name in ("learning_rate", "loraplus_ratio", "max_grad_norm", "shift"):
+            check_number(getattr(self, name), name, above=0)
+        for name in ("warmup", "seed"):
+            check_number(getattr(self, name), name, 0, whole=True)
+        check_number(self.weight_decay, "weight_decay", 0)
+        check_number(self.ema, "ema", 0, below=1, hint="0.999 is usual, 0 is none")
+        check_number(self.reference_dropout, "reference_dropout", 0, below=1, hint="0.1 is usual, 0 is none")
         if self.cosine and self.linear:
             raise UserError("cosine and linear cannot both be true: set one of them to false.")
-        if not 0 <= self.noise_from < self.noise_to <= 1:
+        for name in ("noise_from", "noise_to"):
+            check_number(getattr(self, name), name, 0, 1)
+        if self.noise_from >= self.noise_to:
             raise UserError("the noise levels must be a range within 0 to 1, such as 0.875 to 1 for Wan 2.2's "
                             f"high-noise expert, but are {self.noise_from} to {self.noise_to}.")
 
@@ -117,6 +120,8 @@ class SampleSettings:
     every: steps between two checkpoints; 0 for one at the end alone.
     count: examples in a picture.
     steps, cfg, shift: of the sampler.
+
+    Raises UserError for values that cannot be.
     """
 
     every: int = 500
@@ -124,3 +129,10 @@ class SampleSettings:
     steps: int = 20
     cfg: float = 5.0
     shift: float = 5.0
+
+    def __post_init__(self):
+        check_number(self.every, "every", 0, whole=True)
+        for name in ("count", "steps"):
+            check_number(getattr(self, name), name, 1, whole=True)
+        check_number(self.cfg, "cfg")
+        check_number(self.shift, "shift", above=0)

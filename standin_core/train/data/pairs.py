@@ -16,7 +16,9 @@ import comfy.utils
 import numpy as np
 import safetensors.numpy
 
+from ...checks import check_choice, check_number
 from ...errors import UserError
+from ...evaluation import EMBEDDERS
 from ...evaluation.embedders import Embedder
 from ...evaluation.measures import cosine
 from ...files import replacing
@@ -36,7 +38,7 @@ class PairSettings:
         0.99 to end with, measured on ArcFace's vectors.
     embedder: one of ``evaluation.EMBEDDERS``.
 
-    Raises UserError for a range that is empty or lies outside of -1 to 1.
+    Raises UserError for values that cannot be.
     """
 
     lowest: float = 0.7
@@ -44,7 +46,10 @@ class PairSettings:
     embedder: str = "auto"
 
     def __post_init__(self):
-        if not -1 <= self.lowest < self.highest <= 1:
+        for name in ("lowest", "highest"):
+            check_number(getattr(self, name), name, -1, 1)
+        check_choice(self.embedder, "embedder", EMBEDDERS)
+        if self.lowest >= self.highest:
             raise UserError("the similarity of pairs must be a range within -1 to 1, such as 0.7 to 0.9, but is "
                             f"{self.lowest:g} to {self.highest:g}.")
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...checks import check_choice, check_number
 from ...errors import UserError
 from ...face import FaceSettings
 from ...files import replacing
@@ -45,18 +46,18 @@ class DataSettings:
     face: FaceSettings = field(default_factory=FaceSettings)
 
     def __post_init__(self):
+        for name in ("frames", "width", "height", "references", "people"):
+            check_number(getattr(self, name), name, 1, whole=True)
+        check_number(self.fps, "fps", above=0)
+        check_number(self.seed, "seed", 0, whole=True)
+        check_choice(self.photos_from, "photos_from", PHOTOS_FROM)
         if self.frames % FRAMES_PER_LATENT != 1 or self.frames < 5:
             raise UserError("frames must be 4k + 1, such as 81, because Wan's VAE makes one latent frame of every "
                             f"{FRAMES_PER_LATENT} frames, but is {self.frames}.")
         for name in ("width", "height"):
-            if getattr(self, name) % PIXELS_PER_TOKEN or getattr(self, name) <= 0:
+            if getattr(self, name) % PIXELS_PER_TOKEN:
                 raise UserError(f"{name} must be a multiple of {PIXELS_PER_TOKEN}, such as 832 or 480, but is "
                                 f"{getattr(self, name)}.")
-        for name in ("fps", "references", "people"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be more than 0, but is {getattr(self, name)}.")
-        if self.photos_from not in PHOTOS_FROM:
-            raise UserError(f"photos_from must be one of {', '.join(PHOTOS_FROM)}, but is {self.photos_from}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,10 @@ class PhotoSettings:
     noise_deviation: float = 0.5
 
     def __post_init__(self):
-        if self.fit not in FITS:
-            raise UserError(f"fit must be one of {', '.join(FITS)}, but is {self.fit}.")
-        for name in ("noise_draws", "noise_deviation"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, but is {getattr(self, name)}.")
+        check_choice(self.fit, "fit", FITS)
+        check_number(self.noise_draws, "noise_draws", 0, whole=True)
+        check_number(self.noise_mean, "noise_mean")
+        check_number(self.noise_deviation, "noise_deviation", 0)
 
     def size(self, data: DataSettings) -> tuple[int, int]:
         """(height, width) in pixels of a photo as it is encoded."""

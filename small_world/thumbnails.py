@@ -9,8 +9,9 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from support.workflow_graphs import Workflow
+
 from .thumbnail_pictures import DIM, HEIGHT, NIGHT, PALE, picture_of
-from .workflow_graphs import Workflow
 
 CARD, MARGIN = (640, 360), 30
 # The browser's cards are 254 pixels wide at 1920x1080, where these are 16 and 14 pixels high.

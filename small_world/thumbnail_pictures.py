@@ -17,16 +17,12 @@ import PIL.ImageOps
 import skimage.data
 import torch
 
-from small_world.people import Person, split
-from small_world.render import picture
-from small_world.scenes import SHIRTS, Pose, Scene, photo_scene
 from standin_core.face import FaceSettings, crop_faces
 from standin_core.face_swap import RefineSettings, enlarge_small_face
 from standin_core.sampler import SamplerSettings, flow_matching_sigmas, switch_step
-
-from . import moving_photo
-from .environment import PACK
-from .workflow_graphs import (
+from support import moving_photo
+from support.environment import PACK
+from support.workflow_graphs import (
     ANIMATED,
     CHOOSE,
     CONCATENATED,
@@ -48,6 +44,10 @@ from .workflow_graphs import (
     WAN22,
     Workflow,
 )
+
+from .people import Person, split
+from .render import picture
+from .scenes import SHIRTS, Pose, Scene, photo_scene
 
 WIDTH, HEIGHT, GAP = 580, 180, 20
 BESIDE = (WIDTH - HEIGHT - GAP, HEIGHT)  # what stands beside a square
