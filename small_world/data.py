@@ -17,16 +17,14 @@ from standin_core.face import geometry
 from standin_core.train.data.shards import Example, write_shards
 
 from .captions import caption_contexts
-from .models import FRAMES, LATENT_FRAMES, SIDE, encode, encoder_hash, new_vae, to_model_space, to_pixels
+from .models import FRAMES, SIDE, encoder_hash, new_vae, to_model_space, to_pixels
 from .people import Person, split
 from .photos import photo
 from .render import picture, video
 from .scenes import Scene, caption, photo_scene, random_pair, random_scene
 from .tiny_models import text_encoder_weights
 
-ONE, TWO, LATER = "one person", "two people", "a later part"  # kinds of clips; the last begins inside a video
-CLIPS = {ONE: 18_000, TWO: 2_000, LATER: 2_000}
-TWO_SHARE = 0.1  # of the clips that are drawn at random
+CLIPS = {1: 18_000, 2: 2_000}  # by the number of people in them
 PHOTOS = 2
 BUSY = 0.3  # share of photos before clutter
 ENCODED_TOGETHER = 8
@@ -57,9 +55,9 @@ class Clip:
 def random_clip(people: Sequence[Person], rng: np.random.Generator, count: int | None = None) -> Clip:
     """A clip of people drawn from a list.
 
-    count: 1 or 2; None for two in TWO_SHARE of the draws.
+    count: 1 or 2; None for two as often as in the clips that are trained on.
     """
-    count = count or (2 if rng.random() < TWO_SHARE else 1)
+    count = count or (2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1)
     scenes = random_pair(rng) if count == 2 else (random_scene(rng),)
     return Clip(tuple(zip((people[i] for i in rng.choice(len(people), count, replace=False)), scenes)))
 
@@ -69,23 +67,21 @@ def random_photo(person: Person, rng: np.random.Generator) -> np.ndarray:
     return photo(person, photo_scene(rng, busy=bool(rng.random() < BUSY)))
 
 
-def training_clip(number: int, kind: str = ONE) -> tuple[Clip, np.random.Generator]:
-    """The clip of a number, with those to train on; the generator is for what else is drawn.
-
-    kind: one of CLIPS.
-    """
-    rng = np.random.default_rng([0, 1 + list(CLIPS).index(kind), number])
-    return random_clip(split().train, rng, 2 if kind == TWO else 1), rng
+def training_clip(number: int, people: int = 1) -> tuple[Clip, np.random.Generator]:
+    """The clip of a number with one or two of those to train on; the generator is for what else is drawn."""
+    rng = np.random.default_rng([0, people, number])
+    return random_clip(split().train, rng, people), rng
 
 
-def training_examples(cache: Path, kind: str = ONE) -> Path:
-    """The folder of the shards of the clips of a kind, below cache, made where it is not there.
+def training_examples(cache: Path, people: int = 1) -> Path:
+    """The folder of the shards of clips with one or two people, below cache, made where it is not there.
 
     It is named by all that the shards follow from.
     """
-    folder = cache / f"shards_{'_'.join(kind.split())}_{CLIPS[kind]}_{_hash()}"
-    names = [f"clip {number:05d}" for number in range(CLIPS[kind])]
-    for line in write_shards(folder, names, lambda missing: _encoded(names, missing, kind)):
+    count = CLIPS[people]
+    folder = cache / f"shards_{people}_{count}_{_hash()}"
+    names = [f"clip {number:05d}" for number in range(count)]
+    for line in write_shards(folder, names, lambda missing: _encoded(names, missing, people)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     return folder
@@ -101,21 +97,19 @@ def _hash() -> str:
     return hashlib.sha256(f"{encoder_hash()} {FRAMES} {SIDE}".encode() + drawn + read).hexdigest()[:12]
 
 
-def _encoded(names: list[str], missing: set[str], kind: str) -> Iterator[tuple[str, Example]]:
+def _encoded(names: list[str], missing: set[str], people: int) -> Iterator[tuple[str, Example]]:
     if not missing:
         return
     vae, contexts = new_vae().eval(), caption_contexts()
-    frames = 2 * FRAMES - 1 if kind == LATER else FRAMES  # two windows of the encoder
     wanted = [(number, name) for number, name in enumerate(names) if name in missing]
     for first in range(0, len(wanted), ENCODED_TOGETHER):
         group = wanted[first:first + ENCODED_TOGETHER]
-        drawn = [(name, *training_clip(number, kind)) for number, name in group]
+        drawn = [(name, *training_clip(number, people)) for number, name in group]
         shown = [np.stack([random_photo(person, rng) for _ in range(PHOTOS) for person, _ in clip.cast])
                  for _, clip, rng in drawn]
         with torch.inference_mode():
-            videos, photos = (to_model_space(encode(vae, to_pixels(torch.from_numpy(pixels)))) for pixels in (
-                np.stack([clip.video(frames) for _, clip, _ in drawn]), np.concatenate(shown)[:, None]))
-        ends = videos[:, :, -LATENT_FRAMES:]
-        for (name, clip, _), latent, of_clip in zip(drawn, ends, photos.split([len(each) for each in shown])):
+            videos, photos = (to_model_space(vae.encode(to_pixels(torch.from_numpy(pixels)))) for pixels in (
+                np.stack([clip.video() for _, clip, _ in drawn]), np.concatenate(shown)[:, None]))
+        for (name, clip, _), latent, of_clip in zip(drawn, videos, photos.split([len(each) for each in shown])):
             of_cast = of_clip.unflatten(0, (PHOTOS, len(clip.cast))).squeeze(3).movedim(1, 2)
             yield name, Example(latent, of_cast, contexts[clip.caption][0])

@@ -12,7 +12,7 @@ from standin_core.train.checkpoints import TrainingRun
 from standin_core.train.method import Method
 from standin_core.train.session import training_run
 
-from .data import ONE, training_examples
+from .data import training_examples
 from .models import WAN_FILE, base_model
 
 BATCH = 32
@@ -25,17 +25,17 @@ def settings_of(steps: int, seed: int, **method: float) -> TrainSettings:
                          checkpointing=False, seed=seed, **method)
 
 
-def train_method(method: Method, settings: TrainSettings, file: Path, cache: Path, kind: str = ONE,
+def train_method(method: Method, settings: TrainSettings, file: Path, cache: Path, people: int = 1,
                  on_step: Callable[[TrainingRun, int], None] | None = None) -> None:
     """Train to the end and write the method's file and a log beside it.
 
     file: its stem is the name of the run, which lies in the cache and goes on where it was stopped.
     cache: the folder of the latents and the runs.
-    kind: of clips, one of CLIPS.
+    people: how many a clip shows.
     on_step: called with the run and how many steps are done.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    run = training_run(base_model(), method, training_examples(cache, kind), cache / f"{file.stem}_{settings.seed}",
+    run = training_run(base_model(), method, training_examples(cache, people), cache / f"{file.stem}_{settings.seed}",
                        settings, SampleSettings(every=500), base_model=WAN_FILE.name)
     losses, started = [], time.monotonic()
     for step, loss in run.steps():

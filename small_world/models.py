@@ -15,10 +15,10 @@ from standin_core.files import replacing
 from .tiny_models import VAE_FILE, TinyWan, random_weights, tiny_vae, vae_weights
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-WAN_FILE, ADAPTER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in ("wan", "stand_in"))
+WAN_FILE, ADAPTER_FILE, LONG_DECODER_FILE = (WEIGHTS / f"small_world_{name}.safetensors" for name in (
+    "wan", "stand_in", "long_decoder"))
 SNAPSHOTS = (125, 250, 500, 1000)  # steps after which a training keeps what it has
 SIDE, FRAMES = 64, 9
-LATENT_FRAMES = (FRAMES - 1) // 4 + 1
 LONG = 33  # frames of a long video
 WAN = TinyWan(dim=256, ffn_dim=1024, heads=4, blocks=6, text_dim=4096)
 ENCODER = ("encoder.", "conv1.")  # the part of the VAE's weights that makes latents
@@ -39,6 +39,14 @@ def new_vae() -> torch.nn.Module:
     """The tiny VAE from its file or from random weights."""
     vae = tiny_vae()
     vae.load_state_dict(vae_weights() if VAE_FILE.exists() else random_weights(vae, seed=3))
+    return vae
+
+
+def long_vae() -> torch.nn.Module:
+    """The tiny VAE with the decoder of videos of more than FRAMES, if its file is there; the latents are the same."""
+    vae = new_vae()
+    if LONG_DECODER_FILE.exists():
+        vae.load_state_dict(vae.state_dict() | load(LONG_DECODER_FILE))
     return vae
 
 

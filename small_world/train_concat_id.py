@@ -19,7 +19,6 @@ from support.environment import import_comfyui
 
 import_comfyui("--cpu", "--use-pytorch-cross-attention")
 
-from small_world.data import ONE, TWO
 from small_world.method_training import settings_of, train_method
 from small_world.models import WAN, concat_id_file
 from standin_core.concat_id.training import ADALN, VARIANTS, ConcatIDMethod, ConcatIDSettings
@@ -33,7 +32,7 @@ def main(steps: int | None, variant: str, people: int, cache: Path) -> None:
     method = ConcatIDMethod(ConcatIDSettings(file.stem, variant=variant, references=people), metadata=WAN.metadata())
     settings = settings_of(steps or STEPS[people], SEED, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
                            reference_dropout=REFERENCE_DROPOUT)
-    train_method(method, settings, file, cache, TWO if people == 2 else ONE)
+    train_method(method, settings, file, cache, people)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from small_world.data import ONE, TWO, Clip, random_clip, training_clip
+from small_world.data import Clip, random_clip, training_clip
 from small_world.measure import calibrate
 from small_world.models import FRAMES, WEIGHTS, new_vae, save
 from small_world.people import Person, split
@@ -48,7 +48,7 @@ def decoded_clips(count: int) -> list[np.ndarray]:
 
 def decoded_clip(number: int) -> Clip:
     """Every tenth has two people."""
-    return training_clip(number, ONE if number % 10 else TWO)[0]
+    return training_clip(number, 1 if number % 10 else 2)[0]
 
 
 def seen(people, decoded: list[np.ndarray], rng: np.random.Generator) -> Seen:

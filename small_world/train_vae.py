@@ -1,11 +1,11 @@
 """Train the VAE of the small world: clips and photos of drawn people in, the same out.
 
-    .standin/venv/bin/python small_world/train_vae.py --minutes 40     # goes on where it was stopped
-    .standin/venv/bin/python small_world/train_vae.py --minutes 40 --decoder   # a training of its own, after the first
+    .standin/venv/bin/python small_world/train_vae.py --minutes 95     # goes on where it was stopped
+    .standin/venv/bin/python small_world/train_vae.py --minutes 65 --decoder   # a training of its own, after the first
 
 It begins with the weights that are there. Latents are drawn towards the mean and the deviation that ComfyUI takes off
-for Wan, so that the model sees numbers near a normal distribution. The decoder alone is trained on at the end, on long
-videos too, which leaves valid what was trained on latents.
+for Wan, so that the model sees numbers near a normal distribution. With --decoder, a decoder of long videos is trained
+from there and has a file of its own: the latents stay as they are, and what was trained on them stays valid.
 """
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from small_world.models import (
     ENCODER,
     FRAMES,
     LONG,
+    LONG_DECODER_FILE,
     SIDE,
     VAE_FILE,
     WEIGHTS,
     encode,
+    long_vae,
     new_vae,
     save,
     to_model_space,
@@ -79,7 +81,7 @@ def _drawn(clip: Clip, frames: int, cropped: bool, rng: np.random.Generator) -> 
 
 
 def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> None:
-    people, vae = split().train, new_vae()
+    people, vae = split().train, long_vae() if decoder else new_vae()
     for layer in vae.modules():  # a fifth faster here
         if isinstance(layer, torch.nn.Conv2d):
             layer.to(memory_format=torch.channels_last)
@@ -101,16 +103,20 @@ def main(minutes: float, decoder: bool, seed: int, state: Path, out: Path) -> No
     trained = {kernels: [parameter for parameter in vae.parameters() if parameter.requires_grad
                          and (parameter.dim() > 3) == kernels] for kernels in (True, False)}
     optimizers = [Muon(trained[True], KERNEL_RATE), torch.optim.AdamW(trained[False], lr=OTHER_RATE, weight_decay=0.0)]
-    file = out / VAE_FILE.name
+    file = out / (LONG_DECODER_FILE if decoder else VAE_FILE).name
+
+    def keep(weights: dict[str, torch.Tensor], record: dict | None = None) -> None:
+        save({key: value for key, value in weights.items() if not (decoder and key.startswith(ENCODER))}, file, record)
+
     weights = train(vae, optimizers, minutes, state, losses_of,
-                    lambda average, record: save(average, file, {"seed": seed, **record}), seed)
-    save(weights, file)
+                    lambda average, record: keep(average, {"seed": seed, **record}), seed)
+    keep(weights)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--decoder", action="store_true", help="train it alone")
+    parser.add_argument("--decoder", action="store_true", help="train that of long videos")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path)
     parser.add_argument("--out", type=Path, default=WEIGHTS)

@@ -5,8 +5,8 @@
 It begins with the weights that are there. Who is in a video stands in no caption, so the model learns to make anybody
 up. A share of the clips begins with a photo of the person that is not noised, at timestep 0, as the films that real
 models are trained on show a face from near before it is seen from afar: so the model learns that a person stays who
-they are. Some clips begin inside a video, as context windows do. Latents are made once and kept in --cache. Flow
-matching as in ``standin_core.train``, without an identity; heads count more than what is around them.
+they are. Latents are made once and kept in --cache. Flow matching as in ``standin_core.train``, without an identity;
+heads count more than what is around them.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from comfy.model_sampling import time_snr_shift
 
 from small_world import processes
 from small_world.captions import caption_contexts
-from small_world.data import CLIPS, TWO, Clip, training_clip, training_examples
+from small_world.data import CLIPS, Clip, training_clip, training_examples
 from small_world.latents import TOKEN, head_weights, nearest
 from small_world.models import SIDE, WAN, WAN_FILE, WEIGHTS, base_model, save
 from small_world.people import TRAITS
@@ -109,20 +109,19 @@ def optimizers_of(model: WithTraits) -> list[torch.optim.Optimizer]:
 
 def main(minutes: float, seed: int, cache: Path, state: Path, out: Path) -> None:
     with processes.one_first():
-        examples = {kind: CachedExamples(training_examples(cache, kind)) for kind in CLIPS}
-    truths = {kind: [truth_of(training_clip(number, kind)[0]) for number in range(count)]
-              for kind, count in CLIPS.items()}
-    shares = np.divide(list(CLIPS.values()), sum(CLIPS.values()))
+        examples = {people: CachedExamples(training_examples(cache, people)) for people in CLIPS}
+    truths = {people: [truth_of(training_clip(number, people)[0]) for number in range(count)]
+              for people, count in CLIPS.items()}
     nothing = caption_contexts()[""][0]
     model = WithTraits(base_model().model.diffusion_model.requires_grad_(True)).train()
 
     def losses_of(rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        kind = rng.choice(list(CLIPS), p=shares)
-        photo_first = kind != TWO and rng.random() < PHOTO_FIRST
-        numbers = rng.integers(CLIPS[kind], size=BATCH // processes.count())
-        chosen = [examples[kind][int(number)] for number in numbers]
+        people = 2 if rng.random() < CLIPS[2] / sum(CLIPS.values()) else 1
+        photo_first = people == 1 and rng.random() < PHOTO_FIRST
+        numbers = rng.integers(CLIPS[people], size=BATCH // processes.count())
+        chosen = [examples[people][int(number)] for number in numbers]
         clean = torch.stack([example.video for example in chosen]).float()
-        known = [truths[kind][number] for number in numbers]
+        known = [truths[people][number] for number in numbers]
         truth = Truth(*(torch.stack([getattr(each, part) for each in known]) for part in Truth.__slots__))
         context = torch.stack([nothing if rng.random() < NO_CAPTION else example.context for example in chosen])
         noise, uniform = torch.randn(clean.shape), torch.rand(len(numbers))

@@ -12,7 +12,7 @@ from standin_core.stand_in.apply import apply_identity_branch
 from .captions import caption_contexts
 from .cases import Case
 from .data import Clip
-from .models import FRAMES, SIDE, base_model, encode, new_vae, to_pixels
+from .models import FRAMES, SIDE, base_model, encode, long_vae, new_vae, to_pixels
 from .reader import load_reader
 
 # by benchmarks/small_world_settings.py
@@ -24,8 +24,9 @@ class World:
     """The trained models as ComfyUI loads them, and what is needed to ask them."""
 
     def __init__(self):
-        self._plain_vae = new_vae().eval()
-        self.vae = comfy.sd.VAE(sd=self._plain_vae.state_dict())
+        self._plain_vae, self._plain_long_vae = new_vae().eval(), long_vae().eval()
+        self.vae, self.long_vae = (comfy.sd.VAE(sd=each.state_dict()) for each in (
+            self._plain_vae, self._plain_long_vae))
         self.model = base_model()
         self.contexts = caption_contexts()
         self.reader = load_reader()
@@ -43,12 +44,13 @@ class World:
         positive, negative = ([[self.contexts[words], {}]] for words in (clip.caption, ""))
         settings = SamplerSettings(seed, **SAMPLED | settings)
         latent, _ = sample(model or self.model, None, positive, negative, empty_latent(frames), settings)
-        shown = self.vae.decode(latent["samples"])[0]
+        vae = self.long_vae if frames > FRAMES else self.vae
+        shown = vae.decode(latent["samples"])[0]
         return (255 * shown.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
 
     def through_vae(self, frames: np.ndarray) -> np.ndarray:
         """[frames, H, W, 3] uint8, there and back."""
-        return through_vae(self._plain_vae, frames)
+        return through_vae(self._plain_long_vae if len(frames) > FRAMES else self._plain_vae, frames)
 
     def with_identity(self, case: Case, adapter: Adapter, **controls):
         return apply_identity_branch(self.model, adapter, self.reference(case.photo), **controls)

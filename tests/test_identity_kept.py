@@ -16,11 +16,11 @@ from small_world.conditions import concat_id_of, conditions, with_concat_id
 from small_world.data import CLIPS
 from small_world.kept_readings import KeptReadings
 from small_world.measure import calibrate, kept, score
-from small_world.models import ADAPTER_FILE, ENCODER, SIDE, WEIGHTS
+from small_world.models import ADAPTER_FILE, SIDE, WEIGHTS
 from small_world.people import split
 from small_world.reader import read
 from small_world.scenes import ACTIONS
-from small_world.tasks import PARTS_OF_LONG, WITHOUT, drift, ranking, side_by_side, swapped
+from small_world.tasks import PARTS_OF_LONG, TRUTH, WITH, WITHOUT, drift, ranking, side_by_side, swapped
 from small_world.world import SAMPLED, World
 from standin_core.concat_id.training import ADALN
 from standin_core.joint import JointStream
@@ -50,7 +50,7 @@ def adapter():
 
 @pytest.fixture(scope="module")
 def calibration(world):
-    return calibrate(world.reader, people=32)
+    return calibrate(world.reader, people=16)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,14 @@ def test_the_person_is_kept(some, readings, truth):
     assert found.low > 0.45
     assert without.high < 0.2
     assert kept(some, readings["with"], truth, readings["without"]).low > 0.4
+
+
+def test_a_long_video_keeps_the_person_to_its_end(world, some):
+    """In the last quarter, which no context window has together with the first."""
+    course = drift(world, some[:4])
+    assert {len(parts) for parts in course.values()} == {PARTS_OF_LONG}
+    assert course[TRUTH][-1] > 0.7
+    assert course[WITH][-1] > course[WITHOUT][-1] + 0.1
 
 
 def test_motion_and_action_stay(some, readings, calibration):
@@ -229,9 +237,7 @@ def test_the_trainings_run(what, tmp_path_factory, monkeypatch):
         assert all(tensor.any() for key, tensor in made.items() if "up" in key and "q_loras" not in key)
         assert load_adapter(file).variant == PAPER
     else:
-        changed = {key for key, tensor in made.items() if not torch.equal(tensor, shipped[key])}
-        assert changed
-        assert what != "decoder" or not any(key.startswith(ENCODER) for key in changed)
+        assert any(not torch.equal(tensor, shipped[key]) for key, tensor in made.items())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -259,8 +265,8 @@ def _run(program, arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("small_world.measure.CALIBRATED_ON", len(ACTIONS))
-    for kind in CLIPS:
-        monkeypatch.setitem(CLIPS, kind, 8)
+    for people in CLIPS:
+        monkeypatch.setitem(CLIPS, people, 8)
     # to compile would take longer than such a training
     with torch.inference_mode(False), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         runpy.run_path(str(PACK / "small_world" / program), run_name="__main__")
@@ -277,7 +283,6 @@ def test_what_the_benchmark_measures_runs(world, some, tmp_path, monkeypatch):
     assert pairs_read["real, through the VAE"]["own"]["kept"] == 1
     assert swapped(world, some[:2]).keys() == {"the paste", WITHOUT, "with it"}
     assert 0 <= ranking(world, some[:2])["by chance"] <= 1
-    assert all(len(course) == PARTS_OF_LONG for course in drift(world, some[:2]).values())
 
 
 def test_strength_zero_is_the_base_model(world, adapter, some):

@@ -10,7 +10,7 @@ import torch
 from small_world import models, photos
 from small_world.cases import cases
 from small_world.measure import kept, validity
-from small_world.models import LATENT_FRAMES, SIDE, encode, new_vae, to_pixels
+from small_world.models import SIDE, encode, long_vae, new_vae, to_pixels
 from small_world.people import TRAITS, Person
 from small_world.plots import FIGURES, draw
 from small_world.reader import POSE, Readings
@@ -50,10 +50,18 @@ def test_a_long_video_is_encoded_in_windows():
     vae = new_vae().eval()
     with torch.inference_mode():
         pixels = to_pixels(torch.from_numpy(cases(1)[0].clip.video(2 * models.FRAMES - 1))[None])
-        latent = encode(vae, pixels)
-        assert torch.equal(latent[:, :, :LATENT_FRAMES], vae.encode(pixels[:, :, :models.FRAMES]))
-        assert torch.equal(latent[:, :, LATENT_FRAMES:], vae.encode(pixels[:, :, models.FRAMES - 1:])[:, :, 1:])
+        latent, first = encode(vae, pixels), vae.encode(pixels[:, :, :models.FRAMES])
+        assert torch.equal(latent[:, :, :first.shape[2]], first)
+        assert torch.equal(latent[:, :, first.shape[2]:], vae.encode(pixels[:, :, models.FRAMES - 1:])[:, :, 1:])
         assert torch.equal(encode(vae, pixels[:, :, :1]), vae.encode(pixels[:, :, :1]))
+
+
+def test_the_decoder_of_long_videos_takes_the_same_latents():
+    pixels, (vae, of_long) = to_pixels(torch.from_numpy(cases(1)[0].clip.video())[None]), (new_vae(), long_vae())
+    with torch.inference_mode():
+        assert torch.equal(vae.encode(pixels), of_long.encode(pixels))
+        latent = vae.encode(pixels)
+        assert not torch.equal(vae.decode(latent), of_long.decode(latent))
 
 
 @pytest.fixture
